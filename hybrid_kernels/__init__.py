@@ -1,0 +1,46 @@
+"""hybrid-kernels: fast hybrid adapters for large language models, and the governed multilingual study around them.
+
+    hk.functional, hk.reference     the operations, fast and as plain PyTorch
+    hk.nn                           HybridLinear, HouseholderRotation, CayleyRotation
+    hk.adapters                     the PEFT method, its initialisation, mixing, regulariser and export
+    hk.governance, hk.evaluation, hk.training    the study
+    hk.use_backend, hk.info         which implementation runs
+
+Subpackages are imported at first use, so that importing this package costs little more than importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from hybrid_kernels import functional, reference
+from hybrid_kernels.ops.backend import use_backend
+
+__version__ = "0.1.0"
+__all__ = [
+    "adapters",
+    "evaluation",
+    "functional",
+    "governance",
+    "info",
+    "nn",
+    "reference",
+    "training",
+    "use_backend",
+]
+
+_SUBPACKAGES = {"adapters", "evaluation", "governance", "nn", "training"}
+
+
+def info() -> dict[str, Any]:
+    """What is installed and what would run: versions, devices, the compiled extension, operators by backend."""
+    from hybrid_kernels._info import collect
+
+    return collect()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"hybrid_kernels.{name}")
+    raise AttributeError(f"module 'hybrid_kernels' has no attribute {name!r}")

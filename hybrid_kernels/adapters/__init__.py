@@ -1,0 +1,27 @@
+"""The hybrid adapter as a PEFT method, its initialisation, mixing, regulariser and export.
+
+Importing this package registers the method with PEFT: do so before `PeftModel.from_pretrained` on a hybrid checkpoint.
+"""
+
+from hybrid_kernels.adapters.config import HybridConfig
+from hybrid_kernels.adapters.export import export_lora
+from hybrid_kernels.adapters.initialization import initialize_gradient_aligned
+from hybrid_kernels.adapters.mixing import GradientNormMixing, mixing_values
+from hybrid_kernels.adapters.model import HybridModel
+from hybrid_kernels.adapters.regularization import (
+    norm_preservation_defects,
+    norm_preservation_penalty,
+    orthogonality_penalty,
+)
+
+__all__ = [
+    "GradientNormMixing",
+    "HybridConfig",
+    "HybridModel",
+    "export_lora",
+    "initialize_gradient_aligned",
+    "mixing_values",
+    "norm_preservation_defects",
+    "norm_preservation_penalty",
+    "orthogonality_penalty",
+]

@@ -1,0 +1,302 @@
+"""The operations of `hybrid_kernels.reference`, fast: same names, same arguments, same results.
+
+Each function checks its arguments, follows autocast, and runs the backend that `hybrid_kernels.ops.backend` chooses.
+Activations (x, weight, bias) share one floating dtype and device. Factors and reflections may be wider, as PEFT keeps
+them: they are factorised in float32, or in their own dtype if that is wider, and rounded to the activations' dtype for
+the apply stage. Errors are ValueError for shapes and TypeError for dtypes and devices; they name the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hybrid_kernels import ops, reference
+from hybrid_kernels.ops.backend import current_backend
+
+__all__ = [
+    "block_rotate",
+    "cayley",
+    "cayley_packed",
+    "householder_factors",
+    "householder_rotate",
+    "hybrid_factors",
+    "hybrid_linear",
+    "low_rank_add",
+    "low_rank_linear",
+]
+
+REAL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPLEX_DTYPES = (torch.complex64, torch.complex128)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in allowed:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; it may be {', '.join(str(d) for d in allowed)}")
+
+
+def _check_matrix(name: str, tensor: Tensor, rows: int | None, columns: int | None, meaning: str) -> None:
+    if tensor.ndim != 2 or rows not in (None, tensor.shape[0]) or columns not in (None, tensor.shape[1]):
+        raise ValueError(f"{name} has shape {_shape(tensor)}; it must be {meaning}")
+
+
+def _check_last(name: str, tensor: Tensor, features: int, meaning: str) -> None:
+    if tensor.ndim < 1 or tensor.shape[-1] != features:
+        raise ValueError(f"{name} has shape {_shape(tensor)}; its last dimension must be {features}, {meaning}")
+
+
+def _check_together(**tensors: Tensor | None) -> None:
+    """All tensors on one device and of one real floating dtype; the first one named is the measure."""
+    (first_name, first), *rest = ((name, t) for name, t in tensors.items() if t is not None)
+    _check_dtype(first_name, first, REAL_DTYPES)
+    for name, tensor in rest:
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{name} has dtype {tensor.dtype} but {first_name} has {first.dtype}; they must agree (or use autocast)"
+            )
+        _check_device(name, tensor, first_name, first)
+
+
+def _check_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise TypeError(f"{name} is on {tensor.device} but {first_name} is on {first.device}; they must agree")
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype autocast wants for products on x's device, or None where autocast is off (or x is float64)."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+    """y = x Wᵀ + b + (x downᵀ) upᵀ.
+
+    x (..., in_features), weight (out_features, in_features), bias (out_features,) or None, down (R, in_features),
+    up (out_features, R) with R ≥ 1. Returns (..., out_features) in x's dtype. Differentiable in every argument.
+    """
+    _check_matrix("weight", weight, None, None, "(out_features, in_features)")
+    n, k = weight.shape
+    _check_last("x", x, k, "the in_features of weight")
+    if bias is not None and _shape(bias) != (n,):
+        raise ValueError(f"bias has shape {_shape(bias)}; it must be ({n},), the out_features of weight")
+    _check_factors(down, up, n, k)
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            cast_bias = None if bias is None else bias.to(dtype)
+            return low_rank_linear(x.to(dtype), weight.to(dtype), cast_bias, down.to(dtype), up.to(dtype))
+    _check_together(x=x, weight=weight, bias=bias)
+    down, up = _as_factors(x, down, up)
+    if current_backend() == "reference":
+        return reference.low_rank_linear(x, weight, bias, down, up)
+    return ops.low_rank_linear(x, weight, bias, down, up)[0]
+
+
+def low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """y = base + (x downᵀ) upᵀ: the low-rank update of a layer of which only the output is known.
+
+    base (..., out_features), x (..., in_features) with the same leading dimensions, down (R, in_features),
+    up (out_features, R). Returns the shape and dtype of base. Differentiable in every argument.
+    """
+    if base.ndim < 1 or base.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}")
+    _check_factors(down, up, base.shape[-1], x.shape[-1])
+    if _autocast_dtype(x) is not None or x.dtype != base.dtype:
+        # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
+        with torch.autocast(x.device.type, enabled=False):
+            return _low_rank_add(base, x.to(base.dtype), down, up)
+    return _low_rank_add(base, x, down, up)
+
+
+def _low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    _check_together(base=base, x=x)
+    down, up = _as_factors(x, down, up)
+    if current_backend() == "reference":
+        return reference.low_rank_add(base, x, down, up)
+    return ops.low_rank_add(base, x, down, up)[0]
+
+
+def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int) -> None:
+    _check_matrix("down", down, None, in_features, f"(R, {in_features})")
+    r = down.shape[0]
+    if r < 1:
+        raise ValueError("down has shape (0, in_features); its rank R must be at least 1")
+    _check_matrix("up", up, out_features, r, f"({out_features}, {r})")
+
+
+def _as_factors(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    for name, factor in (("down", down), ("up", up)):
+        _check_dtype(name, factor, REAL_DTYPES)
+        _check_device(name, factor, "x", x)
+    return down.to(x.dtype), up.to(x.dtype)
+
+
+def _check_reflections(u: Tensor, features: int | None = None) -> None:
+    _check_matrix("u", u, features, None, f"({features or 'in_features'}, reflections)")
+    _check_dtype("u", u, REAL_DTYPES)
+    if not 1 <= u.shape[1] <= max(u.shape[0], 1):
+        raise ValueError(
+            f"u has shape {_shape(u)}; the number of reflections (columns) must be between 1 and in_features"
+        )
+
+
+def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The compact WY form of H = H₁…Hₙ = I − v t vᵀ, Hᵢ = I − 2 vᵢvᵢᵀ, vᵢ the normalised columns of u.
+
+    u (in_features, n), 1 ≤ n ≤ in_features; a zero column means "no reflection". Returns v (in_features, n) and the
+    upper triangular t (n, n), both in float32 or u's dtype if wider.
+    """
+    _check_reflections(u)
+    u = u.to(_widened(u.dtype))
+    if current_backend() == "reference":
+        return reference.householder_factors(u)
+    with torch.autocast(u.device.type, enabled=False):
+        return ops.householder_factors(u)
+
+
+def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
+    """x Hᵀ (x H with ``transpose``) for H = H₁…Hₙ, all n reflections in one pass over x.
+
+    x (..., features), u (features, n). Returns the shape and dtype of x.
+    """
+    _check_reflections(u)
+    _check_last("x", x, u.shape[0], "the rows of u")
+    _check_dtype("x", x, REAL_DTYPES)
+    _check_device("u", u, "x", x)
+    if current_backend() == "reference":
+        return reference.householder_rotate(x, u.to(x.dtype), transpose)
+    with torch.autocast(x.device.type, enabled=False):
+        v, t = householder_factors(u)
+        # x Hᵀ = x − (x v) tᵀ vᵀ: a low-rank update of x itself.
+        return low_rank_add(x, x, v.mT, -(v @ (t.mT if transpose else t)))
+
+
+def hybrid_factors(
+    weight: Tensor | Callable[[Tensor], Tensor],
+    lora_A: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    mixing: Tensor | float,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """The rank r + n factors of the hybrid update W' − W = λ s B A + (1 − λ)(W H − W) = up · down.
+
+        down = [A; vᵀ]        up = [λ s B, −(1 − λ) W v t]
+
+    ``weight`` is W (out_features, in_features) or, where W cannot be read, a function z ↦ W z for z (in_features, n).
+    lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor.
+    Returns down (r + n, in_features) and up (out_features, r + n) in float32 or the parameters' dtype if wider.
+    """
+    v, t = householder_factors(u)
+    dtype = torch.promote_types(v.dtype, _widened(lora_A.dtype))
+    with torch.autocast(u.device.type, enabled=False):
+        z = v @ t
+        rotated = weight(z) if callable(weight) else weight @ z.to(weight.dtype)
+        down = torch.cat([lora_A.to(dtype), v.mT.to(dtype)], dim=0)
+        up = torch.cat(
+            [lora_B.to(dtype) * (mixing * scaling), rotated.to(dtype) * (mixing - 1.0)],
+            dim=1,
+        )
+    return down, up
+
+
+def hybrid_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    mixing: Tensor | float,
+    scaling: float,
+) -> Tensor:
+    """y = x W'ᵀ + b with W' = W + λ s B A + (1 − λ)(W H₁…Hₙ − W).
+
+    x (..., in_features), weight (out_features, in_features), bias (out_features,) or None, lora_A (r, in_features),
+    lora_B (out_features, r), u (in_features, n); mixing λ in [0, 1], a number or a 0-dim tensor on x's device;
+    scaling s a number. Returns (..., out_features). It costs what a LoRA of rank r + n costs.
+    """
+    _check_matrix("weight", weight, None, None, "(out_features, in_features)")
+    n, k = weight.shape
+    _check_dtype("lora_A", lora_A, REAL_DTYPES)
+    _check_dtype("lora_B", lora_B, REAL_DTYPES)
+    _check_matrix("lora_A", lora_A, None, k, f"(r, {k})")
+    _check_matrix("lora_B", lora_B, n, lora_A.shape[0], f"({n}, {lora_A.shape[0]})")
+    _check_reflections(u, k)
+    if isinstance(mixing, Tensor):
+        if mixing.numel() != 1:
+            raise ValueError(f"mixing has shape {_shape(mixing)}; it must be a number or a tensor of one element")
+    elif not 0.0 <= mixing <= 1.0:
+        raise ValueError(f"mixing is {mixing}; it must lie between 0 and 1")
+    for name, tensor in (("lora_A", lora_A), ("lora_B", lora_B), ("u", u)):
+        _check_device(name, tensor, "weight", weight)
+    if current_backend() == "reference":
+        arguments = (lora_A.to(x.dtype), lora_B.to(x.dtype), u.to(x.dtype))
+        return reference.hybrid_linear(x, weight, bias, *arguments, mixing, scaling)
+    down, up = hybrid_factors(weight, lora_A, lora_B, u, mixing, scaling)
+    return low_rank_linear(x, weight, bias, down, up)
+
+
+def _as_cayley_input(name: str, tensor: Tensor) -> Tensor:
+    _check_dtype(name, tensor, REAL_DTYPES + COMPLEX_DTYPES)
+    return tensor.to(_widened(tensor.dtype))
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """Q = (I − A)(I + A)⁻¹, A = (X − Xᴴ)/2 the skew-Hermitian part of ``skew`` X (..., b, b): exact, for every A.
+
+    Q (..., b, b) is orthogonal, unitary for complex input. Half types are computed and returned in float32. Backward
+    is closed-form, saves Q only, and yields the gradient projected on the skew-Hermitian matrices.
+    """
+    if skew.ndim < 2 or skew.shape[-1] != skew.shape[-2] or skew.shape[-1] < 1:
+        raise ValueError(f"skew has shape {_shape(skew)}; it must be (..., b, b) with b ≥ 1")
+    skew = _as_cayley_input("skew", skew)
+    if current_backend() == "reference":
+        return reference.cayley(skew)
+    with torch.autocast(skew.device.type, enabled=False):
+        return ops.cayley(skew)
+
+
+def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
+    """`cayley` of A given by its strict upper triangle, row by row: A[i, j] = p, A[j, i] = −conj(p) for i < j.
+
+    packed (..., b(b−1)/2) for block_size b ≥ 1; the diagonal of A is zero. Returns Q (..., b, b).
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be at least 1")
+    expected = block_size * (block_size - 1) // 2
+    _check_last("packed", packed, expected, f"b(b−1)/2 for block_size {block_size}")
+    packed = _as_cayley_input("packed", packed)
+    if current_backend() == "reference":
+        return reference.cayley_packed(packed, block_size)
+    with torch.autocast(packed.device.type, enabled=False):
+        return ops.cayley_packed(packed, block_size)
+
+
+def block_rotate(x: Tensor, q: Tensor) -> Tensor:
+    """x · diag(q₁, …, q_k): rows of x times a block-diagonal matrix.
+
+    x (..., k·b), q (k, b, b), both real or both complex; q is rounded to x's dtype. Returns the shape and dtype of x.
+    """
+    if q.ndim != 3 or q.shape[1] != q.shape[2]:
+        raise ValueError(f"q has shape {_shape(q)}; it must be (k, b, b)")
+    _check_last("x", x, q.shape[0] * q.shape[1], "k·b of q")
+    _check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
+    _check_dtype("q", q, COMPLEX_DTYPES if x.is_complex() else REAL_DTYPES)
+    _check_device("q", q, "x", x)
+    q = q.to(x.dtype)
+    if current_backend() == "reference":
+        return reference.block_rotate(x, q)
+    with torch.autocast(x.device.type, enabled=False):
+        return ops.block_rotate(x, q)

@@ -1,0 +1,7 @@
+"""Modules: drop-in layers over the operators. They know nothing of PEFT."""
+
+from hybrid_kernels.nn.adapter import HybridAdapter
+from hybrid_kernels.nn.hybrid_linear import HybridLinear
+from hybrid_kernels.nn.rotations import CayleyRotation, HouseholderRotation
+
+__all__ = ["CayleyRotation", "HouseholderRotation", "HybridAdapter", "HybridLinear"]

@@ -1,0 +1,155 @@
+"""The parameters of one hybrid adapter and the factors they make: W' = W + λ s (B A − B₀ A₀) + (1 − λ)(W H − W).
+
+A, B are the low-rank branch (A₀, B₀ its frozen start under gradient-aligned initialisation), H = H₁…Hₙ the chain of
+reflections, λ the mixing coefficient, s = α/√r the scaling; where asked for, a Cayley rotation Q of the input comes
+first: y = (x Q) W'ᵀ + b.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_kernels import functional
+from hybrid_kernels.nn.rotations import CayleyRotation, check_reflections, paired_reflections, rotation_blocks
+
+MIXING_RULES = ("gradient_norm", "fixed", "learned")
+
+
+class HybridAdapter(nn.Module):
+    """The trainable state of a hybrid adapter for a layer with ``in_features`` and ``out_features``.
+
+    Args:
+        rank: r of the low-rank branch, 1 ≤ r ≤ min(in_features, out_features).
+        reflections: n of the Householder branch, even, 2 ≤ n ≤ in_features.
+        alpha: α of the scaling s = α/√r.
+        mixing: how λ moves. "gradient_norm": set by `hybrid_kernels.adapters.GradientNormMixing` from the branches'
+            gradients; "fixed": stays at ``mixing_value``; "learned": λ = sigmoid(mixing_logit), trained.
+        mixing_value: λ at the start, in [0, 1] ("learned": strictly between).
+        unitary_block_size: block size of the Cayley rotation of the input; None for no rotation.
+        unitary_complex: complex (unitary) blocks on pairs of features instead of real (orthogonal) ones.
+
+    The start is exactly the base layer: B = 0, reflections in equal pairs, skew = 0.
+    Parameters: lora_A (r, in), lora_B (out, r), householder_u (in, n), and where asked for cayley_skew, mixing_logit.
+    Buffers: mixing (λ, 0-dim), gradient_norms (2,), and lora_A_start, lora_B_start once gradient-aligned.
+    """
+
+    lora_A_start: Tensor | None
+    lora_B_start: Tensor | None
+    mixing: Tensor
+    gradient_norms: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rank: int = 16,
+        reflections: int = 16,
+        alpha: float = 16.0,
+        mixing: str = "gradient_norm",
+        mixing_value: float = 0.5,
+        unitary_block_size: int | None = None,
+        unitary_complex: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if not 1 <= rank <= min(in_features, out_features):
+            raise ValueError(
+                f"rank is {rank}; it must be at least 1 and at most min(in_features, out_features) = "
+                f"{min(in_features, out_features)}"
+            )
+        check_reflections(reflections, in_features)
+        if mixing not in MIXING_RULES:
+            raise ValueError(f"mixing is {mixing!r}; it may be one of {', '.join(map(repr, MIXING_RULES))}")
+        if not 0.0 <= mixing_value <= 1.0 or (mixing == "learned" and mixing_value in (0.0, 1.0)):
+            raise ValueError(
+                f"mixing_value is {mixing_value}; it must lie between 0 and 1"
+                + (", strictly, for mixing 'learned'" if mixing == "learned" else "")
+            )
+        self.rank, self.reflections, self.alpha = rank, reflections, alpha
+        self.mixing_rule = mixing
+        self.unitary_block_size, self.unitary_complex = unitary_block_size, unitary_complex
+        factory = {"device": device, "dtype": dtype}
+        self.lora_A = nn.Parameter(torch.empty(rank, in_features, **factory))  # type: ignore[arg-type]
+        self.lora_B = nn.Parameter(torch.zeros(out_features, rank, **factory))  # type: ignore[arg-type]
+        self.householder_u = nn.Parameter(paired_reflections(in_features, reflections, device, dtype))
+        if self.lora_A.device.type != "meta":
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        if unitary_block_size is not None:
+            rotation = CayleyRotation(in_features, unitary_block_size, unitary_complex, device, dtype)
+            self.cayley_skew = rotation.skew
+        if mixing == "learned":
+            logit = math.log(mixing_value / (1.0 - mixing_value))
+            self.mixing_logit = nn.Parameter(torch.tensor(logit, **factory))  # type: ignore[arg-type]
+        # λ and the averages behind it stay in float32 whatever the adapter's dtype: an average that moves by a tenth
+        # of a percent a step would stand still in bfloat16.
+        wide = torch.promote_types(dtype, torch.float32)
+        self.register_buffer("mixing", torch.tensor(float(mixing_value), device=device, dtype=wide))
+        self.register_buffer("gradient_norms", torch.zeros(2, device=device, dtype=wide))
+        self.register_buffer("lora_A_start", None)
+        self.register_buffer("lora_B_start", None)
+
+    @property
+    def scaling(self) -> float:
+        """s = α/√r, as LoRA-GA and rsLoRA have it."""
+        return self.alpha / math.sqrt(self.rank)
+
+    @property
+    def total_rank(self) -> int:
+        """R of the factor pair: r + n, or 2r + n with a gradient-aligned start."""
+        return self.rank * (1 if self.lora_A_start is None else 2) + self.reflections
+
+    def coefficient(self) -> Tensor:
+        """λ, a 0-dim tensor on the adapter's device."""
+        return torch.sigmoid(self.mixing_logit.float()) if self.mixing_rule == "learned" else self.mixing
+
+    def allocate_start(self) -> None:
+        """Make room, zeros, for the frozen start of a gradient-aligned low-rank branch."""
+        self.lora_A_start = torch.zeros_like(self.lora_A, dtype=self.mixing.dtype, requires_grad=False)
+        self.lora_B_start = torch.zeros_like(self.lora_B, dtype=self.mixing.dtype, requires_grad=False)
+
+    @torch.no_grad()
+    def set_start(self, lora_A: Tensor, lora_B: Tensor) -> None:
+        """Start the low-rank branch at A₀ (r, in), B₀ (out, r), carried along frozen so that the layer is unchanged.
+
+        The start is rounded to the parameters' dtype first: B A − B₀ A₀ is then zero in every dtype.
+        """
+        self.allocate_start()
+        assert self.lora_A_start is not None and self.lora_B_start is not None
+        for parameter, start, value in (
+            (self.lora_A, self.lora_A_start, lora_A),
+            (self.lora_B, self.lora_B_start, lora_B),
+        ):
+            parameter.copy_(value)
+            start.copy_(parameter)
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """A and B, joined with the frozen start where there is one: [A; A₀] and [B, −B₀]."""
+        if self.lora_A_start is None or self.lora_B_start is None:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A, self.lora_A_start]), torch.cat([self.lora_B, -self.lora_B_start], dim=1)
+
+    def factors(self, weight: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """down (R, in) and up (out, R) with W' = W + up·down; ``weight`` is W or the function z ↦ W z."""
+        lora_A, lora_B = self.low_rank()
+        return functional.hybrid_factors(
+            weight, lora_A, lora_B, self.householder_u, self.coefficient(), self.scaling
+        )
+
+    @property
+    def has_rotation(self) -> bool:
+        return self.unitary_block_size is not None
+
+    def rotation(self) -> Tensor:
+        """The blocks q (k, width, width) of the Cayley rotation; only where `has_rotation`."""
+        assert self.unitary_block_size is not None
+        return rotation_blocks(self.cayley_skew, self.unitary_block_size, self.unitary_complex)
+
+    def extra_repr(self) -> str:
+        rotation = f", unitary_block_size={self.unitary_block_size}" if self.has_rotation else ""
+        return f"rank={self.rank}, reflections={self.reflections}, mixing={self.mixing_rule!r}{rotation}"

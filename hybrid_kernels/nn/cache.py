@@ -1,0 +1,45 @@
+"""Factors kept between forwards while nothing that made them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FactorCache:
+    """Remembers what a module factorised, in evaluation and without gradients, keyed on its tensors' versions.
+
+    In training, with gradients, under torch.compile, and for tensors without a version counter (inference mode,
+    subclasses such as DTensor) everything is computed afresh. ``tensor.data`` written in place escapes the version
+    counter; `clear` is for that, and a training step clears.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
+
+    def get(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Any], training: bool) -> Any:
+        """``compute()``, or what it returned last time for this ``name`` if no tensor in ``sources`` has changed."""
+        if torch.compiler.is_compiling():
+            return compute()
+        if training or torch.is_grad_enabled() or any(not _has_version(t) for t in sources):
+            self.clear()
+            return compute()
+        key = tuple((id(t), t._version, t.data_ptr()) for t in sources)
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != key:
+            kept = self._kept[name] = (key, compute())
+        return kept[1]
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+    def __reduce__(self) -> tuple[type[FactorCache], tuple[()]]:
+        # A copied or unpickled module starts empty: its tensors are other tensors.
+        return FactorCache, ()
+
+
+def _has_version(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()

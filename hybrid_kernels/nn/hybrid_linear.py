@@ -1,0 +1,138 @@
+"""A linear layer under hybrid adapters: the apply stage over any base layer, and the drop-in module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_kernels import functional
+from hybrid_kernels.nn.adapter import HybridAdapter
+from hybrid_kernels.nn.cache import FactorCache
+
+
+def has_plain_weight(base_layer: nn.Module) -> bool:
+    """Whether ``base_layer`` is just x Wᵀ + b, so that its product may be fused with the update.
+
+    Subclasses (quantised layers among them), hooks and replaced forwards (offloading) must be called, not read.
+    """
+    return (
+        type(base_layer) is nn.Linear
+        and base_layer.weight.is_floating_point()
+        and "forward" not in base_layer.__dict__
+        and not (base_layer._forward_hooks or base_layer._forward_pre_hooks or base_layer._backward_hooks)
+    )
+
+
+def project(base_layer: nn.Module, z: Tensor) -> Tensor:
+    """W z (out_features, n) for z (in_features, n), through the base layer's own forward.
+
+    The columns of z go through as rows; a zero row along with them gives whatever bias is to be taken off.
+    """
+    weight = getattr(base_layer, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        z = z.to(weight.dtype)
+    rows = base_layer(torch.cat([z.mT, z.new_zeros(1, z.shape[0])]))
+    return (rows[:-1] - rows[-1:]).mT
+
+
+def adapter_factors(base_layer: nn.Module, adapters: Sequence[HybridAdapter]) -> tuple[Tensor, Tensor]:
+    """The factors down (R, in_features) and up (out_features, R) of several adapters together: their updates add up."""
+    weight: Any = base_layer.weight if has_plain_weight(base_layer) else lambda z: project(base_layer, z)
+    pairs = [adapter.factors(weight) for adapter in adapters]
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)
+
+
+def hybrid_forward(
+    base_layer: nn.Module, x: Tensor, adapters: Sequence[HybridAdapter], cache: FactorCache, training: bool
+) -> Tensor:
+    """y = (x Q) W'ᵀ + b for the adapters that are active; x (..., in_features), y (..., out_features)."""
+    weight = getattr(base_layer, "weight", None)
+    sources = [t for a in adapters for t in (*a.parameters(), *a.buffers())]
+    if isinstance(weight, Tensor):
+        sources.append(weight)
+    if any(adapter.has_rotation for adapter in adapters):
+        (adapter,) = adapters  # the callers see to it that a rotation stands alone
+        x = functional.block_rotate(x, cache.get("rotation", sources, adapter.rotation, training))
+    down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters), training)
+    if has_plain_weight(base_layer):
+        return functional.low_rank_linear(x, base_layer.weight, base_layer.bias, down, up)
+    return functional.low_rank_add(base_layer(x), x, down, up)
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, down: Tensor, up: Tensor, q: Tensor | None) -> Tensor:
+    """(W + up·down) Qᵀ in weight's dtype, computed in the factors': y = (x Q) W'ᵀ is x times that, transposed."""
+    merged = weight.to(down.dtype) + up @ down
+    if q is not None:
+        merged = functional.block_rotate(merged, q.mT.contiguous().to(down.dtype))
+    return merged.to(weight.dtype)
+
+
+class HybridLinear(nn.Module):
+    """Drop-in for a linear layer: the frozen ``base_layer`` under one hybrid adapter, equal to it at the start.
+
+        y = (x Q) W'ᵀ + b,  W' = W + λ s (B A − B₀ A₀) + (1 − λ)(W H₁…Hₙ − W)
+
+    Args:
+        base_layer: an `nn.Linear`, or any module with ``in_features`` and ``out_features`` that computes an affine map
+            of the last dimension (quantised layers: their weight is never read). Its parameters are frozen.
+        **adapter: rank, reflections, alpha, mixing, mixing_value, unitary_block_size, unitary_complex as
+            `HybridAdapter` takes them. dtype and device follow the base layer.
+
+    x is (..., in_features), y (..., out_features) in the base layer's dtype.
+    """
+
+    def __init__(self, base_layer: nn.Module, **adapter: Any) -> None:
+        super().__init__()
+        for attribute in ("in_features", "out_features"):
+            if not isinstance(getattr(base_layer, attribute, None), int):
+                raise TypeError(
+                    f"base_layer is a {type(base_layer).__name__} without an integer {attribute}; "
+                    "it may be nn.Linear or a layer like it"
+                )
+        self.in_features: int = base_layer.in_features  # type: ignore[assignment]
+        self.out_features: int = base_layer.out_features  # type: ignore[assignment]
+        self.base_layer = base_layer.requires_grad_(False)
+        first = next(base_layer.parameters(), None)
+        if first is not None:
+            adapter.setdefault("device", first.device)
+            if first.is_floating_point():
+                adapter.setdefault("dtype", first.dtype)
+        self.adapter = HybridAdapter(self.in_features, self.out_features, **adapter)
+        self._cache = FactorCache()
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return hybrid_forward(self.base_layer, x, [self.adapter], self._cache, self.training)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """A plain `nn.Linear` that computes the same: the adapter merged into a copy of the weight."""
+        if not has_plain_weight(self.base_layer):
+            raise TypeError(f"cannot merge into a {type(self.base_layer).__name__}: its weight cannot be read as floats")
+        down, up = adapter_factors(self.base_layer, [self.adapter])
+        q = self.adapter.rotation() if self.adapter.has_rotation else None
+        weight = merged_weight(self.weight, down, up, q)
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        linear.weight.copy_(weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear

@@ -1,0 +1,19 @@
+"""`torch.library` operators (fake and autograd registered) and the choice of backend behind each.
+
+The operators take tensors of one dtype and device and check nothing; `hybrid_kernels.functional` is their checked,
+autocast-aware face.
+"""
+
+from hybrid_kernels.ops.block_rotation import block_rotate
+from hybrid_kernels.ops.cayley_transform import cayley, cayley_packed
+from hybrid_kernels.ops.householder import householder_factors
+from hybrid_kernels.ops.low_rank import low_rank_add, low_rank_linear
+
+__all__ = [
+    "block_rotate",
+    "cayley",
+    "cayley_packed",
+    "householder_factors",
+    "low_rank_add",
+    "low_rank_linear",
+]

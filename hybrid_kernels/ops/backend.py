@@ -1,0 +1,142 @@
+"""Which implementation of an operator runs: chosen per operator, device, dtype and shape, overridable by the user.
+
+An `Operator` holds its implementations in order of preference. Left to itself it takes the first one that accepts the
+input, and says once, in a log record at INFO level, why a faster one could not be used. `use_backend` or the
+environment variable ``HYBRID_KERNELS_BACKEND`` ask for one backend by name: an operator that has an implementation of
+that name then uses it or raises with the reason; an operator that has none of that name keeps its automatic choice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+logger = logging.getLogger("hybrid_kernels")
+
+BACKENDS = {
+    "auto": "the fastest implementation that accepts the input",
+    "reference": "hybrid_kernels.reference, differentiated by autograd",
+    "eager": "the factor form in ATen calls",
+    "triton": "Triton kernels (a GPU, or the interpreter with TRITON_INTERPRET=1)",
+    "cpp": "the compiled C++ extension, on the CPU",
+}
+ENVIRONMENT_VARIABLE = "HYBRID_KERNELS_BACKEND"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operator.
+
+    ``unsupported(*args)`` is given the operator's arguments and returns None, or why they cannot be handled.
+    ``automatic`` says whether it may be chosen without being asked for by name.
+    """
+
+    backend: str
+    function: Callable[..., Any]
+    unsupported: Callable[..., str | None] = lambda *args: None
+    automatic: Callable[..., bool] = lambda *args: True
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+class Operator:
+    """A named operator and its implementations, the preferred one first, the one that takes everything last."""
+
+    def __init__(self, name: str, *implementations: Implementation) -> None:
+        self.name = name
+        self.implementations = implementations
+        self._explained: set[tuple[str, str]] = set()
+        OPERATORS[name] = self
+
+    def select(self, *args: Any) -> Implementation:
+        """The implementation that runs for these arguments; raises RuntimeError where the requested one cannot."""
+        requested = current_backend()
+        for implementation in self.implementations:
+            if implementation.backend == requested:
+                reason = implementation.unsupported(*args)
+                if reason is not None:
+                    raise RuntimeError(
+                        f"backend {requested!r} was requested but cannot run {self.name}: {reason}. "
+                        "Use use_backend('auto') to let the package choose."
+                    )
+                return implementation
+        for implementation in self.implementations[:-1]:
+            if implementation.automatic(*args):
+                reason = implementation.unsupported(*args)
+                if reason is None:
+                    return implementation
+                self._explain(implementation.backend, reason)
+        return self.implementations[-1]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.select(*args).function(*args)
+
+    def _explain(self, backend: str, reason: str) -> None:
+        if (backend, reason) not in self._explained:
+            self._explained.add((backend, reason))
+            logger.info("%s: not using backend %r: %s", self.name, backend, reason)
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where} is {name!r}; it may be one of {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+# Process-wide, not per thread: autograd runs the backward of CUDA operators in threads of its own.
+_requested = _checked(
+    os.environ.get(ENVIRONMENT_VARIABLE) or "auto", f"environment variable {ENVIRONMENT_VARIABLE}"
+)
+
+
+def current_backend() -> str:
+    """The name asked for by `use_backend`, else by the environment variable at import, else "auto"."""
+    return _requested
+
+
+class use_backend:
+    """Ask for a backend by name, for the whole process, from now on or, as a context manager, within a block.
+
+    ``name``: "auto", "reference", "eager", "triton" or "cpp". Raises ValueError for another name and RuntimeError,
+    with the reason, for a backend that this machine does not have at all.
+
+        hk.use_backend("eager")
+        with hk.use_backend("reference"):
+            ...
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        _checked(name, "use_backend(name)")
+        reason = unavailable(name)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} is not available here: {reason}")
+        self._previous = _requested
+        _requested = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _requested
+        _requested = self._previous
+
+
+def unavailable(backend: str) -> str | None:
+    """None, or why this machine cannot run the backend for any input."""
+    if backend == "triton":
+        import triton_ops
+
+        return triton_ops.available()
+    if backend == "cpp":
+        from hybrid_kernels import _extension
+
+        return _extension.load()
+    return None

@@ -1,0 +1,68 @@
+"""Rows times a block-diagonal matrix.
+
+    y_j = x_j q_j        dx_j = dy_j q_jᴴ        dq_j = Σ_rows x_jᴴ dy_j        (j = 1 … k)
+
+x, y (..., k·b), q (k, b, b); x_j is the j-th run of b features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrid_kernels.ops.backend import Implementation, Operator
+
+
+def _blocks(x: Tensor, q: Tensor) -> Tensor:
+    """x (..., k·b) as (k, rows, b): a view wherever the rows of x can be viewed."""
+    return x.reshape(-1, q.shape[0], q.shape[1]).transpose(0, 1)
+
+
+def _eager(x: Tensor, q: Tensor) -> Tensor:
+    return torch.bmm(_blocks(x, q), q).transpose(0, 1).reshape(x.shape)
+
+
+def _eager_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
+    return torch.bmm(_blocks(x, q).mT.conj_physical(), _blocks(dy, q))
+
+
+_rotate = Operator("block_rotate", Implementation("eager", _eager))
+_weight_gradient = Operator("block_rotate_weight_gradient", Implementation("eager", _eager_weight_gradient))
+
+
+@torch.library.custom_op("hybrid_kernels::block_rotate", mutates_args=())
+def block_rotate(x: Tensor, q: Tensor) -> Tensor:
+    """y (..., k·b); see the module's docstring."""
+    return _rotate(x, q)
+
+
+@block_rotate.register_fake
+def _(x: Tensor, q: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("hybrid_kernels::block_rotate_weight_gradient", mutates_args=())
+def block_rotate_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
+    """dq (k, b, b); ``q`` gives the shape."""
+    return _weight_gradient(x, dy, q)
+
+
+@block_rotate_weight_gradient.register_fake
+def _(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, q = ctx.saved_tensors
+    need_x, need_q = ctx.needs_input_grad
+    dx = block_rotate(dy, q.mT.conj_physical().contiguous()) if need_x else None
+    return dx, block_rotate_weight_gradient(x, dy, q) if need_q else None
+
+
+block_rotate.register_autograd(_autograd, setup_context=_setup)

@@ -1,0 +1,85 @@
+"""The compact WY factors of a chain of Householder reflections.
+
+    v_i = u_i / ‖u_i‖ (0 where u_i = 0)    G = vᵀv    S = ½ I + striu(G)    t = S⁻¹    H₁…Hₙ = I − v t vᵀ
+
+u, v (K, n), t (n, n) upper triangular. S is the exact inverse of the WY triangle (Puglisi, "Modification of the
+Householder method based on the compact WY representation", 1992; Joffrain et al., "Accumulating Householder
+transformations, revisited", 2006). Backward:
+
+    dS = −tᵀ dt tᵀ    dG = striu(dS)    dv += v (dG + dGᵀ)    du_i = (dv_i − v_i (v_i·dv_i)) / ‖u_i‖
+
+and zero where u_i = 0. Computed in float32, or float64 for float64 input, never in TF32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton_ops
+from torch import Tensor
+
+from hybrid_kernels.ops.backend import Implementation, Operator
+
+
+def _inverse_norm(u: Tensor) -> Tensor:
+    """1/‖u_i‖ per column, and 0 for a zero column."""
+    norm = torch.linalg.vector_norm(u, dim=0)
+    return torch.where(norm > 0, 1.0 / norm, 0.0)
+
+
+def _eager(u: Tensor) -> tuple[Tensor, Tensor]:
+    v = u * _inverse_norm(u)
+    identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
+    s = torch.triu(v.t() @ v, diagonal=1) + 0.5 * identity
+    return v, torch.linalg.solve_triangular(s, identity, upper=True).contiguous()
+
+
+def _triton_unsupported(u: Tensor) -> str | None:
+    reason = triton_ops.available()
+    if reason is not None:
+        return reason
+    from triton_ops import householder
+
+    return householder.unsupported(u)
+
+
+def _triton(u: Tensor) -> tuple[Tensor, Tensor]:
+    from triton_ops import householder
+
+    return householder.factors(u)
+
+
+_factors = Operator(
+    "householder_factors",
+    Implementation("triton", _triton, _triton_unsupported, automatic=lambda u: u.is_cuda),
+    Implementation("eager", _eager),
+)
+
+
+@torch.library.custom_op("hybrid_kernels::householder_factors", mutates_args=())
+def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
+    """(v, t); see the module's docstring."""
+    return _factors(u)
+
+
+@householder_factors.register_fake
+def _(u: Tensor) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty(u.shape[1], u.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], *output)
+
+
+def _autograd(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor | None:
+    u, v, t = ctx.saved_tensors
+    total = torch.zeros_like(v) if dv is None else dv
+    if dt is not None:
+        d_gram = torch.triu(-t.mT @ dt @ t.mT, diagonal=1)
+        total = total + v @ (d_gram + d_gram.mT)
+    return (total - v * (v * total).sum(0)) * _inverse_norm(u)
+
+
+householder_factors.register_autograd(_autograd, setup_context=_setup)

@@ -1,0 +1,228 @@
+"""The apply stage: a linear layer, or any base output, plus a rank-R update.
+
+    p = x downᵀ            y = x Wᵀ + b + p upᵀ
+    q = dy up              dx = dy W + q down        d_up = dyᵀ p        d_down = qᵀ x
+
+x (..., K), W (N, K), b (N,), down (R, K), up (N, R), p (M, R), y (..., N), M the number of rows of x. Of the
+activations only x and p are saved. With no W the update is added to a given base output: y = base + p upᵀ, dx = q down.
+All tensors of a call share one dtype and device; `hybrid_kernels.functional` sees to that and checks shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+import triton_ops
+from torch import Tensor
+
+from hybrid_kernels.ops.backend import Implementation, Operator
+
+
+def _eager_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    p = x @ down.t()
+    y = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+    return y.addmm_(p, up.t()), p
+
+
+def _eager_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    p = x @ down.t()
+    return torch.addmm(base, p, up.t()), p
+
+
+def _eager_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor, p: Tensor, needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    need_x, need_down, need_up = needs
+    dx = d_down = d_up = None
+    if need_up:
+        d_up = dy.t() @ p
+    if need_x or need_down:
+        q = dy @ up
+        if need_down:
+            d_down = q.t() @ x
+        if need_x:
+            dx = q @ down if weight is None else (dy @ weight).addmm_(q, down)
+    return dx, d_down, d_up
+
+
+# Triton is imported when a kernel is first asked for: it costs more than importing this whole package.
+def _triton_unsupported(x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor) -> str | None:
+    reason = triton_ops.available()
+    if reason is not None:
+        return reason
+    from triton_ops import low_rank
+
+    return low_rank.unsupported(x, weight, down, up)
+
+
+def _triton_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    from triton_ops import low_rank
+
+    return low_rank.forward(x, weight, bias, down, up)
+
+
+def _triton_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    from triton_ops import low_rank
+
+    return low_rank.add_forward(base, x, down, up)
+
+
+def _triton_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor, p: Tensor, needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    from triton_ops import low_rank
+
+    return low_rank.backward(dy, x, weight, down, up, p, *needs)
+
+
+def _on_gpu(x: Tensor, *_: Any) -> bool:
+    return x.is_cuda
+
+
+_linear = Operator(
+    "low_rank_linear",
+    Implementation(
+        "triton",
+        _triton_linear,
+        lambda x, weight, bias, down, up: _triton_unsupported(x, weight, down, up),
+        automatic=_on_gpu,
+    ),
+    Implementation("eager", _eager_linear),
+)
+_add = Operator(
+    "low_rank_add",
+    Implementation(
+        "triton",
+        _triton_add,
+        lambda base, x, down, up: _triton_unsupported(x, None, down, up),
+        automatic=_on_gpu,
+    ),
+    Implementation("eager", _eager_add),
+)
+_backward = Operator(
+    "low_rank_backward",
+    Implementation(
+        "triton",
+        _triton_backward,
+        lambda dy, x, weight, down, up, p, needs: _triton_unsupported(x, weight, down, up),
+        automatic=_on_gpu,
+    ),
+    Implementation("eager", _eager_backward),
+)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+@torch.library.custom_op("hybrid_kernels::low_rank_linear", mutates_args=())
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045 (the schema is inferred from this annotation)
+    down: Tensor,
+    up: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(y, p); see the module's docstring."""
+    y, p = _linear(_rows(x), weight, bias, down, up)
+    return y.view(*x.shape[:-1], weight.shape[0]), p
+
+
+@low_rank_linear.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(_row_count(x), down.shape[0])
+
+
+@torch.library.custom_op("hybrid_kernels::low_rank_add", mutates_args=())
+def low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """(y, p) for y = base + p upᵀ; see the module's docstring."""
+    y, p = _add(_rows(base), _rows(x), down, up)
+    return y.view(base.shape), p
+
+
+@low_rank_add.register_fake
+def _(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return base.new_empty(base.shape), x.new_empty(_row_count(x), down.shape[0])
+
+
+@torch.library.custom_op("hybrid_kernels::low_rank_backward", mutates_args=())
+def low_rank_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Optional[Tensor],  # noqa: UP045
+    down: Tensor,
+    up: Tensor,
+    p: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those of dx, d_down, d_up that ``needs`` asks for, in that order."""
+    dx, d_down, d_up = _backward(_rows(dy), _rows(x), weight, down, up, p, needs)
+    gradients = (dx if dx is None else dx.view(x.shape), d_down, d_up)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@low_rank_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor, p: Tensor, needs: list[bool]
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t, needed in zip((x, down, up), needs, strict=True) if needed]
+
+
+def _row_count(x: Tensor) -> int:
+    count = 1
+    for size in x.shape[:-1]:
+        count *= size
+    return count
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor, p: Tensor, needs: list[bool]
+) -> list[Tensor | None]:
+    computed = iter(low_rank_backward(dy, x, weight, down, up, p, needs) if any(needs) else [])
+    return [next(computed) if needed else None for needed in needs]
+
+
+def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, down, up = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight, down, up, output[1])
+
+
+def _linear_autograd(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return None, None, None, None, None
+    x, weight, down, up, p = ctx.saved_tensors
+    need_x, need_weight, need_bias, need_down, need_up = ctx.needs_input_grad
+    dx, d_down, d_up = _gradients(dy, x, weight, down, up, p, [need_x, need_down, need_up])
+    # The base layer is frozen as a rule, so these two products belong to no kernel.
+    d_weight = _rows(dy).mT @ _rows(x) if need_weight else None
+    d_bias = _rows(dy).sum(0) if need_bias else None
+    return dx, d_weight, d_bias, d_down, d_up
+
+
+def _setup_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, x, down, up = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, down, up, output[1])
+
+
+def _add_autograd(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return None, None, None, None
+    x, down, up, p = ctx.saved_tensors
+    need_base, *needs = ctx.needs_input_grad
+    dx, d_down, d_up = _gradients(dy, x, None, down, up, p, needs)
+    return dy if need_base else None, dx, d_down, d_up
+
+
+low_rank_linear.register_autograd(_linear_autograd, setup_context=_setup_linear)
+low_rank_add.register_autograd(_add_autograd, setup_context=_setup_add)
