@@ -1,0 +1,86 @@
+"""The torch.library operators: registrations, gradients in float64, torch.compile, checkpointing."""
+
+import pytest
+import torch
+from hybrid_kernels import functional, ops
+from torch.utils.checkpoint import checkpoint
+
+D = torch.float64
+
+
+def leaf(*shape: int, dtype: torch.dtype = D) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+torch.manual_seed(0)
+CASES = {
+    "low_rank_linear": (ops.low_rank_linear, (leaf(2, 3, 6), leaf(5, 6), leaf(5), leaf(2, 6), leaf(5, 2))),
+    "low_rank_linear, no bias": (ops.low_rank_linear, (leaf(4, 6), leaf(5, 6), None, leaf(2, 6), leaf(5, 2))),
+    "low_rank_add": (ops.low_rank_add, (leaf(2, 3, 5), leaf(2, 3, 6), leaf(2, 6), leaf(5, 2))),
+    "householder_factors": (ops.householder_factors, (leaf(7, 3),)),
+    "cayley": (ops.cayley, (leaf(2, 4, 4),)),
+    "cayley, complex": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128),)),
+    "cayley_packed": (ops.cayley_packed, (leaf(2, 6), 4)),
+    "cayley_packed, complex": (ops.cayley_packed, (leaf(2, 6, dtype=torch.complex128), 4)),
+    "block_rotate": (ops.block_rotate, (leaf(3, 6), leaf(2, 3, 3))),
+    "block_rotate, complex": (
+        ops.block_rotate,
+        (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(case) -> None:
+    operator, arguments = CASES[case]
+    torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradcheck(case) -> None:
+    operator, arguments = CASES[case]
+    assert torch.autograd.gradcheck(operator, arguments)
+
+
+def test_only_the_gradients_asked_for_are_computed() -> None:
+    operator, (x, weight, bias, down, up) = CASES["low_rank_linear"]
+    y, _ = operator(x.detach(), weight.detach(), bias.detach(), down, up.detach())
+    assert y.requires_grad
+    y.sum().backward()
+    assert down.grad is not None and up.grad is None and x.grad is None
+    down.grad = None
+
+
+def hybrid(x, a, b, u, mixing, weight):
+    return functional.hybrid_linear(x, weight, None, a, b, u, mixing, 2.0)
+
+
+def hybrid_arguments() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    return leaf(3, 8), leaf(2, 8), leaf(5, 2), leaf(8, 4), torch.tensor(0.3, dtype=D, requires_grad=True)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(dynamic) -> None:
+    weight = torch.randn(5, 8, dtype=D)
+    arguments = hybrid_arguments()
+    compiled = torch.compile(hybrid, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    y, truth = compiled(*arguments, weight), hybrid(*arguments, weight)
+    torch.testing.assert_close(y, truth)
+    for mine, true in zip(
+        torch.autograd.grad(y.sin().sum(), arguments),
+        torch.autograd.grad(truth.sin().sum(), arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(use_reentrant) -> None:
+    weight = torch.randn(5, 8, dtype=D)
+    arguments = hybrid_arguments()
+    y = checkpoint(hybrid, *arguments, weight, use_reentrant=use_reentrant)
+    y.sin().sum().backward()
+    truth = torch.autograd.grad(hybrid(*arguments, weight).sin().sum(), arguments)
+    for argument, true in zip(arguments, truth, strict=True):
+        torch.testing.assert_close(argument.grad, true)

@@ -1,0 +1,112 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybrid_kernels import cli
+from tests.training.support import tiny_data, tiny_model, values, write_config  # noqa: F401
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    from rich.console import Console
+
+    # Rich keeps the streams it was made with; these are made anew so that they are the captured ones.
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli, "console", Console(width=200))
+        monkeypatch.setattr(cli, "errors", Console(stderr=True, width=200))
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(arguments))
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom hybrid_kernels.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'transformers', 'peft', 'datasets', 'matplotlib', 'pydantic', 'sklearn'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("run", "train", "evaluate", "report", "govern", "info"):
+        assert name in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_train_evaluate_report(command, values, write_config):  # noqa: F811
+    path = str(write_config(values))
+    folder = values["output"]
+    code, out, _ = command("train", path)
+    assert code == 0 and "LoRA r = 4" in out and "48 rows to train on, 24 to evaluate on" in out
+    assert not (Path(folder) / "report.html").exists()
+    code, out, _ = command("train", path)
+    assert code == 0 and "LoRA r = 4, seed 0: done before" in out
+    code, out, _ = command("evaluate", folder)
+    assert code == 0 and "macro F1" in out
+    code, out, _ = command("report", folder)
+    assert code == 0 and (Path(folder) / "report.html").is_file()
+
+
+def test_overrides(command, values, write_config, tmp_path):  # noqa: F811
+    path = str(write_config(values))
+    assert command("train", path, "--output", str(tmp_path / "other"), "--seed", "5")[0] == 0
+    assert (tmp_path / "other" / "methods" / "lora" / "seed-5" / "adapter").is_dir()
+    code, _, err = command("train", path, "--data", str(tmp_path / "absent"))
+    assert code == 2 and "no such folder" in err
+    code, _, err = command("train", path, "--model", str(tmp_path / "absent"))
+    assert code == 2 and "model folder" in err
+
+
+def test_user_errors_are_one_message(command, values, write_config, tmp_path):  # noqa: F811
+    values["training"]["bach_size"] = 4
+    path = str(write_config(values))
+    code, _, err = command("run", path)
+    assert code == 2
+    assert err.startswith("error: ") and "training.bach_size: unknown key; did you mean 'batch_size'?" in err
+    assert "Traceback" not in err
+    with pytest.raises(ValueError, match="bach_size"):
+        cli.main(["--debug", "run", path])
+    for arguments, message in (
+        (["run", str(tmp_path / "absent.yaml")], "no configuration file"),
+        (["run", path, "--demo"], "give either --demo or a configuration"),
+        (["evaluate", str(tmp_path)], "is no folder of a run"),
+        (["report", str(tmp_path)], "has no results.json"),
+        (["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)], "no file"),
+    ):
+        code, _, err = command(*arguments)
+        assert code == 2 and message in err, err
+    assert command("walk")[0] == 2
+
+
+def test_interrupt(command, values, write_config, monkeypatch):  # noqa: F811
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hybrid_kernels.training.trainer.predict", interrupt)
+    code, _, err = command("train", str(write_config(values)))
+    assert code == 130 and "run the same command again" in err
+
+
+def test_govern_a_file(command, tmp_path):
+    good = {"text": "The committee will publish its yearly findings on Tuesday morning.", "language": "en"}
+    lines = [json.dumps(good), json.dumps(good), "{broken", json.dumps(good | {"text": "#### !!!! ----"})]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    arguments = ["--languages", "en,de", "--text", "text", "--language-field", "language", "--out", str(out)]
+    code, text, _ = command("govern", str(tmp_path / "in.jsonl"), *arguments)
+    assert code == 0 and "kept 1 of 3 rows, 1 malformed" in text
+    assert len((out / "kept.jsonl").read_text().splitlines()) == 1
+    assert len((out / "rejected.jsonl").read_text().splitlines()) == 2
+    assert json.loads((out / "malformed.jsonl").read_text())["line"] == 3
+
+
+def test_info(command):
+    code, out, _ = command("info", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["torch"]["version"] in command("info")[1]

@@ -1,0 +1,264 @@
+"""The fast functions against the float64 reference, forward and every gradient, by the scale-free rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hybrid_kernels import functional, reference
+from torch import Tensor
+
+from tests.support import DEVICE, assert_close_by_scale
+
+F, R = functional, reference
+REAL = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+COMPLEX = [torch.complex64, torch.complex128]
+
+
+def wide(t: Tensor) -> Tensor:
+    return t.detach().to(torch.complex128 if t.is_complex() else torch.float64).requires_grad_()
+
+
+INSTANCES = 8
+
+
+def compare(
+    fast: Callable[..., Tensor], plain: Callable[..., Tensor], draw: Callable[[], list[Tensor]]
+) -> None:
+    """``fast`` and ``plain`` (a reference function) on the same tensors; ``plain`` in float64 is the truth.
+
+    Errors are taken over several draws together: on a handful of numbers plain PyTorch is exact by luck now and then.
+    In double precision plain and truth are the same computation, so there agreement to 1e-7 is asked for.
+    """
+    columns = []
+    for _ in range(INSTANCES):
+        tensors = draw()
+        leaves, plain_leaves = ([t.detach().requires_grad_() for t in tensors] for _ in range(2))
+        truth_leaves = [wide(t) for t in tensors]
+        y, y_plain, truth = fast(*leaves), plain(*plain_leaves), plain(*truth_leaves)
+        y_plain = y_plain.to(y.dtype)
+        dy = torch.randn_like(truth).to(y.dtype)
+        mine = [y, *torch.autograd.grad(y, leaves, dy)]
+        simple = [y_plain, *torch.autograd.grad(y_plain, plain_leaves, dy)]
+        true = [truth, *torch.autograd.grad(truth, truth_leaves, dy.to(truth.dtype))]
+        columns.append(list(zip(mine, true, simple, strict=True)))
+    for index, column in enumerate(zip(*columns, strict=True)):
+        mine, true, simple = (torch.stack(each) for each in zip(*column, strict=True))
+        if true.dtype == mine.dtype:
+            torch.testing.assert_close(mine, true)
+        else:
+            assert_close_by_scale(mine, true, simple, 2 if index == 0 else 3)
+
+
+def make(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, dtype=torch.float64) * scale).to(DEVICE, dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+LINEAR_SHAPES = [  # leading dimensions of x, K, N, r, n
+    ((5,), 12, 9, 3, 4),
+    ((2, 3), 33, 17, 1, 2),
+    ((1,), 7, 1, 1, 6),
+    ((4, 1, 2), 64, 65, 16, 16),
+    ((), 8, 6, 2, 2),
+    ((130,), 31, 40, 5, 31 - 1),
+]
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize(("lead", "k", "n", "r", "h"), LINEAR_SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_hybrid_linear(lead, k, n, r, h, with_bias, dtype) -> None:
+    def draw() -> list[Tensor]:
+        return [
+            make(*lead, k, dtype=dtype),
+            make(n, k, dtype=dtype, scale=k**-0.5),
+            make(r, k, dtype=dtype, scale=k**-0.5),
+            make(n, r, dtype=dtype),
+            make(k, h, dtype=dtype),
+            make(1, dtype=dtype).sigmoid()[0],
+        ]
+
+    bias = make(n, dtype=dtype) if with_bias else None
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x, w, a, b, u, mixing):
+            return function(x, w, None if bias is None else bias.to(x.dtype), a, b, u, mixing, 0.5)
+
+        return call
+
+    compare(of(F.hybrid_linear), of(R.hybrid_linear), draw)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_low_rank_linear_every_gradient_and_stride(dtype) -> None:
+    def draw() -> list[Tensor]:
+        x = make(6, 10, dtype=dtype).t()[:, :6]  # transposed: columns are not contiguous
+        weight = make(8, 12, dtype=dtype)[:, ::2]  # strided rows
+        return [x, weight, make(8, dtype=dtype), make(6, 3, dtype=dtype).t(), make(3, 8, dtype=dtype).t()]
+
+    compare(F.low_rank_linear, R.low_rank_linear, draw)
+
+    def draw_add() -> list[Tensor]:
+        x, _, _, down, up = draw()
+        return [make(10, 8, dtype=dtype), x, down, up]
+
+    compare(F.low_rank_add, R.low_rank_add, draw_add)
+
+
+def test_stride_zero_gradient() -> None:
+    x, w, a, b = make(4, 6), make(5, 6), make(2, 6).requires_grad_(), make(5, 2)
+    (gradient,) = torch.autograd.grad(
+        F.low_rank_linear(x, w, None, a, b).sum(), a
+    )  # dy is an expanded scalar
+    (truth,) = torch.autograd.grad(R.low_rank_linear(x, w, None, a, b).sum(), a)
+    torch.testing.assert_close(gradient, truth)
+
+
+def test_zero_rows() -> None:
+    x = make(0, 6).requires_grad_()
+    a, u = make(2, 6).requires_grad_(), make(6, 2).requires_grad_()
+    y = F.hybrid_linear(x, make(5, 6), make(5), a, make(5, 2), u, 0.5, 1.0)
+    assert y.shape == (0, 5)
+    gradients = torch.autograd.grad(y.sum(), (x, a, u))
+    assert [tuple(g.shape) for g in gradients] == [(0, 6), (2, 6), (6, 2)]
+    assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(("features", "reflections"), [(6, 2), (33, 7), (16, 16), (40, 1)])
+def test_householder_rotate(features, reflections, transpose, dtype) -> None:
+    compare(
+        lambda x, u: F.householder_rotate(x, u, transpose),
+        lambda x, u: R.householder_rotate(x, u, transpose),
+        lambda: [make(3, 5, features, dtype=dtype), make(features, reflections, dtype=dtype)],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_householder_factors(dtype) -> None:
+    for index in (0, 1):
+        compare(
+            lambda u, i=index: F.householder_factors(u)[i],
+            lambda u, i=index: R.householder_factors(u)[i],
+            lambda: [make(20, 9, dtype=dtype)],
+        )
+
+
+def test_zero_and_paired_columns() -> None:
+    u = make(12, 4, dtype=torch.float64)
+    u[:, 2] = 0
+    u.requires_grad_()
+    x = make(3, 12, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(F.householder_rotate(x, u).sin().sum(), u)
+    (truth,) = torch.autograd.grad(R.householder_rotate(x, u).sin().sum(), u)
+    torch.testing.assert_close(gradient, truth)
+    assert not gradient[:, 2].any()
+    paired = make(64, 4).repeat_interleave(2, dim=1)
+    x = make(5, 64)
+    assert (F.householder_rotate(x, paired) - x).norm() <= 1e-6 * x.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *COMPLEX])
+@pytest.mark.parametrize("b", [1, 2, 3, 8, 17, 33])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 1, 2), (0,)])
+def test_cayley(batch, b, dtype) -> None:
+    compare(F.cayley, R.cayley, lambda: [torch.randn(*batch, b, b, dtype=dtype, device=DEVICE)])
+    shape = (*batch, b * (b - 1) // 2)
+    if b == 1:  # nothing to differentiate
+        empty = torch.randn(*shape, dtype=dtype, device=DEVICE)
+        assert torch.equal(F.cayley_packed(empty, 1), torch.ones(*batch, 1, 1, dtype=dtype, device=DEVICE))
+    else:
+        compare(
+            lambda p: F.cayley_packed(p, b),
+            lambda p: R.cayley_packed(p, b),
+            lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE)],
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cayley_of_half_types_is_computed_in_float32(dtype) -> None:
+    packed = make(4, 6, dtype=dtype)
+    q = F.cayley_packed(packed, 4)
+    assert q.dtype == torch.float32
+    assert_close_by_scale(q, R.cayley_packed(packed.double(), 4), R.cayley_packed(packed.float(), 4), 2)
+
+
+@pytest.mark.parametrize("dtype", [*REAL, *COMPLEX])
+@pytest.mark.parametrize(("lead", "k", "b"), [((5,), 3, 4), ((2, 3), 1, 7), ((0,), 2, 2), ((1,), 5, 1)])
+def test_block_rotate(lead, k, b, dtype) -> None:
+    wide_dtype = torch.complex128 if dtype.is_complex else torch.float64
+
+    def draw() -> list[Tensor]:
+        shapes = ((*lead, k * b), (k, b, b))
+        return [torch.randn(*shape, dtype=wide_dtype, device=DEVICE).to(dtype) for shape in shapes]
+
+    compare(F.block_rotate, R.block_rotate, draw)
+
+
+def test_autocast_computes_in_its_dtype_and_factorises_in_float32() -> None:
+    x, w, u = make(8, 16), make(12, 16), make(16, 4)
+    a, b = make(3, 16), make(12, 3)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        y = F.hybrid_linear(x, w, None, a, b, u, 0.5, 1.0)
+        v, t = F.householder_factors(u)
+        q = F.cayley(make(2, 4, 4))
+    assert y.dtype == torch.bfloat16
+    assert v.dtype == t.dtype == q.dtype == torch.float32
+    v64, t64 = R.householder_factors(u.double())
+    v32, t32 = R.householder_factors(u)
+    assert_close_by_scale(v @ t, v64 @ t64, v32 @ t32, 2)
+    half = [tensor.bfloat16() for tensor in (x, w, a, b, u)]
+    truth = R.hybrid_linear(*(t.double() for t in (x, w)), None, *(t.double() for t in (a, b, u)), 0.5, 1.0)
+    assert_close_by_scale(y, truth, R.hybrid_linear(*half[:2], None, *half[2:], 0.5, 1.0), 2)
+
+
+def test_wider_factors_than_activations() -> None:
+    """PEFT's usual state: base layer and activations in bfloat16, adapters in float32."""
+    x, w = make(6, 16, dtype=torch.bfloat16), make(8, 16, dtype=torch.bfloat16)
+    a, b, u = make(2, 16), make(8, 2), make(16, 4)
+    y = F.hybrid_linear(x, w, None, a, b, u, 0.3, 1.0)
+    truth = R.hybrid_linear(x.double(), w.double(), None, a.double(), b.double(), u.double(), 0.3, 1.0)
+    plain = R.hybrid_linear(x, w, None, a.bfloat16(), b.bfloat16(), u.bfloat16(), 0.3, 1.0)
+    assert_close_by_scale(y, truth, plain, 2)
+
+
+X, W, A, B, U = make(4, 6), make(5, 6), make(2, 6), make(5, 2), make(6, 2)
+BAD = [  # call, error, what its message names
+    (lambda: F.low_rank_linear(make(4, 7), W, None, A, B), ValueError, r"x has shape \(4, 7\).*must be 6"),
+    (lambda: F.low_rank_linear(X, make(6), None, A, B), ValueError, r"weight has shape \(6,\)"),
+    (lambda: F.low_rank_linear(X, W, make(6), A, B), ValueError, r"bias has shape \(6,\).*\(5,\)"),
+    (lambda: F.low_rank_linear(X, W, None, make(2, 5), B), ValueError, r"down has shape \(2, 5\)"),
+    (lambda: F.low_rank_linear(X, W, None, A, make(5, 3)), ValueError, r"up has shape \(5, 3\).*\(5, 2\)"),
+    (lambda: F.low_rank_linear(X, W, None, make(0, 6), make(5, 0)), ValueError, "at least 1"),
+    (lambda: F.low_rank_linear(X, W.double(), None, A, B), TypeError, "weight has dtype torch.float64 but x"),
+    (lambda: F.low_rank_linear(X.long(), W.long(), None, A, B), TypeError, "x has dtype torch.int64"),
+    (lambda: F.low_rank_linear(X, W, None, A.to("meta"), B), TypeError, "down is on meta but x is on"),
+    (lambda: F.low_rank_add(make(3, 5), X, A, B), ValueError, r"base has shape \(3, 5\)"),
+    (lambda: F.householder_rotate(X, make(5, 2)), ValueError, r"x has shape \(4, 6\).*must be 5"),
+    (lambda: F.householder_rotate(X, make(6, 0)), ValueError, "between 1 and in_features"),
+    (lambda: F.householder_factors(make(3, 4)), ValueError, "between 1 and in_features"),
+    (lambda: F.hybrid_linear(X, W, None, A, B, U, 1.5, 1.0), ValueError, "mixing is 1.5"),
+    (lambda: F.hybrid_linear(X, W, None, A, B, U, torch.ones(2), 1.0), ValueError, r"mixing has shape \(2,\)"),
+    (lambda: F.hybrid_linear(X, W, None, A, B, make(7, 2), 0.5, 1.0), ValueError, r"u has shape \(7, 2\)"),
+    (lambda: F.hybrid_linear(X, W, None, A.int(), B, U, 0.5, 1.0), TypeError, "lora_A has dtype torch.int32"),
+    (lambda: F.cayley(make(3, 4)), ValueError, r"skew has shape \(3, 4\)"),
+    (lambda: F.cayley(make(3, 3).int()), TypeError, "skew has dtype torch.int32"),
+    (lambda: F.cayley_packed(make(2, 5), 4), ValueError, r"packed has shape \(2, 5\).*must be 6"),
+    (lambda: F.cayley_packed(make(2, 0), 0), ValueError, "block_size is 0"),
+    (lambda: F.block_rotate(X, make(2, 4, 4)), ValueError, r"x has shape \(4, 6\).*must be 8"),
+    (lambda: F.block_rotate(X, make(2, 3)), ValueError, r"q has shape \(2, 3\)"),
+    (lambda: F.block_rotate(X, make(2, 3, 3).to(torch.complex64)), TypeError, "q has dtype torch.complex64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input_names_the_argument(call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()
