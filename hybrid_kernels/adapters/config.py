@@ -94,7 +94,9 @@ class HybridConfig(PeftConfig):
         if not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be greater than 0")
         if self.mixing not in MIXING_RULES:
-            raise ValueError(f"mixing is {self.mixing!r}; it may be one of {', '.join(map(repr, MIXING_RULES))}")
+            raise ValueError(
+                f"mixing is {self.mixing!r}; it may be one of {', '.join(map(repr, MIXING_RULES))}"
+            )
         if not 0.0 <= self.mixing_value <= 1.0:
             raise ValueError(f"mixing_value is {self.mixing_value}; it must lie between 0 and 1")
         if self.unitary_block_size < 1:
@@ -105,11 +107,12 @@ class HybridConfig(PeftConfig):
             raise ValueError("layers_pattern needs layers_to_transform")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
         """Load from a local folder or the hub; ValueError for a local checkpoint whose weights are cut short."""
-        config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        subfolder = kwargs.get("subfolder") or ""
-        _check_complete(Path(pretrained_model_name_or_path) / subfolder / "adapter_model.safetensors")
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        _check_complete(Path(pretrained_model_name_or_path, subfolder or "", "adapter_model.safetensors"))
         return config
 
 

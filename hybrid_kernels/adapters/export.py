@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from hybrid_kernels.adapters.layer import HybridLayer
@@ -43,8 +42,8 @@ def export_lora(model: nn.Module, folder: str | os.PathLike[str], adapter_name: 
     rotating = [name for name, layer in layers.items() if layer.adapter(adapter_name).has_rotation]
     if rotating:
         raise ValueError(
-            f"adapter {adapter_name!r} has a unitary rotation in {len(rotating)} layers, first {rotating[0]}; a rotation "
-            "is no low-rank update: use merge_and_unload and save the merged model instead"
+            f"adapter {adapter_name!r} has a unitary rotation in {len(rotating)} layers, first {rotating[0]}; a "
+            "rotation is no low-rank update: use merge_and_unload and save the merged model instead"
         )
     if any(layer.merged for layer in layers.values()):
         raise ValueError("the model is merged; unmerge it before exporting")
@@ -78,5 +77,5 @@ def export_lora(model: nn.Module, folder: str | os.PathLike[str], adapter_name: 
         save_file(state, Path(temporary) / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(temporary)
         for file in ("adapter_model.safetensors", "adapter_config.json"):
-            os.replace(Path(temporary) / file, target / file)
+            (Path(temporary) / file).replace(target / file)
     return target

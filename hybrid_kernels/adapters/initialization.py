@@ -20,10 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_kernels.adapters.layers import require_adapters
-from hybrid_kernels.nn.adapter import HybridAdapter
 
 Batch = Any
-Product = Callable[[Tensor, Tensor], Tensor]  # (dY (tokens, N), X (tokens, K)) ↦ a sketch
 
 OVERSAMPLING = 16
 

@@ -58,10 +58,11 @@ class HybridLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         # Device only: PEFT's version would also round the mixing state to the base layer's dtype.
         target = device or next((p.device for p in self.get_base_layer().parameters()), None)
-        adapter = self.hybrid_adapters[adapter_name] if adapter_name in self.hybrid_adapters else None
-        if adapter is None or target is None or any(p.is_meta for p in adapter.parameters()):
+        if adapter_name not in self.hybrid_adapters or target is None:
             return
-        adapter.to(target)
+        adapter = self.adapter(adapter_name)
+        if not any(p.is_meta for p in adapter.parameters()):
+            adapter.to(target)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
@@ -89,7 +90,9 @@ class HybridLayer(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put the adapters into the base weight. ``safe_merge`` checks for NaN and Inf before anything changes."""
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.hybrid_adapters]
+        names = [
+            name for name in check_adapters_to_merge(self, adapter_names) if name in self.hybrid_adapters
+        ]
         if not names:
             return
         weight = self._mergeable_weight()

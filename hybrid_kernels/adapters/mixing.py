@@ -3,7 +3,11 @@
     λ = clip(n_L / (n_L + n_O + ε), λ_min, λ_max)
 
 n_L and n_O are exponential moving averages of the root-mean-square gradient of the low-rank parameters (A, B) and of
-the reflection vectors (u) of one layer.
+the reflection vectors (u) of one layer, each divided by its branch's own coefficient, λ or 1 − λ. Without that division
+the rule feeds on itself, since a branch's gradient is proportional to its coefficient: on a small BERT, from λ = 0.3,
+0.5 or 0.7 alike, all layers reached the bound 0.9 within six steps (after the first: 0.49–0.77, 0.69–0.88, 0.84–0.9);
+with it, λ after the first step is 0.69–0.88 whatever it was before, and the layers stay apart. The rule is our choice;
+the paper's is not public.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ class GradientNormMixing(TrainerCallback):
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
         if not 0.0 <= minimum <= maximum <= 1.0:
-            raise ValueError(f"minimum, maximum are {minimum}, {maximum}; 0 ≤ minimum ≤ maximum ≤ 1 must hold")
+            raise ValueError(
+                f"minimum, maximum are {minimum}, {maximum}; 0 ≤ minimum ≤ maximum ≤ 1 must hold"
+            )
         self.decay, self.minimum, self.maximum = decay, minimum, maximum
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -76,7 +82,7 @@ def _has_gradients(adapter: HybridAdapter) -> bool:
 
 
 def _gradient_norms(adapters: list[HybridAdapter]) -> Tensor:
-    """(layers, 2): root-mean-square gradient of (A, B) and of u."""
+    """(layers, 2): root-mean-square gradient of (A, B) over λ, and of u over 1 − λ."""
     parameters = [p for a in adapters for p in (a.lora_A, a.lora_B, a.householder_u)]
     gradients: list[Any] = [p.grad for p in parameters]
     norms = torch.stack(list(torch._foreach_norm(gradients))).view(-1, 3).float()
@@ -85,7 +91,9 @@ def _gradient_norms(adapters: list[HybridAdapter]) -> Tensor:
         dtype=torch.float32,
     ).to(norms.device, non_blocking=True)
     squared = norms.square()
-    return torch.stack([squared[:, 0] + squared[:, 1], squared[:, 2]], dim=1).div(counts).sqrt()
+    rms = torch.stack([squared[:, 0] + squared[:, 1], squared[:, 2]], dim=1).div(counts).sqrt()
+    mixing = torch.stack([a.mixing for a in adapters]).float()
+    return rms / torch.stack([mixing, 1.0 - mixing], dim=1).clamp_min(EPSILON)
 
 
 def mixing_values(model: nn.Module, adapter_name: str | None = None) -> dict[str, float]:

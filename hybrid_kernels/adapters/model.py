@@ -23,7 +23,7 @@ class HybridModel(BaseTuner):
 
     prefix = "hybrid_"
     tuner_layer_cls = HybridLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -41,8 +41,8 @@ class HybridModel(BaseTuner):
             and isinstance(getattr(base, "out_features", None), int)
         ):
             raise TypeError(
-                f"target module {current_key} is a {type(base).__name__}; a hybrid adapter goes on nn.Linear or a layer "
-                "with in_features and out_features: name such modules in target_modules, or use exclude_modules"
+                f"target module {current_key} is a {type(base).__name__}; a hybrid adapter goes on nn.Linear or a "
+                "layer with in_features and out_features: name such modules in target_modules, or use exclude_modules"
             )
         unitary = config.unitary_modules is not None and matches(config.unitary_modules, current_key)
         device, dtype = _device_and_dtype(base)

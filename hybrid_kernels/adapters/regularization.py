@@ -21,7 +21,9 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     penalties = []
     for _, _, adapter in require_adapters(model):
         v, _ = functional.householder_factors(adapter.householder_u)
-        penalties.append(torch.linalg.matrix_norm(v.mT @ v - torch.eye(v.shape[1], dtype=v.dtype, device=v.device)))
+        penalties.append(
+            torch.linalg.matrix_norm(v.mT @ v - torch.eye(v.shape[1], dtype=v.dtype, device=v.device))
+        )
     return _sum(penalties)
 
 

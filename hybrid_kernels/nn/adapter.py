@@ -106,7 +106,9 @@ class HybridAdapter(nn.Module):
 
     def coefficient(self) -> Tensor:
         """λ, a 0-dim tensor on the adapter's device."""
-        return torch.sigmoid(self.mixing_logit.float()) if self.mixing_rule == "learned" else self.mixing
+        if self.mixing_rule == "learned":
+            return torch.sigmoid(self.mixing_logit.to(self.mixing.dtype))
+        return self.mixing
 
     def allocate_start(self) -> None:
         """Make room, zeros, for the frozen start of a gradient-aligned low-rank branch."""
@@ -132,7 +134,9 @@ class HybridAdapter(nn.Module):
         """A and B, joined with the frozen start where there is one: [A; A₀] and [B, −B₀]."""
         if self.lora_A_start is None or self.lora_B_start is None:
             return self.lora_A, self.lora_B
-        return torch.cat([self.lora_A, self.lora_A_start]), torch.cat([self.lora_B, -self.lora_B_start], dim=1)
+        return torch.cat([self.lora_A, self.lora_A_start]), torch.cat(
+            [self.lora_B, -self.lora_B_start], dim=1
+        )
 
     def factors(self, weight: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """down (R, in) and up (out, R) with W' = W + up·down; ``weight`` is W or the function z ↦ W z."""

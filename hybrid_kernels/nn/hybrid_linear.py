@@ -60,7 +60,8 @@ def hybrid_forward(
         x = functional.block_rotate(x, cache.get("rotation", sources, adapter.rotation, training))
     down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters), training)
     if has_plain_weight(base_layer):
-        return functional.low_rank_linear(x, base_layer.weight, base_layer.bias, down, up)
+        bias: Any = base_layer.bias
+        return functional.low_rank_linear(x, base_layer.weight, bias, down, up)  # type: ignore[arg-type]
     return functional.low_rank_add(base_layer(x), x, down, up)
 
 
@@ -121,7 +122,9 @@ class HybridLinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """A plain `nn.Linear` that computes the same: the adapter merged into a copy of the weight."""
         if not has_plain_weight(self.base_layer):
-            raise TypeError(f"cannot merge into a {type(self.base_layer).__name__}: its weight cannot be read as floats")
+            raise TypeError(
+                f"cannot merge into a {type(self.base_layer).__name__}: its weight cannot be read as floats"
+            )
         down, up = adapter_factors(self.base_layer, [self.adapter])
         q = self.adapter.rotation() if self.adapter.has_rotation else None
         weight = merged_weight(self.weight, down, up, q)

@@ -14,12 +14,14 @@ def check_reflections(reflections: int, features: int) -> None:
     """Raise ValueError unless ``reflections`` vectors can be laid out in equal pairs in ``features`` dimensions."""
     if reflections < 2 or reflections % 2 or reflections > features:
         raise ValueError(
-            f"reflections is {reflections}; it must be even, at least 2 and at most in_features = {features}: the chain "
-            "starts as equal pairs, whose product is the identity"
+            f"reflections is {reflections}; it must be even, at least 2 and at most in_features = {features}: the "
+            "chain starts as equal pairs, whose product is the identity"
         )
 
 
-def paired_reflections(features: int, reflections: int, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+def paired_reflections(
+    features: int, reflections: int, device: torch.device | str | None, dtype: torch.dtype
+) -> Tensor:
     """u (features, reflections) of random columns, each twice in a row: H₁H₂ = I exactly, with non-zero gradient.
 
     The initialisation of Householder reflection adaptation (Yuan et al., arXiv 2405.17484).
@@ -102,7 +104,9 @@ class CayleyRotation(nn.Module):
         self.complex_blocks = complex_blocks
         blocks = features // width
         shape = (
-            (blocks, block_size, block_size) if complex_blocks else (blocks, block_size * (block_size - 1) // 2)
+            (blocks, block_size, block_size)
+            if complex_blocks
+            else (blocks, block_size * (block_size - 1) // 2)
         )
         self.skew = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
 

@@ -1,0 +1,76 @@
+"""What `hybrid_kernels.info()` reports: versions, devices, the compiled extension, and what would run where."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from hybrid_kernels import __version__, _extension
+from hybrid_kernels.ops.backend import BACKENDS, OPERATORS, current_backend, unavailable
+
+_PACKAGES = ("triton", "peft", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[dict[str, Any]]:
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+                "multiprocessors": properties.multi_processor_count,
+            }
+        )
+    return gpus
+
+
+def _operators() -> dict[str, dict[str, str]]:
+    """{operator: {backend: "available" or why not}}, in order of preference; the last one takes everything."""
+    reasons = {backend: unavailable(backend) for backend in BACKENDS}
+    return {
+        name: {
+            implementation.backend: reasons[implementation.backend] or "available"
+            for implementation in operator.implementations
+        }
+        for name, operator in OPERATORS.items()
+    }
+
+
+def collect() -> dict[str, Any]:
+    """A JSON-able dict; `hybrid-kernels info` prints it."""
+    return {
+        "hybrid_kernels": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {"processor": _processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip},
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "gpus": _gpus(),
+        "extension": {"loaded": _extension.load() is None, "reason": _extension.load(), **_extension.build_info()},
+        "backend_requested": current_backend(),
+        "operators": _operators(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,253 @@
+"""HybridLinear, HouseholderRotation, CayleyRotation and their shared adapter."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hybrid_kernels import reference
+from hybrid_kernels.nn import CayleyRotation, HouseholderRotation, HybridAdapter, HybridLinear
+
+KINDS = {
+    "plain": {},
+    "rotation": {"unitary_block_size": 4},
+    "complex rotation": {"unitary_block_size": 3, "unitary_complex": True},
+    "learned mixing": {"mixing": "learned", "mixing_value": 0.3},
+}
+
+
+class OpaqueLinear(nn.Linear):
+    """A subclass stands for quantised layers: it must be called, not read."""
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def trained(kind: str, aligned: bool = False, base: nn.Linear | None = None) -> HybridLinear:
+    """A layer whose adapter has left its start, in float64."""
+    layer = HybridLinear(base or nn.Linear(24, 20).double(), rank=3, reflections=4, **KINDS[kind])
+    if aligned:
+        layer.adapter.set_start(torch.randn(3, 24), torch.randn(20, 3))
+    with torch.no_grad():
+        for parameter in layer.adapter.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def expected(layer: HybridLinear, x: torch.Tensor) -> torch.Tensor:
+    """The layer by the reference: rotate, then the mixed weight."""
+    adapter = layer.adapter
+    if adapter.has_rotation:
+        x = x @ torch.block_diag(*adapter.rotation())
+    lora_A, lora_B = adapter.low_rank()
+    return reference.hybrid_linear(
+        x,
+        layer.weight,
+        layer.bias,
+        lora_A,
+        lora_B,
+        adapter.householder_u,
+        adapter.coefficient().to(x.dtype),
+        adapter.scaling,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starts_as_the_base_layer(kind) -> None:
+    base = nn.Linear(24, 20, dtype=torch.float64)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    y = base(x)
+    layer = HybridLinear(base, rank=3, reflections=4, **KINDS[kind])
+    torch.testing.assert_close(layer(x), y)
+    layer.adapter.set_start(torch.randn(3, 24), torch.randn(20, 3))
+    for value in (0.0, 0.4, 1.0):  # whatever λ does later
+        layer.adapter.mixing.fill_(value)
+        torch.testing.assert_close(layer(x), y)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_the_reference_forward_and_backward(kind, aligned) -> None:
+    layer = trained(kind, aligned)
+    x = torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True)
+    y, truth = layer(x), expected(layer, x)
+    torch.testing.assert_close(y, truth)
+    wanted = [x, *layer.adapter.parameters()]
+    for mine, true in zip(
+        torch.autograd.grad(y.sin().sum(), wanted),
+        torch.autograd.grad(truth.sin().sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opaque_base_layer_gives_the_same(kind) -> None:
+    layer = trained(kind)
+    opaque = OpaqueLinear(24, 20).double()
+    opaque.load_state_dict(layer.base_layer.state_dict())
+    other = copy.deepcopy(layer)
+    other.base_layer = opaque.requires_grad_(False)
+    x = torch.randn(4, 24, dtype=torch.float64)
+    torch.testing.assert_close(other(x), layer(x))
+    mine = torch.autograd.grad(other(x).sin().sum(), list(other.adapter.parameters()))
+    true = torch.autograd.grad(layer(x).sin().sum(), list(layer.adapter.parameters()))
+    for a, b in zip(mine, true, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(TypeError, match="OpaqueLinear"):
+        other.to_linear()
+
+
+def test_hooks_on_the_base_layer_run() -> None:
+    layer = trained("plain")
+    seen = []
+    layer.base_layer.register_forward_hook(lambda *_: seen.append(1))
+    layer(torch.randn(2, 24, dtype=torch.float64))
+    assert seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_to_linear(kind) -> None:
+    layer = trained(kind, aligned=True)
+    x = torch.randn(4, 24, dtype=torch.float64)
+    plain = layer.to_linear()
+    assert type(plain) is nn.Linear
+    torch.testing.assert_close(plain(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_dtype_and_device_follow_the_base_layer(dtype) -> None:
+    layer = HybridLinear(
+        nn.Linear(16, 8, bias=False, dtype=dtype), rank=2, reflections=2, unitary_block_size=4
+    )
+    assert {p.dtype for p in layer.adapter.parameters()} == {dtype}
+    assert layer.adapter.mixing.dtype == torch.promote_types(dtype, torch.float32)
+    assert layer(torch.randn(3, 16, dtype=dtype)).dtype == dtype
+    assert not any(p.requires_grad for p in layer.base_layer.parameters())
+    assert HybridLinear(nn.Linear(8, 8, device="meta"), rank=2, reflections=2).adapter.lora_A.is_meta
+
+
+def test_factors_are_cached_in_evaluation_only_and_follow_every_change(monkeypatch) -> None:
+    layer = trained("rotation").eval()
+    calls = []
+    original = HybridAdapter.factors
+    monkeypatch.setattr(HybridAdapter, "factors", lambda self, w: calls.append(1) or original(self, w))
+    x = torch.randn(2, 24, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        layer(x)
+        assert len(calls) == 1
+        for tensor in (layer.adapter.lora_A, layer.adapter.mixing, layer.weight):
+            tensor.mul_(1.1)
+            torch.testing.assert_close(layer(x), expected(layer, x))
+        assert len(calls) == 4
+        layer.train()
+        layer(x)
+        layer(x)
+        assert len(calls) == 6
+    layer.eval()(x)  # with gradients
+    layer(x)
+    assert len(calls) == 8
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected(layer, x))
+
+
+def test_copies_and_pickles_stand_alone() -> None:
+    layer = trained("plain").eval()
+    x = torch.randn(2, 24, dtype=torch.float64)
+    with torch.no_grad():
+        y = layer(x)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            torch.testing.assert_close(other(x), y)
+            other.adapter.lora_B.add_(1.0)
+            assert not torch.allclose(other(x), y)
+            torch.testing.assert_close(layer(x), y)
+
+
+def test_state_dict_round_trip() -> None:
+    layer = trained("learned mixing")
+    fresh = HybridLinear(nn.Linear(24, 20).double(), rank=3, reflections=4, **KINDS["learned mixing"])
+    fresh.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 24, dtype=torch.float64)
+    torch.testing.assert_close(fresh(x), layer(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_in_one_graph(kind) -> None:
+    layer = trained(kind)
+    x = torch.randn(4, 24, dtype=torch.float64)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_householder_rotation_module() -> None:
+    rotation = HouseholderRotation(16, 4, dtype=torch.float64)
+    x = torch.randn(3, 16, dtype=torch.float64)
+    torch.testing.assert_close(rotation(x), x)
+    with torch.no_grad():
+        rotation.u.add_(torch.randn_like(rotation.u))
+    torch.testing.assert_close(rotation(x), reference.householder_rotate(x, rotation.u))
+    torch.testing.assert_close(rotation(x), x @ rotation.matrix())
+    torch.testing.assert_close(rotation(x).norm(dim=-1), x.norm(dim=-1))
+
+
+def test_real_cayley_rotation_module() -> None:
+    rotation = CayleyRotation(12, 4, dtype=torch.float64)
+    x = torch.randn(3, 12, dtype=torch.float64)
+    torch.testing.assert_close(rotation(x), x)
+    with torch.no_grad():
+        rotation.skew.add_(torch.randn_like(rotation.skew))
+    torch.testing.assert_close(
+        rotation(x), reference.block_rotate(x, reference.cayley_packed(rotation.skew, 4))
+    )
+    torch.testing.assert_close(rotation(x), x @ rotation.matrix())
+
+
+def test_complex_cayley_rotation_acts_on_interleaved_pairs() -> None:
+    rotation = CayleyRotation(12, 3, complex_blocks=True, dtype=torch.float64)
+    x = torch.randn(5, 12, dtype=torch.float64)
+    torch.testing.assert_close(rotation(x), x)
+    with torch.no_grad():
+        rotation.skew.add_(torch.randn_like(rotation.skew))
+    a = torch.zeros(2, 3, 3, dtype=torch.complex128)
+    for i in range(3):
+        a[:, i, i] = 1j * rotation.skew[:, i, i]
+        for j in range(i + 1, 3):
+            a[:, i, j] = rotation.skew[:, i, j] + 1j * rotation.skew[:, j, i]
+            a[:, j, i] = -a[:, i, j].conj()
+    z = torch.view_as_complex(x.reshape(5, 6, 2))
+    turned = reference.block_rotate(z, reference.cayley(a))
+    torch.testing.assert_close(rotation(x), torch.view_as_real(turned).reshape(5, 12))
+
+
+BAD = [
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=0), "rank is 0"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=7), "rank is 7.*= 6"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=3), "reflections is 3; it must be even"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=10), "at most in_features = 8"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=2, mixing="norm"), "mixing is 'norm'"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=2, mixing_value=2.0), "mixing_value is 2.0"),
+    (
+        lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=2, mixing="learned", mixing_value=1.0),
+        "strictly",
+    ),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=2, unitary_block_size=3), "block_size is 3"),
+    (lambda: CayleyRotation(12, 4, complex_blocks=True), "twice it must divide"),
+    (lambda: CayleyRotation(12, 1), "at least 2"),
+    (lambda: HouseholderRotation(4, 6), "at most in_features = 4"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_arguments_are_named(call, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_base_layer_must_have_features() -> None:
+    with pytest.raises(TypeError, match="base_layer is a Conv2d"):
+        HybridLinear(nn.Conv2d(3, 3, 1), rank=1)
