@@ -48,7 +48,9 @@ def _check_matrix(name: str, tensor: Tensor, rows: int | None, columns: int | No
 
 def _check_last(name: str, tensor: Tensor, features: int, meaning: str) -> None:
     if tensor.ndim < 1 or tensor.shape[-1] != features:
-        raise ValueError(f"{name} has shape {_shape(tensor)}; its last dimension must be {features}, {meaning}")
+        raise ValueError(
+            f"{name} has shape {_shape(tensor)}; its last dimension must be {features}, {meaning}"
+        )
 
 
 def _check_together(**tensors: Tensor | None) -> None:
@@ -65,7 +67,9 @@ def _check_together(**tensors: Tensor | None) -> None:
 
 def _check_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
     if tensor.device != first.device:
-        raise TypeError(f"{name} is on {tensor.device} but {first_name} is on {first.device}; they must agree")
+        raise TypeError(
+            f"{name} is on {tensor.device} but {first_name} is on {first.device}; they must agree"
+        )
 
 
 def _widened(dtype: torch.dtype) -> torch.dtype:
@@ -110,7 +114,9 @@ def low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     up (out_features, R). Returns the shape and dtype of base. Differentiable in every argument.
     """
     if base.ndim < 1 or base.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}")
+        raise ValueError(
+            f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}"
+        )
     _check_factors(down, up, base.shape[-1], x.shape[-1])
     if _autocast_dtype(x) is not None or x.dtype != base.dtype:
         # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
@@ -236,7 +242,9 @@ def hybrid_linear(
     _check_reflections(u, k)
     if isinstance(mixing, Tensor):
         if mixing.numel() != 1:
-            raise ValueError(f"mixing has shape {_shape(mixing)}; it must be a number or a tensor of one element")
+            raise ValueError(
+                f"mixing has shape {_shape(mixing)}; it must be a number or a tensor of one element"
+            )
     elif not 0.0 <= mixing <= 1.0:
         raise ValueError(f"mixing is {mixing}; it must lie between 0 and 1")
     for name, tensor in (("lora_A", lora_A), ("lora_B", lora_B), ("u", u)):

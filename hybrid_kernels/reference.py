@@ -55,7 +55,9 @@ def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
     columns = [_reflection_vector(u[:, i]) for i in range(u.shape[1])]
     t = u.new_zeros(0, 0)
     for i, w in enumerate(columns):
-        new_column = u.new_zeros(0, 1) if i == 0 else -2.0 * t @ (torch.stack(columns[:i], dim=1).mT @ w)[:, None]
+        new_column = (
+            u.new_zeros(0, 1) if i == 0 else -2.0 * t @ (torch.stack(columns[:i], dim=1).mT @ w)[:, None]
+        )
         bottom = torch.cat([u.new_zeros(1, i), u.new_full((1, 1), 2.0)], dim=1)
         t = torch.cat([torch.cat([t, new_column], dim=1), bottom], dim=0)
     return torch.stack(columns, dim=1), t

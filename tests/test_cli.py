@@ -74,8 +74,8 @@ def test_user_errors_are_one_message(command, values, write_config, tmp_path):  
     for arguments, message in (
         (["run", str(tmp_path / "absent.yaml")], "no configuration file"),
         (["run", path, "--demo"], "give either --demo or a configuration"),
-        (["evaluate", str(tmp_path)], "is no folder of a run"),
-        (["report", str(tmp_path)], "has no results.json"),
+        (["evaluate", str(tmp_path / "nothing")], "is no folder of a run"),
+        (["report", str(tmp_path / "nothing")], "has no results.json"),
         (["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)], "no file"),
     ):
         code, _, err = command(*arguments)

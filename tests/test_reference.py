@@ -1,6 +1,7 @@
 """The reference against definitions that are not its own: dense matrices, known values, group properties."""
 
 import torch
+
 from hybrid_kernels import reference
 
 torch.manual_seed(0)

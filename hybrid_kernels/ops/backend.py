@@ -27,6 +27,11 @@ BACKENDS = {
 ENVIRONMENT_VARIABLE = "HYBRID_KERNELS_BACKEND"
 
 
+def never(*_: Any) -> bool:
+    """``automatic`` of an implementation that no measurement has yet shown to beat plain PyTorch: by name only."""
+    return False
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operator.
@@ -134,7 +139,7 @@ def unavailable(backend: str) -> str | None:
     if backend == "triton":
         import triton_ops
 
-        return triton_ops.available()
+        return triton_ops.unavailable()
     if backend == "cpp":
         from hybrid_kernels import _extension
 

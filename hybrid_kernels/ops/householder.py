@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton_ops
 from torch import Tensor
 
-from hybrid_kernels.ops.backend import Implementation, Operator
+import triton_ops
+from hybrid_kernels.ops.backend import Implementation, Operator, never
 
 
 def _inverse_norm(u: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def _eager(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _triton_unsupported(u: Tensor) -> str | None:
-    reason = triton_ops.available()
+    reason = triton_ops.unavailable()
     if reason is not None:
         return reason
     from triton_ops import householder
@@ -52,7 +52,7 @@ def _triton(u: Tensor) -> tuple[Tensor, Tensor]:
 
 _factors = Operator(
     "householder_factors",
-    Implementation("triton", _triton, _triton_unsupported, automatic=lambda u: u.is_cuda),
+    Implementation("triton", _triton, _triton_unsupported, automatic=never),
     Implementation("eager", _eager),
 )
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-import triton_ops
 from torch import Tensor
 
-from hybrid_kernels.ops.backend import Implementation, Operator
+import triton_ops
+from hybrid_kernels.ops.backend import Implementation, Operator, never
 
 
 def _eager_linear(
@@ -50,7 +50,7 @@ def _eager_backward(
 
 # Triton is imported when a kernel is first asked for: it costs more than importing this whole package.
 def _triton_unsupported(x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor) -> str | None:
-    reason = triton_ops.available()
+    reason = triton_ops.unavailable()
     if reason is not None:
         return reason
     from triton_ops import low_rank
@@ -80,17 +80,13 @@ def _triton_backward(
     return low_rank.backward(dy, x, weight, down, up, p, *needs)
 
 
-def _on_gpu(x: Tensor, *_: Any) -> bool:
-    return x.is_cuda
-
-
 _linear = Operator(
     "low_rank_linear",
     Implementation(
         "triton",
         _triton_linear,
         lambda x, weight, bias, down, up: _triton_unsupported(x, weight, down, up),
-        automatic=_on_gpu,
+        automatic=never,
     ),
     Implementation("eager", _eager_linear),
 )
@@ -100,7 +96,7 @@ _add = Operator(
         "triton",
         _triton_add,
         lambda base, x, down, up: _triton_unsupported(x, None, down, up),
-        automatic=_on_gpu,
+        automatic=never,
     ),
     Implementation("eager", _eager_add),
 )
@@ -110,7 +106,7 @@ _backward = Operator(
         "triton",
         _triton_backward,
         lambda dy, x, weight, down, up, p, needs: _triton_unsupported(x, weight, down, up),
-        automatic=_on_gpu,
+        automatic=never,
     ),
     Implementation("eager", _eager_backward),
 )
@@ -134,9 +130,7 @@ def low_rank_linear(
 
 
 @low_rank_linear.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(_row_count(x), down.shape[0])
 
 

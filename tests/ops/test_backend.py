@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from hybrid_kernels import functional, use_backend
 from hybrid_kernels.ops import backend
 from hybrid_kernels.ops.backend import Implementation, Operator
@@ -37,7 +38,7 @@ def test_fallback_says_why_once(caplog) -> None:
 
 def test_request_that_cannot_be_met_raises_with_the_reason() -> None:
     operator = small_operator(lambda x: "it is Tuesday")
-    with use_backend("triton"), pytest.raises(RuntimeError, match="'triton'.*test_operator.*it is Tuesday"):
+    with use_backend("triton"), pytest.raises(RuntimeError, match=r"'triton'.*test_operator.*it is Tuesday"):
         operator(1)
 
 
@@ -59,7 +60,7 @@ def test_context_restores_and_call_stays() -> None:
 
 
 def test_unknown_backend_is_named() -> None:
-    with pytest.raises(ValueError, match="'tritno'.*'triton'"):
+    with pytest.raises(ValueError, match=r"'tritno'.*'triton'"):
         use_backend("tritno")
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hybrid_kernels import functional, ops
 from torch.utils.checkpoint import checkpoint
+
+from hybrid_kernels import functional, ops
 
 D = torch.float64
 

@@ -1,0 +1,56 @@
+# make demo   the study on an embedded default: sets up, fetches the demo model, trains, reports
+# make test   sets up, then lint, types and all tests
+# make lint   ruff and mypy
+# make bench  the benchmark of one adapted layer, with ratios to the frozen layer and the peers
+#
+# Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
+# a GPU never downloads a CUDA build. TORCH names another one, e.g. make test TORCH=torch==2.11.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_VERSION := 2.13.0
+ifeq ($(shell command -v nvidia-smi),)
+TORCH ?= torch==$(TORCH_VERSION)+cpu
+TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
+else
+TORCH ?= torch==$(TORCH_VERSION)
+TORCH_INDEX :=
+endif
+WORKERS ?= auto
+
+.PHONY: demo test lint bench setup clean
+
+# The extension is part of the set-up, so it is rebuilt when its sources change.
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
+
+setup: $(VENV)/.ready
+
+$(VENV)/.torch:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)" || $(BIN)/pip install --quiet $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja pybind11
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/hybrid-kernels run demo
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/linear_layer.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info hybrid_kernels/_C.* hybrid_kernels/_build_info.json

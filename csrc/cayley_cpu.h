@@ -1,0 +1,47 @@
+// CPU kernels of the Cayley transform: contiguous arrays in, contiguous arrays out, no torch.
+#pragma once
+
+#include <complex>
+#include <cstdint>
+
+namespace hybrid_kernels {
+
+// Blocks up to this size are computed together, kCayleyGroup consecutive matrices at a time; ranges of
+// matrices should then begin at a multiple of it.
+constexpr int64_t kCayleyGroupedMaxBlock = 16;
+constexpr int64_t kCayleyGroup = 16;
+
+// Matrices [begin, end) of a batch: Q = (I − A)(I + A)⁻¹, b × b, for the skew-Hermitian A that `skew`
+// describes: either a full matrix whose skew-Hermitian part is taken, or (packed) the strict upper triangle
+// row by row, b(b−1)/2 values, with a zero diagonal. T is float, double, std::complex<float> or
+// std::complex<double>. A result depends on its own matrix alone, bit for bit.
+template <class T>
+struct CayleyForward {
+  const T* skew;
+  bool packed;
+  int64_t block_size;
+  T* q;
+  int64_t begin, end;
+};
+
+// The gradient with respect to `skew`, from the gradient with respect to Q and Q itself (both b × b): the
+// skew-Hermitian part of dA = −½ (I + Q)ᴴ G (I + Q)ᴴ or, packed, dA[i,j] − conj(dA[j,i]) for i < j.
+template <class T>
+struct CayleyBackward {
+  const T* grad_q;
+  const T* q;
+  bool packed;
+  int64_t block_size;
+  T* grad_skew;
+  int64_t begin, end;
+};
+
+// The same kernels compiled for each instruction set; Task is one of the above.
+template <class Task>
+void cayley_baseline(const Task& task);
+template <class Task>
+void cayley_avx2(const Task& task);
+template <class Task>
+void cayley_avx512(const Task& task);
+
+}  // namespace hybrid_kernels

@@ -1,0 +1,272 @@
+"""The compiled operators ``torch.ops.hybrid_kernels_cpp.*`` against the definition of the Cayley transform."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid_kernels import _extension
+from tests.support import assert_close_by_scale
+
+pytestmark = pytest.mark.skipif(_extension.load() is not None, reason=str(_extension.load()))
+
+SIZES = [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64, 65, 128]
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+OPERATORS = torch.ops.hybrid_kernels_cpp
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_packed(batch: tuple[int, ...], b: int, dtype: torch.dtype, norm: float = 1.0) -> Tensor:
+    """Strict upper triangles of skew-Hermitian matrices whose spectral norm is about ``norm``."""
+    generator = torch.Generator().manual_seed(b)
+    packed = torch.randn(*batch, b * (b - 1) // 2, dtype=dtype, generator=generator)
+    return packed * (norm / (2 * b**0.5))
+
+
+def random_like(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(99))
+
+
+def unpack(packed: Tensor, b: int) -> Tensor:
+    """A[i,j] = p, A[j,i] = −conj(p), i < j, row by row."""
+    row, column = torch.triu_indices(b, b, 1)
+    upper = packed.new_zeros(*packed.shape[:-1], b, b)
+    upper[..., row, column] = packed
+    return upper - upper.mH
+
+
+def definition(a: Tensor) -> Tensor:
+    """(I − A)(I + A)⁻¹ in the dtype of A."""
+    identity = torch.eye(a.shape[-1], dtype=a.dtype)
+    return torch.linalg.solve(identity + a, identity - a, left=False).resolve_conj()
+
+
+def exact(a: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and the gradient of a full skew-Hermitian input, from the definition in extended precision.
+
+    With M = (I + A)⁻¹: dQ = −(I + Q) dA M, so the gradient is −(I + Q)ᴴ G Mᴴ, projected.
+    """
+    double, wide = (np.complex128, np.clongdouble) if a.is_complex() else (np.float64, np.longdouble)
+    x, g = a.resolve_conj().numpy().astype(wide), grad_q.resolve_conj().numpy().astype(wide)
+    identity = np.eye(a.shape[-1])
+    m = np.linalg.inv((identity + x).astype(double)).astype(wide)
+    for _ in range(2):
+        m = m + m @ (identity - (identity + x) @ m)  # Newton's iteration
+    q = (identity - x) @ m
+    d_a = -_adjoint(identity + q) @ g @ _adjoint(m)
+    return torch.from_numpy(q.astype(double)), torch.from_numpy(((d_a - _adjoint(d_a)) / 2).astype(double))
+
+
+def _adjoint(x: np.ndarray) -> np.ndarray:
+    return x.swapaxes(-1, -2).conj()
+
+
+class Cayley(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed_block_size: int | None) -> Tensor:
+        packed = packed_block_size is not None
+        q = OPERATORS.cayley_packed_forward(x, packed_block_size) if packed else OPERATORS.cayley_forward(x)
+        ctx.save_for_backward(q)
+        ctx.packed = packed
+        return q
+
+    @staticmethod
+    def backward(ctx: Any, grad_q: Tensor) -> tuple[Tensor, None]:
+        (q,) = ctx.saved_tensors
+        backward = OPERATORS.cayley_packed_backward if ctx.packed else OPERATORS.cayley_backward
+        return backward(grad_q, q), None
+
+
+@pytest.mark.parametrize("norm", [1e-3, 1.0, 5.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b", SIZES)
+def test_exact(b: int, dtype: torch.dtype, norm: float) -> None:
+    packed = random_packed((max(3, 256 // b),), b, dtype, norm).requires_grad_()
+    a = unpack(packed, b)
+    plain = definition(a)
+    grad_q = random_like(plain)
+    exact_q, exact_grad = exact(a.detach(), grad_q)
+
+    q = OPERATORS.cayley_forward(a.detach())
+    assert_close_by_scale(q, exact_q, plain.detach(), 2)
+    assert_close_by_scale(OPERATORS.cayley_packed_forward(packed.detach(), b), exact_q, plain.detach(), 2)
+
+    plain_grad, plain_grad_packed = torch.autograd.grad(plain, (a, packed), grad_q)
+    plain_grad = (plain_grad - plain_grad.mH) / 2
+    row, column = torch.triu_indices(b, b, 1)
+    assert_close_by_scale(OPERATORS.cayley_backward(grad_q, q), exact_grad, plain_grad.resolve_conj(), 3)
+    grad_packed = OPERATORS.cayley_packed_backward(grad_q, q)
+    assert_close_by_scale(grad_packed, 2 * exact_grad[..., row, column], plain_grad_packed, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("b", [1, 2, 3, 5, 8, 17, 18])
+def test_gradcheck(b: int, dtype: torch.dtype) -> None:
+    x = torch.randn(2, b, b, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(Cayley.apply, (x, None), fast_mode=b > 8)
+    packed = random_packed((2,), b, dtype).requires_grad_()
+    assert torch.autograd.gradcheck(Cayley.apply, (packed, b), fast_mode=b > 8)
+
+
+def test_packing_is_row_by_row() -> None:
+    values = torch.tensor([0.1 + 1j, 0.2, 0.3, 0.4, 0.5, 0.6 - 2j], dtype=torch.complex128)
+    a, b, c, d, e, f = values.tolist()
+    rows = [[0, a, b, c], [-a.conjugate(), 0, d, e], [-b, -d, 0, f], [-c, -e, -f.conjugate(), 0]]
+    expected = definition(torch.tensor(rows, dtype=torch.complex128))
+    torch.testing.assert_close(OPERATORS.cayley_packed_forward(values, 4), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b", [3, 16, 20])
+def test_only_the_skew_part_counts(b: int, dtype: torch.dtype) -> None:
+    x = torch.randn(5, b, b, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(OPERATORS.cayley_forward(x), definition((x - x.mH) / 2))
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 5), (0,), (4, 1), (2, 0, 3)])
+@pytest.mark.parametrize("b", [1, 3, 8, 17])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batch_shapes(dtype: torch.dtype, b: int, batch: tuple[int, ...]) -> None:
+    packed = random_packed(batch, b, dtype)
+    q = OPERATORS.cayley_packed_forward(packed, b)
+    grad_q = random_like(q)
+    grad_packed = OPERATORS.cayley_packed_backward(grad_q, q)
+    assert q.shape == (*batch, b, b) and grad_packed.shape == packed.shape
+    a = unpack(packed, b)
+    assert torch.equal(OPERATORS.cayley_forward(a), q)
+    grad = OPERATORS.cayley_backward(grad_q, q)
+    assert grad.shape == a.shape
+    # One matrix at a time gives the same bits.
+    singles = zip(q.view(-1, b, b), a.view(-1, b, b), grad_q.view(-1, b, b), grad.view(-1, b, b), strict=True)
+    for one_q, one_a, one_grad_q, one_grad in singles:
+        assert torch.equal(OPERATORS.cayley_forward(one_a), one_q)
+        assert torch.equal(OPERATORS.cayley_backward(one_grad_q, one_q), one_grad)
+
+
+@pytest.mark.parametrize("b", [4, 17])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strides_and_lazy_conjugates(dtype: torch.dtype, b: int) -> None:
+    a = unpack(random_packed((6,), b, dtype), b)
+    strided = torch.zeros(b, 12, 2 * b, dtype=dtype)[:, ::2, ::2].permute(1, 2, 0).copy_(a)
+    assert not strided.is_contiguous()
+    q = OPERATORS.cayley_forward(a)
+    assert torch.equal(OPERATORS.cayley_forward(strided), q)
+    assert torch.equal(OPERATORS.cayley_forward(a.conj()), OPERATORS.cayley_forward(a.conj().resolve_conj()))
+    packed = random_packed((6,), b, dtype)
+    column_major = packed.T.contiguous().T
+    expected = OPERATORS.cayley_packed_forward(packed, b)
+    assert torch.equal(OPERATORS.cayley_packed_forward(column_major, b), expected)
+    for grad_q in (torch.ones((), dtype=dtype).expand(q.shape), random_like(q).mH):
+        expected = OPERATORS.cayley_backward(grad_q.resolve_conj().contiguous(), q)
+        assert torch.equal(OPERATORS.cayley_backward(grad_q, q), expected)
+        assert torch.equal(OPERATORS.cayley_backward(grad_q, q.mT.contiguous().mT), expected)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-4, 1.0, 30.0, 1e3, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b", [2, 3, 8, 15, 16, 33, 64])
+def test_large_angles(b: int, dtype: torch.dtype, norm: float) -> None:
+    """As exact and as orthogonal as torch.linalg.solve, which pivots."""
+    a = unpack(random_packed((16,), b, dtype, norm), b)
+    q, plain = OPERATORS.cayley_forward(a), definition(a)
+    assert_close_by_scale(q, exact(a, q)[0], plain, 2)
+
+    def defect(q: Tensor) -> float:
+        wide = q.to(torch.complex128)
+        return torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(b)).max().item()
+
+    assert defect(q) <= max(2 * defect(plain), b**0.5 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("b", [3, 8, 16, 17])
+def test_neighbours_do_not_touch_each_other(b: int) -> None:
+    """Matrices that share registers: a large one is computed another way, one with NaN stays NaN, alone."""
+    a = unpack(random_packed((16,), b, torch.float32), b)
+    expected = OPERATORS.cayley_forward(a)
+    mixed = a.clone()
+    mixed[3] *= 1e4
+    mixed[7, 0, 1] = float("nan")
+    q = OPERATORS.cayley_forward(mixed)
+    others = [i for i in range(16) if i not in (3, 7)]
+    assert torch.equal(q[others], expected[others])
+    assert q[7].isnan().any()
+    torch.testing.assert_close(q[3], definition(mixed[3]), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("b", [1, 4, 16, 17, 40])
+def test_same_bits_with_two_threads(b: int) -> None:
+    a = unpack(random_packed((2500 if b < 17 else 301,), b, torch.float32), b)
+    grad_q = random_like(a)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        q = OPERATORS.cayley_forward(a)
+        results.append((q, OPERATORS.cayley_backward(grad_q, q), OPERATORS.cayley_packed_backward(grad_q, q)))
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set on this architecture"
+)
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instruction_sets(capability: str) -> None:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "test_neighbours or (test_exact and not (64 or 65 or 128))"]
+    root = Path(__file__).parents[2]
+    child = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stdout + child.stderr
+
+
+ANY = torch.zeros(2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: OPERATORS.cayley_forward(torch.zeros(3)),
+            ValueError,
+            r"skew must have shape \(\.\.\., block_size",
+        ),
+        (lambda: OPERATORS.cayley_forward(torch.zeros(2, 3, 4)), ValueError, r"skew must .*got \[2, 3, 4\]"),
+        (lambda: OPERATORS.cayley_forward(torch.zeros(2, 0, 0)), ValueError, r"skew must .*block_size >= 1"),
+        (lambda: OPERATORS.cayley_forward(ANY.half()), TypeError, r"skew must be float32, .* got Half"),
+        (lambda: OPERATORS.cayley_forward(ANY.int()), TypeError, r"skew must be float32, .* got Int"),
+        (lambda: OPERATORS.cayley_packed_forward(ANY.bfloat16(), 3), TypeError, r"packed must be float32"),
+        (
+            lambda: OPERATORS.cayley_packed_forward(ANY, 4),
+            ValueError,
+            r"packed must .*\(\.\.\., 6\) .*got \[2, 3, 3\]",
+        ),
+        (lambda: OPERATORS.cayley_packed_forward(torch.zeros(()), 1), ValueError, r"packed must have shape"),
+        (
+            lambda: OPERATORS.cayley_packed_forward(ANY, 0),
+            ValueError,
+            r"block_size must be at least 1, got 0",
+        ),
+        (lambda: OPERATORS.cayley_backward(ANY, ANY[:1]), ValueError, r"grad_q must have the shape of q"),
+        (lambda: OPERATORS.cayley_backward(ANY.double(), ANY), TypeError, r"grad_q must have the dtype of q"),
+        (lambda: OPERATORS.cayley_backward(ANY[..., 0], ANY[..., 0]), ValueError, r"q must have shape"),
+        (lambda: OPERATORS.cayley_packed_backward(ANY.half(), ANY.half()), TypeError, r"q must be float32"),
+    ],
+)
+def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

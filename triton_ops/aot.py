@@ -1,0 +1,201 @@
+"""Compile every shipped kernel configuration ahead of time, without a GPU.
+
+    python -m triton_ops.aot [--target sm_90 ...] [--json]
+
+The launchers themselves run, on meta tensors, and each launch is turned into a compilation for the target:
+what is compiled is what would run. A kernel passes if it spills no register and fits the target's shared
+memory; the command exits with 1 if any does not.
+"""
+
+import argparse
+import functools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from triton_ops import common, householder, low_rank
+
+
+@dataclass(frozen=True)
+class Target:
+    """Triton's target, the row of the tile tables it takes, and its shared memory per block in KiB."""
+
+    gpu: GPUTarget
+    family: str
+    shared_kib: int
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), "sm80", 163),
+    # Every unlisted GPU takes the default tiles; this is the NVIDIA generation with the least shared memory.
+    "sm_86": Target(GPUTarget("cuda", 86, 32), "default", 99),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), "sm90", 227),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), "sm100", 227),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), "gfx942", 64),
+}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one compiled kernel uses: registers a thread, bytes of shared memory a block, and spills (bytes of
+    stack on NVIDIA, registers on AMD)."""
+
+    target: str
+    case: str
+    kernel: str
+    blocks: dict[str, int]
+    num_warps: int
+    registers: int
+    spills: int
+    shared: int
+    shared_limit: int
+
+    @property
+    def passes(self) -> bool:
+        return self.spills == 0 and self.shared <= self.shared_limit
+
+
+def _low_rank(m: int, k: int, n: int, rank: int, dtype: torch.dtype) -> None:
+    empty = functools.partial(torch.empty, dtype=dtype, device="meta")
+    x, weight, bias, down, up = empty(m, k), empty(n, k), empty(n), empty(rank, k), empty(n, rank)
+    y, p = low_rank.forward(x, weight, bias, down, up)
+    low_rank.backward(y, x, weight, down, up, p, True, True, True)
+    low_rank.add_forward(y, x, down, up)
+    low_rank.backward(y, x, None, down, up, p, True, True, True)
+
+
+def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """(name, precision of float32 products, launchers to run), which together use every tile of every table.
+
+    float16 is left out: it takes the tiles of bfloat16 and instructions of the same shapes.
+    """
+    large, small = (8192, 4096, 4096), (256, 1024, 1024)
+    for size, shape, rank in ("large", large, 32), ("large", large, low_rank.MAX_RANK), ("small", small, 32):
+        for kind, dtype, precision in (
+            ("half", torch.bfloat16, "ieee"),
+            ("tf32", torch.float32, "tf32"),
+            ("ieee", torch.float32, "ieee"),
+        ):
+            yield f"{size} R={rank} {kind}", precision, functools.partial(_low_rank, *shape, rank, dtype)
+    for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
+        u = torch.empty(4096, reflections, device="meta")
+        yield f"n={reflections}", "ieee", functools.partial(householder.factors, u)
+
+
+def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:
+    """The calls of `common.launch` that `run` makes on the target."""
+    launch = mock.Mock()
+    with mock.patch.multiple(
+        common,
+        launch=launch,
+        family=lambda device: target.family,
+        processors=lambda device: 132,
+        dot_precision=lambda dtype: precision,
+    ):
+        run()
+    return launch.call_args_list
+
+
+def _source(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> ASTSource:
+    """What a launch compiles: None and 1 become constants, and multiples of 16 are known to be such."""
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        value = meta[name] if name in meta else args[index]
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif name in meta or value is None or value == 1:
+            signature[name] = "constexpr"
+            constants[name] = value
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def _registers_and_spills(compiled: Any) -> tuple[int, int]:
+    """Read from the binary; Triton itself knows them only after loading it on the device."""
+    if "amdgcn" in compiled.asm:
+        count = dict(re.findall(r"\.(\w+_count):\s+(\d+)", compiled.asm["amdgcn"]))
+        return int(count["vgpr_count"]), int(count["vgpr_spill_count"]) + int(count["sgpr_spill_count"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    count = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    return int(count["REG"]), int(count["STACK"]) + int(count["LOCAL"])
+
+
+def compile_all(targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Record]:
+    """Compile each distinct kernel once for each target named, yielding what it uses as soon as it is known.
+
+    Raises RuntimeError under TRITON_INTERPRET, which leaves nothing to compile.
+    """
+    if common.INTERPRETED.value:
+        raise RuntimeError("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
+    for name in targets:
+        target = TARGETS[name]
+        seen = set()
+        for case, precision, run in _cases():
+            for call in _launches(target, run, precision):
+                kernel, _, *args = call.args
+                options = {key: call.kwargs[key] for key in ("num_warps", "num_stages")}
+                meta = {key: value for key, value in call.kwargs.items() if key not in options}
+                source = _source(kernel, tuple(args), meta)
+                key = (source.hash(), *options.values())
+                if key in seen:
+                    continue
+                seen.add(key)
+                compiled = triton.compile(source, target=target.gpu, options=options)
+                registers, spills = _registers_and_spills(compiled)
+                yield Record(
+                    target=name,
+                    case=case,
+                    kernel=kernel.__name__,
+                    blocks={key: value for key, value in meta.items() if key.startswith("BLOCK")},
+                    num_warps=options["num_warps"],
+                    registers=registers,
+                    spills=spills,
+                    shared=compiled.metadata.shared,
+                    shared_limit=target.shared_kib * 1024,
+                )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m triton_ops.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    options = parser.parse_args()
+    line = "{:8} {:17} {:27} {:>14} {:>5} {:>9} {:>6} {:>16}".format
+    if not options.json:
+        print(line("target", "case", "kernel", "blocks", "warps", "registers", "spills", "shared/limit KiB"))
+    passed = True
+    for record in compile_all(options.target):
+        passed &= record.passes
+        if options.json:
+            print(json.dumps(asdict(record)), flush=True)
+        else:
+            blocks = "x".join(map(str, record.blocks.values()))
+            shared = f"{record.shared / 1024:.0f}/{record.shared_limit // 1024}"
+            used = record.num_warps, record.registers, record.spills, shared
+            row = line(record.target, record.case, record.kernel, blocks, *used)
+            print(row if record.passes else f"{row}  FAILS", flush=True)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
