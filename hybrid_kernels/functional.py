@@ -208,7 +208,8 @@ def hybrid_factors(
     dtype = torch.promote_types(v.dtype, _widened(lora_A.dtype))
     with torch.autocast(u.device.type, enabled=False):
         z = v @ t
-        rotated = weight(z) if callable(weight) else weight @ z.to(weight.dtype)
+        # Written so that the backward, too, multiplies W from the side that BLAS reads along its rows.
+        rotated = weight(z) if callable(weight) else (z.mT.to(weight.dtype) @ weight.mT).mT
         down = torch.cat([lora_A.to(dtype), v.mT.to(dtype)], dim=0)
         up = torch.cat(
             [lora_B.to(dtype) * (mixing * scaling), rotated.to(dtype) * (mixing - 1.0)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,14 +20,19 @@ class FactorCache:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
-    def get(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Any], training: bool) -> Any:
-        """``compute()``, or what it returned last time for this ``name`` if no tensor in ``sources`` has changed."""
+    def get(
+        self, name: str, sources: Callable[[], Iterable[Tensor]], compute: Callable[[], Any], training: bool
+    ) -> Any:
+        """``compute()``, or what it returned last time for this ``name`` if no tensor of ``sources()`` has changed."""
         if torch.compiler.is_compiling():
             return compute()
-        if training or torch.is_grad_enabled() or any(not _has_version(t) for t in sources):
+        if training or torch.is_grad_enabled():
             self.clear()
             return compute()
-        key = tuple((id(t), t._version, t.data_ptr()) for t in sources)
+        tensors = list(sources())
+        if not all(_has_version(t) for t in tensors):
+            return compute()
+        key = tuple((id(t), t._version, t.data_ptr()) for t in tensors)
         kept = self._kept.get(name)
         if kept is None or kept[0] != key:
             kept = self._kept[name] = (key, compute())

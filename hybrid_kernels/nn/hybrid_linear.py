@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +51,13 @@ def hybrid_forward(
     base_layer: nn.Module, x: Tensor, adapters: Sequence[HybridAdapter], cache: FactorCache, training: bool
 ) -> Tensor:
     """y = (x Q) W'ᵀ + b for the adapters that are active; x (..., in_features), y (..., out_features)."""
-    weight = getattr(base_layer, "weight", None)
-    sources = [t for a in adapters for t in (*a.parameters(), *a.buffers())]
-    if isinstance(weight, Tensor):
-        sources.append(weight)
+
+    def sources() -> Iterator[Tensor]:
+        for adapter in adapters:
+            yield from adapter.parameters()
+            yield from adapter.buffers()
+        yield from base_layer.parameters()
+
     if any(adapter.has_rotation for adapter in adapters):
         (adapter,) = adapters  # the callers see to it that a rotation stands alone
         x = functional.block_rotate(x, cache.get("rotation", sources, adapter.rotation, training))
