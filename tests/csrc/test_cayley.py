@@ -114,6 +114,19 @@ def test_exact(b: int, dtype: torch.dtype, norm: float) -> None:
     assert_close_by_scale(grad_packed, 2 * exact_grad[..., row, column], plain_grad_packed, 3)
 
 
+def test_long_sums_are_split() -> None:
+    """256 products a sum, twice: added one after the other they miss the bound."""
+    results = []
+    for dtype in (torch.complex64, torch.complex128):
+        a = unpack(random_packed((1,), 256, torch.complex64, 1e-3), 256).to(dtype).requires_grad_()
+        grad_q = random_like(a.detach().to(torch.complex64)).to(dtype)
+        (grad,) = torch.autograd.grad(definition(a), a, grad_q)
+        results.append(((grad - grad.mH) / 2).resolve_conj())
+    q = OPERATORS.cayley_forward(a.detach().to(torch.complex64))
+    grad = OPERATORS.cayley_backward(grad_q.to(torch.complex64), q)
+    assert_close_by_scale(grad, results[1], results[0], 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("b", [1, 2, 3, 5, 8, 17, 18])
 def test_gradcheck(b: int, dtype: torch.dtype) -> None:

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+
+from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig
+from tests.training.support import HYBRID
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def error_of(values, write_config) -> str:
+    with pytest.raises(ValueError) as caught:
+        RunConfig.load(write_config(values))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", [DEMO_CONFIG, *sorted(EXAMPLES.glob("*.yaml"))], ids=lambda path: path.name)
+def test_shipped_configurations_load(path):
+    config = RunConfig.load(path)
+    assert {method.method for method in config.methods} == {"lora", "hra", "hybrid"}
+
+
+def test_demo_names_every_key():
+    """The demo's file is the documentation of the format."""
+    import yaml
+
+    written = yaml.safe_load(DEMO_CONFIG.read_text())
+    config = RunConfig.load(DEMO_CONFIG)
+    for name in ("model", "data", "training", "evaluation"):
+        assert set(written[name]) == set(type(getattr(config, name)).model_fields), name
+    optional = {"name", "learning_rate"}
+    for method, values in zip(config.methods, written["methods"], strict=True):
+        assert set(values) == set(type(method).model_fields) - optional, method.method
+
+
+def test_overrides(values, write_config):
+    config = RunConfig.load(write_config(values), model="m", data="d", output="o", seed=7)
+    assert (config.model.name, config.data.source, config.output) == ("m", "d", "o")
+    assert config.training.seeds == [7]
+
+
+def test_misspelt_keys_name_path_and_nearest_key(values, write_config):
+    values["training"]["learning_rat"] = 1
+    values["methods"].append(HYBRID | {"reflection": 4})
+    message = error_of(values, write_config)
+    assert "training.learning_rat: unknown key; did you mean 'learning_rate'?" in message
+    assert "methods[1].reflection: unknown key; did you mean 'reflections'?" in message
+    assert "2 problems" in message and "config.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "expected"),
+    [
+        (
+            "training",
+            {"batch_size": 0},
+            "training.batch_size: input should be greater than or equal to 1 (it is 0)",
+        ),
+        ("training", {"epochs": 1}, "training: give exactly one of epochs and steps"),
+        ("training", {"seeds": [1, 1]}, "training: seeds are repeated: [1, 1]"),
+        (
+            "data",
+            {"train_split": "tran"},
+            "data.train_split: input should be 'train', 'dev' or 'test' (it is 'tran')",
+        ),
+        ("governance", {"langage": {}}, "governance.langage: unknown key; did you mean 'language'?"),
+        (
+            "governance",
+            {"language": {"min_script": 2}},
+            "governance.language.min_script: input should be less than",
+        ),
+    ],
+)
+def test_wrong_values(values, write_config, section, change, expected):
+    values[section] = (values[section] or {}) | change
+    assert expected in error_of(values, write_config)
+
+
+def test_wrong_methods(values, write_config):
+    lora = values["methods"][0]
+    values["methods"] = [lora, lora]
+    assert "two methods have the same name" in error_of(values, write_config)
+    values["methods"] = [{"method": "lorra", "r": 4}]
+    message = error_of(values, write_config)
+    assert "methods[0]" in message and "'lora', 'hra', 'hybrid'" in message
+    values["methods"] = [HYBRID | {"reflections": 3}]
+    assert "methods[0].reflections: input should be a multiple of 2 (it is 3)" in error_of(
+        values, write_config
+    )
+    values["methods"] = [{"method": "lora", "alpha": 1}]
+    assert "methods[0].r: required, but missing" in error_of(values, write_config)
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no configuration file"):
+        RunConfig.load(tmp_path / "absent.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match="is not a YAML file"):
+        RunConfig.load(path)
+    path.write_text("- a list")
+    with pytest.raises(ValueError, match="holds list"):
+        RunConfig.load(path)

@@ -1,0 +1,193 @@
+import json
+import mmap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hybrid_kernels.training import run as run_module
+from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.run import evaluate_predictions, evaluate_run, load_data, run
+from tests.training.support import HRA, HYBRID
+
+QUIET = Console(quiet=True)
+
+
+def run_quietly(values, **kwargs):
+    return run(RunConfig.model_validate(values), footprint=False, report=False, console=QUIET, **kwargs)
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_results_of_all_methods(values, monkeypatch):
+    """The whole way: governance, three methods, two seeds, footprint, report."""
+    from hybrid_kernels.evaluation.results import parse_results
+    from hybrid_kernels.training import footprint
+
+    monkeypatch.setattr(footprint, "ROUNDS", 3)
+    values["methods"] += [HRA, HYBRID]
+    values["training"]["seeds"] = [0, 1]
+    values["governance"] = {"language": {"enabled": False}, "duplicates": {"enabled": False}}
+    results = run(RunConfig.model_validate(values), console=QUIET)
+    folder = Path(values["output"])
+    assert json.loads((folder / "results.json").read_text()) == results
+    parse_results(results)
+    assert [(one["name"], one["backend"]) for one in results["methods"]] == [
+        ("lora", "peft"),
+        ("hra", "peft"),
+        ("hybrid", "hybrid-kernels"),
+    ]
+    assert results["data"]["train_rows_raw"] == 48
+    assert results["governance"]["kept"] == results["data"]["train_rows"] == 48
+    assert results["data"]["evaluation_rows"] == 24
+    for method in results["methods"]:
+        assert method["step_time_ratio"] > 0.5
+        lower, upper = method["step_time_spread"]
+        assert lower <= method["step_time_ratio"] <= upper
+        assert method["peak_memory_bytes"] > 0
+        assert method["adapter_bytes"] > 4 * method["trainable_parameters"]
+        assert set(method["evaluation"]["per_language"]) == {"de", "en"}
+        assert method["spread"]["accuracy"] is not None
+        assert sum(one["count"] for one in method["evaluation"]["reliability"]) == 2 * 24
+    # LoRA r = 4 on two 32 × 32 layers of each of two blocks; pooler and classifier are trained as well.
+    head = 32 * 32 + 32 + 3 * 32 + 3
+    counts = [method["trainable_parameters"] for method in results["methods"]]
+    assert counts == [4 * 2 * 4 * 32 + head, 4 * 4 * 32 + head, 4 * (2 * 4 + 2) * 32 + head]
+    assert (folder / "report.html").is_file()
+    before = modified(folder / "methods")
+    again = run(RunConfig.model_validate(values), console=QUIET)
+    assert modified(folder / "methods") == before
+    assert again["methods"] == results["methods"]
+
+
+def test_only_what_changed_is_done_again(values):
+    values["methods"].append(HRA)
+    run_quietly(values)
+    folder = Path(values["output"]) / "methods"
+    before = modified(folder)
+    values["methods"][1] = HRA | {"r": 2}
+    # A checkpoint's distance does not change the result.
+    values["training"]["checkpoint_steps"] = 3
+    run_quietly(values)
+    after = modified(folder)
+    assert all(after[name] == stamp for name, stamp in before.items() if name.startswith("lora"))
+    assert after["hra/seed-0/result.json"] != before["hra/seed-0/result.json"]
+
+
+def test_changed_rows_train_again(values, tiny_data, tmp_path):
+    run_quietly(values)
+    marker = Path(values["output"]) / "methods" / "lora" / "seed-0" / "result.json"
+    before = marker.stat().st_mtime_ns
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (data / name).write_text((tiny_data / name).read_text().replace("cat", "dog", 1))
+    values["data"]["source"] = str(data)
+    run_quietly(values)
+    assert marker.stat().st_mtime_ns != before
+
+
+def test_malformed_rows_are_written_and_counted(values, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (data / name).write_text((tiny_data / name).read_text() + "{broken\n")
+    values["data"]["source"] = str(data)
+    results = run_quietly(values)
+    assert results["data"]["malformed_rows"] == 2
+    lines = [
+        json.loads(line) for line in (Path(values["output"]) / "malformed.jsonl").read_text().splitlines()
+    ]
+    assert [(Path(one["file"]).name, one["line"]) for one in lines] == [
+        ("train.jsonl", 49),
+        ("test.jsonl", 25),
+    ]
+
+
+def test_saved_adapters_evaluate_to_the_results(values):
+    values["methods"].append(HYBRID)
+    results = run_quietly(values)
+    found = evaluate_run(Path(values["output"]), console=QUIET)
+    for method in results["methods"]:
+        for metric, value in method["evaluation"]["macro"].items():
+            assert found[method["name"]]["evaluation"]["macro"][metric] == pytest.approx(value, abs=1e-4)
+
+
+def test_seeds_differ_and_are_averaged(values):
+    one = run_quietly(values | {"output": values["output"] + "-one"})
+    values["training"]["seeds"] = [0, 1]
+    both = run_quietly(values)
+    assert one["methods"][0]["spread"]["nll"] is None
+    assert both["methods"][0]["spread"]["nll"] > 0
+    assert both["methods"][0]["history"] == one["methods"][0]["history"]
+
+
+def test_evaluate_predictions_by_hand():
+    labels, languages = np.array([0, 1, 0, 1]), np.array(["en", "en", "sw", "sw"])
+    right = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]])
+    wrong = np.array([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]])
+    seeds = [{"probabilities": one, "labels": labels, "languages": languages} for one in (right, wrong)]
+    found = evaluate_predictions(seeds, "en")
+    assert found["evaluation"]["per_language"]["en"]["accuracy"] == pytest.approx(0.75)
+    assert found["evaluation"]["per_language"]["sw"]["accuracy"] == pytest.approx(0.25)
+    assert found["evaluation"]["macro"]["accuracy"] == pytest.approx(0.5)
+    assert found["evaluation"]["parity"]["gap"] == pytest.approx(0.5)
+    # Accuracy 0.75 and 0.25, gap 0.5 and 0.5.
+    assert found["spread"]["accuracy"] == pytest.approx(np.std([0.75, 0.25], ddof=1))
+    assert found["spread"]["gap"] == pytest.approx(0.0)
+
+
+def test_one_split_is_divided(values, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dev.jsonl").write_text((tiny_data / "train.jsonl").read_text())
+    values["data"] = {"source": str(data), "train_split": "dev", "evaluation_split": "dev"}
+    train, evaluation, _ = load_data(RunConfig.model_validate(values))
+    assert len(train) == len(evaluation) == 24
+    assert not {row["item"] for row in train} & {row["item"] for row in evaluation}
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("data", {"train_split": "dev"}, "data.train_split is 'dev', but .* has only test, train"),
+        ("data", {"languages": ["en", "sw"]}, "no rows in sw; it has de, en"),
+        ("data", {"languages": ["de"]}, "no evaluation rows in en; there are rows in de"),
+        ("evaluation", {"reference_language": "fr"}, "no evaluation rows in fr"),
+    ],
+)
+def test_data_that_does_not_fit(values, section, change, message):
+    values[section] |= change
+    with pytest.raises(ValueError, match=message):
+        load_data(RunConfig.model_validate(values))
+
+
+def test_governance_is_skipped_when_done(values, monkeypatch):
+    values["governance"] = {"language": {"enabled": False}}
+    first = run_quietly(values)
+    monkeypatch.setattr(run_module, "govern_rows", lambda *args: pytest.fail("governed again"))
+    assert run_quietly(values)["governance"] == first["governance"]
+
+
+def test_run_without_rows_left(values):
+    values["governance"] = {"language": {"enabled": False}, "quality": {"min_letters": 1000}}
+    with pytest.raises(ValueError, match="governance kept none of 48 training rows"):
+        run_quietly(values)
+
+
+def test_peak_memory_sees_an_allocation():
+    from hybrid_kernels.training.footprint import _resident_rise
+
+    def allocate():
+        # Not by malloc, which may hand out memory that is resident already.
+        with mmap.mmap(-1, 64 * 2**20) as block:
+            block.write(bytes(64 * 2**20))
+            time.sleep(0.02)
+
+    assert 64 * 2**20 <= _resident_rise(allocate) < 150 * 2**20
