@@ -65,7 +65,6 @@ def extension(with_cuda: bool) -> Extension:
     return CUDAExtension(
         "hybrid_kernels._C",
         sources,
-        define_macros=[("HYBRID_KERNELS_WITH_CUDA", None)],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         py_limited_api=True,
     )

@@ -14,10 +14,10 @@ namespace hybrid_kernels {
 namespace {
 
 // Elimination without pivoting is stable while the entries of A are moderate: its pivots have real part >= 1,
-// but its intermediate entries can grow to ‖A‖². Matrices with a larger entry are eliminated with row
-// pivoting. Measured in float32 against torch.linalg.solve (dense, sparse, graded and rank-two A): at this
-// limit the mean error ratio stays below 2; at twice the limit it reaches 3 to 4 for b < 8 and stays below 3
-// for b >= 8.
+// but intermediate entries can grow to ‖A‖². A matrix with an entry above this limit is eliminated with row
+// pivoting. Largest mean error, relative to torch.linalg.solve in float32, of unpivoted elimination over
+// dense, sparse, graded and rank-two A of sizes 2 to 128: 2.1 up to the limit, 2.7 up to twice, 6.8 up to
+// four times.
 constexpr double unpivoted_limit(int64_t block_size) { return block_size < 8 ? 2.0 : 4.0; }
 
 constexpr int64_t packed_size(int64_t block_size) { return block_size * (block_size - 1) / 2; }

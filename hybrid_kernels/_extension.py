@@ -12,7 +12,7 @@ import torch
 #: A matrix is computed by one thread there, and the lead over torch.linalg shrinks with the size. Forward and
 #: backward against autograd through torch.linalg.solve, float32, one interleaved run on one core of an AMD EPYC
 #: (Zen 5), torch 2.13, batch × block: 4096×4 12×, 4096×8 16×, 2048×16 12×, 1024×32 9.8×, 512×64 7.9×, 128×128 6.0×,
-#: 32×256 4.7×, 4×512 3.1×. The smallest lead over float64, complex64 and complex128 up to this size: 2.6×, at 4×256.
+#: 32×256 4.7×, 4×512 3.2×. The smallest lead over float64, complex64 and complex128: 2.3×, at 16×128 in complex128.
 CAYLEY_CPU_MAX_BLOCK = 256
 
 _BUILD_INFO = Path(__file__).with_name("_build_info.json")

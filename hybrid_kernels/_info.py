@@ -60,7 +60,11 @@ def collect() -> dict[str, Any]:
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip},
         "packages": {package: _version(package) for package in _PACKAGES},
         "gpus": _gpus(),
-        "extension": {"loaded": _extension.load() is None, "reason": _extension.load(), **_extension.build_info()},
+        "extension": {
+            "loaded": _extension.load() is None,
+            "reason": _extension.load(),
+            **_extension.build_info(),
+        },
         "backend_requested": current_backend(),
         "operators": _operators(),
     }

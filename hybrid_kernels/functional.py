@@ -9,6 +9,8 @@ the apply stage. Errors are ValueError for shapes and TypeError for dtypes and d
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +85,13 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(x.device.type)
 
 
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, at no cost where it is off already."""
+    if torch.is_autocast_enabled(tensor.device.type):
+        return torch.autocast(tensor.device.type, enabled=False)
+    return nullcontext()
+
+
 def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
     """y = x Wᵀ + b + (x downᵀ) upᵀ.
 
@@ -97,7 +106,7 @@ def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor
     _check_factors(down, up, n, k)
     dtype = _autocast_dtype(x)
     if dtype is not None:
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             cast_bias = None if bias is None else bias.to(dtype)
             return low_rank_linear(x.to(dtype), weight.to(dtype), cast_bias, down.to(dtype), up.to(dtype))
     _check_together(x=x, weight=weight, bias=bias)
@@ -118,19 +127,14 @@ def low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
             f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}"
         )
     _check_factors(down, up, base.shape[-1], x.shape[-1])
-    if _autocast_dtype(x) is not None or x.dtype != base.dtype:
-        # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
-        with torch.autocast(x.device.type, enabled=False):
-            return _low_rank_add(base, x.to(base.dtype), down, up)
-    return _low_rank_add(base, x, down, up)
-
-
-def _low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    _check_together(base=base, x=x)
-    down, up = _as_factors(x, down, up)
-    if current_backend() == "reference":
-        return reference.low_rank_add(base, x, down, up)
-    return ops.low_rank_add(base, x, down, up)[0]
+    # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
+    x = x.to(base.dtype)
+    with _no_autocast(x):
+        _check_together(base=base, x=x)
+        down, up = _as_factors(x, down, up)
+        if current_backend() == "reference":
+            return reference.low_rank_add(base, x, down, up)
+        return ops.low_rank_add(base, x, down, up)[0]
 
 
 def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int) -> None:
@@ -167,7 +171,7 @@ def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
     u = u.to(_widened(u.dtype))
     if current_backend() == "reference":
         return reference.householder_factors(u)
-    with torch.autocast(u.device.type, enabled=False):
+    with _no_autocast(u):
         return ops.householder_factors(u)
 
 
@@ -182,7 +186,7 @@ def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
     _check_device("u", u, "x", x)
     if current_backend() == "reference":
         return reference.householder_rotate(x, u.to(x.dtype), transpose)
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         v, t = householder_factors(u)
         # x Hᵀ = x − (x v) tᵀ vᵀ: a low-rank update of x itself.
         return low_rank_add(x, x, v.mT, -(v @ (t.mT if transpose else t)))
@@ -206,7 +210,7 @@ def hybrid_factors(
     """
     v, t = householder_factors(u)
     dtype = torch.promote_types(v.dtype, _widened(lora_A.dtype))
-    with torch.autocast(u.device.type, enabled=False):
+    with _no_autocast(u):
         z = v @ t
         # Written so that the backward, too, multiplies W from the side that BLAS reads along its rows.
         rotated = weight(z) if callable(weight) else (z.mT.to(weight.dtype) @ weight.mT).mT
@@ -273,7 +277,7 @@ def cayley(skew: Tensor) -> Tensor:
     skew = _as_cayley_input("skew", skew)
     if current_backend() == "reference":
         return reference.cayley(skew)
-    with torch.autocast(skew.device.type, enabled=False):
+    with _no_autocast(skew):
         return ops.cayley(skew)
 
 
@@ -289,7 +293,7 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
     packed = _as_cayley_input("packed", packed)
     if current_backend() == "reference":
         return reference.cayley_packed(packed, block_size)
-    with torch.autocast(packed.device.type, enabled=False):
+    with _no_autocast(packed):
         return ops.cayley_packed(packed, block_size)
 
 
@@ -307,5 +311,5 @@ def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     q = q.to(x.dtype)
     if current_backend() == "reference":
         return reference.block_rotate(x, q)
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         return ops.block_rotate(x, q)

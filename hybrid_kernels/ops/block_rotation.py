@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.registration import operator
 
 
 def _blocks(x: Tensor, q: Tensor) -> Tensor:
@@ -32,37 +33,30 @@ _rotate = Operator("block_rotate", Implementation("eager", _eager))
 _weight_gradient = Operator("block_rotate_weight_gradient", Implementation("eager", _eager_weight_gradient))
 
 
-@torch.library.custom_op("hybrid_kernels::block_rotate", mutates_args=())
-def block_rotate(x: Tensor, q: Tensor) -> Tensor:
+def _rotate_forward(x: Tensor, q: Tensor) -> Tensor:
     """y (..., k·b); see the module's docstring."""
     return _rotate(x, q)
 
 
-@block_rotate.register_fake
-def _(x: Tensor, q: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("hybrid_kernels::block_rotate_weight_gradient", mutates_args=())
-def block_rotate_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
+def _weight_gradient_forward(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
     """dq (k, b, b); ``q`` gives the shape."""
     return _weight_gradient(x, dy, q)
 
 
-@block_rotate_weight_gradient.register_fake
-def _(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
-    return q.new_empty(q.shape)
+block_rotate_weight_gradient = operator(
+    "block_rotate_weight_gradient", _weight_gradient_forward, lambda x, dy, q: q.new_empty(q.shape)
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, q = ctx.saved_tensors
     need_x, need_q = ctx.needs_input_grad
     dx = block_rotate(dy, q.mT.conj_physical().contiguous()) if need_x else None
     return dx, block_rotate_weight_gradient(x, dy, q) if need_q else None
 
 
-block_rotate.register_autograd(_autograd, setup_context=_setup)
+block_rotate = operator("block_rotate", _rotate_forward, lambda x, q: x.new_empty(x.shape), _setup, _backward)

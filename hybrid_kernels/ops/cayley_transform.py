@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.registration import operator
 
 
 def _adjoint(x: Tensor) -> Tensor:
@@ -88,47 +89,44 @@ _backward = _operator("cayley_backward", _eager_backward)
 _packed_backward = _operator("cayley_packed_backward", _eager_packed_backward)
 
 
-@torch.library.custom_op("hybrid_kernels::cayley", mutates_args=())
-def cayley(skew: Tensor) -> Tensor:
+def _cayley(skew: Tensor) -> Tensor:
     """Q (..., b, b) of the skew-Hermitian part of ``skew`` (..., b, b)."""
     return _forward(skew)
 
 
-@cayley.register_fake
-def _(skew: Tensor) -> Tensor:
-    return skew.new_empty(skew.shape)
-
-
-@torch.library.custom_op("hybrid_kernels::cayley_packed", mutates_args=())
-def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
+def _cayley_packed(packed: Tensor, block_size: int) -> Tensor:
     """Q (..., b, b) of the matrices packed in (..., b(b−1)/2)."""
     return _packed_forward(packed, block_size)
 
 
-@cayley_packed.register_fake
-def _(packed: Tensor, block_size: int) -> Tensor:
-    return packed.new_empty(*packed.shape[:-1], block_size, block_size)
-
-
-@torch.library.custom_op("hybrid_kernels::cayley_backward", mutates_args=())
-def cayley_backward(grad_q: Tensor, q: Tensor, packed: bool) -> Tensor:
+def _cayley_backward(grad_q: Tensor, q: Tensor, packed: bool) -> Tensor:
     """The gradient of the full (..., b, b) or packed (..., b(b−1)/2) input from that of Q (..., b, b)."""
     return _packed_backward(grad_q, q) if packed else _backward(grad_q, q)
 
 
-@cayley_backward.register_fake
-def _(grad_q: Tensor, q: Tensor, packed: bool) -> Tensor:
+def _cayley_backward_fake(grad_q: Tensor, q: Tensor, packed: bool) -> Tensor:
     b = q.shape[-1]
     return q.new_empty(*q.shape[:-2], b * (b - 1) // 2) if packed else q.new_empty(q.shape)
+
+
+cayley_backward = operator("cayley_backward", _cayley_backward, _cayley_backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output)
 
 
-cayley.register_autograd(
-    lambda ctx, grad_q: cayley_backward(grad_q, ctx.saved_tensors[0], False), setup_context=_setup
+cayley = operator(
+    "cayley",
+    _cayley,
+    lambda skew: skew.new_empty(skew.shape),
+    _setup,
+    lambda ctx, grad_q: cayley_backward(grad_q, ctx.saved_tensors[0], False),
 )
-cayley_packed.register_autograd(
-    lambda ctx, grad_q: (cayley_backward(grad_q, ctx.saved_tensors[0], True), None), setup_context=_setup
+cayley_packed = operator(
+    "cayley_packed",
+    _cayley_packed,
+    lambda packed, block_size: packed.new_empty(*packed.shape[:-1], block_size, block_size),
+    _setup,
+    lambda ctx, grad_q: (cayley_backward(grad_q, ctx.saved_tensors[0], True), None),
 )

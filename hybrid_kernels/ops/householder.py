@@ -20,6 +20,7 @@ from torch import Tensor
 
 import triton_ops
 from hybrid_kernels.ops.backend import Implementation, Operator, never
+from hybrid_kernels.ops.registration import operator
 
 
 def _inverse_norm(u: Tensor) -> Tensor:
@@ -57,14 +58,12 @@ _factors = Operator(
 )
 
 
-@torch.library.custom_op("hybrid_kernels::householder_factors", mutates_args=())
-def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(u: Tensor) -> tuple[Tensor, Tensor]:
     """(v, t); see the module's docstring."""
     return _factors(u)
 
 
-@householder_factors.register_fake
-def _(u: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(u: Tensor) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty(u.shape[1], u.shape[1])
 
 
@@ -73,7 +72,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> No
     ctx.save_for_backward(inputs[0], *output)
 
 
-def _autograd(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor | None:
+def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor | None:
     u, v, t = ctx.saved_tensors
     total = torch.zeros_like(v) if dv is None else dv
     if dt is not None:
@@ -82,4 +81,4 @@ def _autograd(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor | None:
     return (total - v * (v * total).sum(0)) * _inverse_norm(u)
 
 
-householder_factors.register_autograd(_autograd, setup_context=_setup)
+householder_factors = operator("householder_factors", _forward, _fake, _setup, _backward)

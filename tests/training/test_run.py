@@ -9,7 +9,8 @@ from rich.console import Console
 
 from hybrid_kernels.training import run as run_module
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.run import evaluate_predictions, evaluate_run, load_data, run
+from hybrid_kernels.training.results import evaluate_predictions
+from hybrid_kernels.training.run import evaluate_run, load_data, run
 from tests.training.support import HRA, HYBRID
 
 QUIET = Console(quiet=True)

@@ -1,0 +1,3 @@
+from hybrid_kernels.cli import main
+
+main()

@@ -1,0 +1,46 @@
+"""Atomic files, and stages that are skipped when their result is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file such that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def content_key(*values: Any) -> str:
+    """A digest of JSON-able values."""
+    return hashlib.blake2b(
+        json.dumps(values, sort_keys=True, ensure_ascii=False).encode(), digest_size=16
+    ).hexdigest()
+
+
+def stage(marker: Path, key: str, compute: Callable[[], Any]) -> tuple[Any, bool]:
+    """The result stored in `marker` if it was made with the same key, else `compute()`'s, stored last of all.
+
+    Returns (result, whether it was there already). The result has to be JSON-able.
+    """
+    if marker.is_file():
+        stored = read_json(marker)
+        if stored["key"] == key:
+            return stored["result"], True
+    result = compute()
+    write_json(marker, {"key": key, "result": result})
+    return result, False
