@@ -13,11 +13,13 @@ from hybrid_kernels.adapters.regularization import (
     norm_preservation_penalty,
     orthogonality_penalty,
 )
+from hybrid_kernels.adapters.trainer import HybridTrainer
 
 __all__ = [
     "GradientNormMixing",
     "HybridConfig",
     "HybridModel",
+    "HybridTrainer",
     "export_lora",
     "initialize_gradient_aligned",
     "mixing_values",

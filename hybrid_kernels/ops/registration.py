@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _PLAIN = (Tensor, nn.Parameter, type(None))
 
@@ -42,7 +43,11 @@ def operator(
             setup_context(ctx, args, output)
             return output
 
-        members = {"forward": staticmethod(forward_with_context), "backward": staticmethod(backward)}
+        # Saved intermediates carry no graph, so a second derivative would be silently wrong: it raises instead.
+        members = {
+            "forward": staticmethod(forward_with_context),
+            "backward": staticmethod(once_differentiable(backward)),
+        }
         direct = type(name, (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
 
     def call(*args: Any) -> Any:

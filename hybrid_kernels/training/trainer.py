@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
+from hybrid_kernels.adapters import HybridTrainer, mixing_values
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod, RunConfig
 from hybrid_kernels.training.data import LABELS, Row
@@ -42,39 +42,22 @@ class Trained:
     mixing_history: list[dict[str, Any]]
 
 
-class MethodTrainer(Trainer):
-    """Cross-entropy + μ · orthogonality penalty; the logged loss is the cross-entropy, the same for every method."""
-
-    def __init__(self, *args: Any, orthogonality_weight: float, hybrid: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.orthogonality_weight = orthogonality_weight
-        self.hybrid = hybrid
-        self.penalty = 0.0
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not (self.orthogonality_weight and model.training):
-            return result
-        from hybrid_kernels.adapters import orthogonality_penalty
-
-        penalty = self.orthogonality_weight * orthogonality_penalty(self.accelerator.unwrap_model(model))
-        self.penalty = penalty.item()
-        return (result[0] + penalty, result[1]) if return_outputs else result + penalty
+class MethodTrainer(HybridTrainer):
+    """Logs the cross-entropy without the penalty, the same for every method, and λ of hybrid layers now and then."""
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        # Logged at every step, so `penalty` belongs to this loss. In the log history, mixing survives a resume.
+        # Logged at every step, so the last penalty belongs to this loss. In the log history, mixing survives a resume.
         if "loss" in logs:
-            logs["loss"] -= self.penalty
+            logs["loss"] -= self.last_penalty.item()
             if not math.isfinite(logs["loss"]):
                 raise FloatingPointError(
                     f"the training loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate "
                     f"(it is {self.args.learning_rate})"
                 )
-            if self.hybrid and self.state.global_step % max(1, self.state.max_steps // MIXING_RECORDS) == 0:
-                from hybrid_kernels.adapters import mixing_values
-
+            if (
+                self.is_hybrid
+                and self.state.global_step % max(1, self.state.max_steps // MIXING_RECORDS) == 0
+            ):
                 assert self.model is not None
                 logs["mixing"] = mixing_values(self.model)
         super().log(logs, *args, **kwargs)
@@ -185,9 +168,8 @@ def train(
         args=arguments,
         train_dataset=examples,
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[*_mixing(method), _Bar(f"{method.label}, seed {seed}"), *callbacks],
+        callbacks=[_Bar(f"{method.label}, seed {seed}"), *callbacks],
         orthogonality_weight=methods.orthogonality_weight(method),
-        hybrid=isinstance(method, HybridMethod),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -249,14 +231,6 @@ def load_predictions(path: Path) -> dict[str, np.ndarray]:
     """`probabilities` (n, classes), `labels` (n,), `languages` (n,), `ids` (n,)."""
     with np.load(path) as file:
         return dict(file)
-
-
-def _mixing(method: LoraMethod | HraMethod | HybridMethod) -> list[TrainerCallback]:
-    if isinstance(method, HybridMethod) and method.mixing == "gradient_norm":
-        from hybrid_kernels.adapters import GradientNormMixing
-
-        return [GradientNormMixing()]
-    return []
 
 
 def _arguments(

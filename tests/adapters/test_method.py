@@ -8,6 +8,7 @@ from torch import nn
 from hybrid_kernels.adapters import (
     GradientNormMixing,
     HybridConfig,
+    HybridTrainer,
     initialize_gradient_aligned,
     mixing_values,
     norm_preservation_defects,
@@ -184,16 +185,57 @@ def test_mixing_bounds_overflow_and_fixed_rule(batches) -> None:
         GradientNormMixing(minimum=0.9, maximum=0.1)
 
 
-def test_trainer_callback_runs_before_the_optimizer(make_base, batch, tmp_path) -> None:
-    from transformers import Trainer, TrainingArguments
+def trainer_parts(make_base, batch, tmp_path):
+    from transformers import TrainingArguments
 
     model = get_peft_model(make_base(), HybridConfig(r=4, reflections=4, target_modules=["query"]))
-    rows = [{k: v[i] for k, v in batch.items()} for i in range(6)]
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], disable_tqdm=True
     )
+    return model, arguments, [{k: v[i] for k, v in batch.items()} for i in range(6)]
+
+
+def test_trainer_callback_runs_before_the_optimizer(make_base, batch, tmp_path) -> None:
+    from transformers import Trainer
+
+    model, arguments, rows = trainer_parts(make_base, batch, tmp_path)
     Trainer(model, arguments, train_dataset=rows, callbacks=[GradientNormMixing()]).train()
     assert all(value != 0.5 for value in mixing_values(model).values())
+
+
+def test_hybrid_trainer_adds_mixing_and_penalties(make_base, batch, tmp_path) -> None:
+    model, arguments, rows = trainer_parts(make_base, batch, tmp_path)
+    trainer = HybridTrainer(
+        model, arguments, train_dataset=rows, orthogonality_weight=0.3, norm_preservation_weight=0.1
+    )
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "hybrid_adapters"):
+                module.adapter("default").householder_u.normal_()
+    trainer.train()
+    assert all(value != 0.5 for value in mixing_values(model).values())
+    model.eval()
+    plain = float(trainer.compute_loss(model, batch))
+    assert plain == pytest.approx(float(model(**batch).loss))
+    model.train()
+    torch.manual_seed(0)
+    with_penalty = float(trainer.compute_loss(model, batch))
+    torch.manual_seed(0)
+    without = float(model(**batch).loss)
+    expected = 0.3 * orthogonality_penalty(model) + 0.1 * norm_preservation_penalty(model)
+    assert with_penalty - without == pytest.approx(float(expected), rel=1e-4)
+    with pytest.raises(ValueError, match="orthogonality_weight is -1"):
+        HybridTrainer(model, arguments, orthogonality_weight=-1.0)
+
+
+def test_hybrid_trainer_leaves_other_models_alone(make_base, batch, tmp_path) -> None:
+    from peft import LoraConfig
+
+    _, arguments, rows = trainer_parts(make_base, batch, tmp_path)
+    model = get_peft_model(make_base(), LoraConfig(r=4, target_modules=["query"]))
+    trainer = HybridTrainer(model, arguments, train_dataset=rows, orthogonality_weight=0.3)
+    assert not trainer.is_hybrid and trainer.penalty(model) is None
+    trainer.train()
 
 
 def test_orthogonality_penalty() -> None:

@@ -52,6 +52,14 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     down.grad = None
 
 
+def test_second_derivatives_raise_instead_of_being_wrong() -> None:
+    operator, arguments = CASES["low_rank_linear"]
+    y, _ = operator(*arguments)
+    (dx,) = torch.autograd.grad(y.sin().sum(), arguments[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
 def hybrid(x, a, b, u, mixing, weight):
     return functional.hybrid_linear(x, weight, None, a, b, u, mixing, 2.0)
 
