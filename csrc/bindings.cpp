@@ -10,10 +10,15 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 #include "cayley_cpu.h"
+#include "cpu_dispatch.h"
+#include "householder_cpu.h"
+#include "skinny_cpu.h"
 
 namespace hybrid_kernels {
 namespace {
@@ -25,10 +30,10 @@ template <class Task>
 void run(const Task& task) {
 #if defined(__x86_64__)
   static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return cayley_avx512(task);
-  if (capability == "AVX2") return cayley_avx2(task);
+  if (capability == "AVX512") return run_avx512(task);
+  if (capability == "AVX2") return run_avx2(task);
 #endif
-  cayley_baseline(task);
+  run_baseline(task);
 }
 
 template <class T>
@@ -140,6 +145,174 @@ Tensor cayley_packed_backward_cpu(const Tensor& grad_q, const Tensor& q) {
   return backward(grad_q, q, /*packed=*/true);
 }
 
+void check_matrix(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must have the dtype of u, ", dtype, ", got ",
+                   tensor.scalar_type());
+}
+
+void check_reflections(const Tensor& u) {
+  TORCH_CHECK_VALUE(u.dim() == 2, "u must have shape (in_features, reflections), got ", u.sizes());
+  TORCH_CHECK_TYPE(u.scalar_type() == at::kFloat || u.scalar_type() == at::kDouble,
+                   "u must be float32 or float64, got ", u.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> householder_forward_cpu(const Tensor& u) {
+  check_reflections(u);
+  const Tensor source = materialized(u);
+  const int64_t features = u.size(0), reflections = u.size(1);
+  Tensor v = at::empty(u.sizes(), source.options());
+  Tensor t = at::empty({reflections, reflections}, source.options());
+  if (reflections == 0) return {v, t};
+  AT_DISPATCH_FLOATING_TYPES(source.scalar_type(), "householder_forward", [&] {
+    run(HouseholderForward<scalar_t>{input<scalar_t>(source), features, reflections, output<scalar_t>(v),
+                                     output<scalar_t>(t)});
+  });
+  return {v, t};
+}
+
+Tensor householder_backward_cpu(const Tensor& u, const Tensor& v, const Tensor& t,
+                                const std::optional<Tensor>& grad_v, const std::optional<Tensor>& grad_t) {
+  check_reflections(u);
+  const int64_t features = u.size(0), reflections = u.size(1);
+  const auto dtype = u.scalar_type();
+  check_matrix(v, "v", u.sizes(), dtype);
+  check_matrix(t, "t", {reflections, reflections}, dtype);
+  if (grad_v) check_matrix(*grad_v, "grad_v", u.sizes(), dtype);
+  if (grad_t) check_matrix(*grad_t, "grad_t", t.sizes(), dtype);
+  const Tensor source = materialized(u), unit = materialized(v), triangle = materialized(t);
+  const Tensor upstream_v = grad_v ? materialized(*grad_v) : Tensor();
+  const Tensor upstream_t = grad_t ? materialized(*grad_t) : Tensor();
+  Tensor grad_u = at::empty(u.sizes(), source.options());
+  if (grad_u.numel() == 0) return grad_u;
+  AT_DISPATCH_FLOATING_TYPES(dtype, "householder_backward", [&] {
+    run(HouseholderBackward<scalar_t>{input<scalar_t>(source), input<scalar_t>(unit),
+                                      input<scalar_t>(triangle),
+                                      grad_v ? input<scalar_t>(upstream_v) : nullptr,
+                                      grad_t ? input<scalar_t>(upstream_t) : nullptr, features, reflections,
+                                      output<scalar_t>(grad_u)});
+  });
+  return grad_u;
+}
+
+// Multiplications that are worth a thread of their own.
+constexpr int64_t kSkinnyGrain = int64_t{1} << 18;
+
+void check_factor(const Tensor& tensor, const char* name, at::IntArrayRef shape, const Tensor& like) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(),
+                   ", got ", tensor.scalar_type());
+}
+
+void check_rows(const Tensor& tensor, const char* name) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name,
+                   " must be float32 or float64, got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == 2, name, " must have two dimensions, got shape ", tensor.sizes());
+}
+
+template <class T>
+Strided<const T> strided(const Tensor& tensor) {
+  return {tensor.const_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
+}
+
+// out = left · right, or source + left · right; right is packed, so it is the factor to be small.
+void skinny_product(const Tensor& left_like, const Tensor& right_like, const Tensor& source_like, Tensor& out) {
+  Tensor left = left_like.resolve_neg();
+  const Tensor right = right_like.resolve_neg();
+  const int64_t rows = left.size(0), inner = left.size(1), columns = right.size(1);
+  const bool along_inner = inner <= 1 || left.stride(1) == 1;
+  if (!along_inner && rows > 1 && left.stride(0) != 1) left = left.contiguous();
+  const bool transposed = left.stride(1) != 1 && inner > 1;
+  Tensor source;
+  if (source_like.defined()) {
+    source = source_like.resolve_neg();
+    if (columns > 1 && source.stride(1) != 1) source = source.contiguous();
+  }
+  AT_DISPATCH_FLOATING_TYPES(out.scalar_type(), "skinny_product", [&] {
+    Tensor packed = right;
+    if (columns != kSkinnyPanel || !right.is_contiguous()) {
+      const int64_t packed_rows = (columns + kSkinnyPanel - 1) / kSkinnyPanel * inner;
+      packed = at::empty({packed_rows, kSkinnyPanel}, right.options());
+      at::parallel_for(0, packed_rows, at::internal::GRAIN_SIZE / kSkinnyPanel, [&](int64_t begin, int64_t end) {
+        run(SkinnyPack<scalar_t>{strided<scalar_t>(right), inner, columns, output<scalar_t>(packed), begin, end});
+      });
+    }
+    const Strided<scalar_t> to{out.mutable_data_ptr<scalar_t>(), out.stride(0), out.stride(1)};
+    const int64_t grain = kSkinnyGrain / std::max<int64_t>(1, inner * columns) + 1;
+    at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+      run(SkinnyProduct<scalar_t>{
+          strided<scalar_t>(left), transposed, packed.const_data_ptr<scalar_t>(), inner, columns,
+          source.defined() ? strided<scalar_t>(source) : Strided<const scalar_t>{nullptr, 0, 0}, to, begin, end});
+    });
+  });
+}
+
+Tensor skinny_product(const Tensor& left, const Tensor& right) {
+  Tensor out = at::empty({left.size(0), right.size(1)}, left.options());
+  skinny_product(left, right, Tensor(), out);
+  return out;
+}
+
+Tensor project_cpu(const Tensor& weight, const Tensor& z) {
+  check_rows(weight, "weight");
+  check_rows(z, "z");
+  check_factor(z, "z", {weight.size(1), z.size(1)}, weight);
+  return skinny_product(weight, z);
+}
+
+void check_low_rank(const Tensor& x, const Tensor& down, const Tensor& up) {
+  check_rows(x, "x");
+  check_rows(up, "up");
+  check_factor(down, "down", {up.size(1), x.size(1)}, x);
+  check_factor(up, "up", up.sizes(), x);
+}
+
+std::tuple<Tensor, Tensor> low_rank_linear_cpu(const Tensor& x, const Tensor& weight,
+                                               const std::optional<Tensor>& bias, const Tensor& down,
+                                               const Tensor& up) {
+  check_low_rank(x, down, up);
+  check_factor(weight, "weight", {up.size(0), x.size(1)}, x);
+  const Tensor p = skinny_product(x, down.t());
+  Tensor y = bias ? at::addmm(*bias, x, weight.t()) : at::mm(x, weight.t());
+  skinny_product(p, up.t(), y, y);
+  return {y, p};
+}
+
+std::tuple<Tensor, Tensor> low_rank_add_cpu(const Tensor& base, const Tensor& x, const Tensor& down,
+                                            const Tensor& up) {
+  check_low_rank(x, down, up);
+  check_factor(base, "base", {x.size(0), up.size(0)}, x);
+  const Tensor p = skinny_product(x, down.t());
+  Tensor y = at::empty(base.sizes(), x.options());
+  skinny_product(p, up.t(), base, y);
+  return {y, p};
+}
+
+std::tuple<Tensor, Tensor, Tensor> low_rank_backward_cpu(const Tensor& dy, const Tensor& x,
+                                                         const std::optional<Tensor>& weight,
+                                                         const Tensor& down, const Tensor& up, const Tensor& p,
+                                                         bool need_x, bool need_down, bool need_up) {
+  check_low_rank(x, down, up);
+  check_factor(dy, "dy", {x.size(0), up.size(0)}, x);
+  check_factor(p, "p", {x.size(0), up.size(1)}, x);
+  if (weight) check_factor(*weight, "weight", {up.size(0), x.size(1)}, x);
+  Tensor dx, d_down, d_up;
+  if (need_up) d_up = skinny_product(dy.t(), p);
+  if (need_x || need_down) {
+    const Tensor q = skinny_product(dy, up);
+    if (need_down) {
+      d_down = at::empty(down.sizes(), x.options());
+      Tensor transposed = d_down.t();
+      skinny_product(x.t(), q, Tensor(), transposed);
+    }
+    if (need_x) {
+      dx = weight ? at::mm(dy, *weight) : at::empty(x.sizes(), x.options());
+      skinny_product(q, down, weight ? dx : Tensor(), dx);
+    }
+  }
+  return {dx, d_down, d_up};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(hybrid_kernels_cpp, m) {
@@ -147,6 +320,14 @@ TORCH_LIBRARY(hybrid_kernels_cpp, m) {
   m.def("cayley_packed_forward(Tensor packed, int block_size) -> Tensor");
   m.def("cayley_backward(Tensor grad_q, Tensor q) -> Tensor");
   m.def("cayley_packed_backward(Tensor grad_q, Tensor q) -> Tensor");
+  m.def("householder_forward(Tensor u) -> (Tensor v, Tensor t)");
+  m.def("householder_backward(Tensor u, Tensor v, Tensor t, Tensor? grad_v, Tensor? grad_t) -> Tensor");
+  m.def("project(Tensor weight, Tensor z) -> Tensor");
+  m.def("low_rank_linear(Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
+  m.def("low_rank_add(Tensor base, Tensor x, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
+  m.def(
+      "low_rank_backward(Tensor dy, Tensor x, Tensor? weight, Tensor down, Tensor up, Tensor p, bool need_x, "
+      "bool need_down, bool need_up) -> (Tensor dx, Tensor d_down, Tensor d_up)");
 }
 
 TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
@@ -154,6 +335,12 @@ TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
   m.impl("cayley_packed_forward", &cayley_packed_forward_cpu);
   m.impl("cayley_backward", &cayley_backward_cpu);
   m.impl("cayley_packed_backward", &cayley_packed_backward_cpu);
+  m.impl("householder_forward", &householder_forward_cpu);
+  m.impl("householder_backward", &householder_backward_cpu);
+  m.impl("project", &project_cpu);
+  m.impl("low_rank_linear", &low_rank_linear_cpu);
+  m.impl("low_rank_add", &low_rank_add_cpu);
+  m.impl("low_rank_backward", &low_rank_backward_cpu);
 }
 
 }  // namespace hybrid_kernels

@@ -5,7 +5,7 @@
 // * by rows — one matrix, its rows padded to whole Lanes values.
 // They differ in what a scalar that multiplies a row is: a register (batched) or a broadcast (by rows).
 //
-// This file and cayley_cpu_kernels.h are compiled once for each instruction set. So that the linker never
+// This file and the *_cpu_kernels.h are compiled once for each instruction set. So that the linker never
 // replaces a function by its twin for wider registers, everything has internal linkage and no inline function
 // of the standard library is called.
 #pragma once

@@ -36,12 +36,4 @@ struct CayleyBackward {
   int64_t begin, end;
 };
 
-// The same kernels compiled for each instruction set; Task is one of the above.
-template <class Task>
-void cayley_baseline(const Task& task);
-template <class Task>
-void cayley_avx2(const Task& task);
-template <class Task>
-void cayley_avx512(const Task& task);
-
 }  // namespace hybrid_kernels

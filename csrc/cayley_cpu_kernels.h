@@ -5,10 +5,9 @@
 // Small blocks are computed one matrix per lane, larger ones one matrix at a time.
 #pragma once
 
-#include <new>
-
 #include "block_algebra.h"
 #include "cayley_cpu.h"
+#include "workspace.h"
 
 namespace hybrid_kernels {
 namespace {
@@ -224,21 +223,6 @@ struct RowCayley : BlockAlgebra<T, Bytes, false> {
         }
       }
   }
-};
-
-// Scratch memory aligned for the widest registers.
-template <class R>
-class Workspace {
- public:
-  explicit Workspace(int64_t count) : data_(static_cast<R*>(::operator new(count * sizeof(R), kAlignment))) {}
-  ~Workspace() { ::operator delete(data_, kAlignment); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  R* at(int64_t offset) const { return data_ + offset; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  R* data_;
 };
 
 template <int Bytes, class T>

@@ -16,7 +16,7 @@
 #define HK_INLINE inline __attribute__((always_inline))
 
 namespace hybrid_kernels {
-namespace {  // internal linkage, see cayley_cpu_kernels.h
+namespace {  // internal linkage, see block_algebra.h
 
 template <class T>
 struct ScalarTraits {

@@ -15,6 +15,24 @@ import torch
 #: 32×256 4.7×, 4×512 3.2×. The smallest lead over float64, complex64 and complex128: 2.3×, at 16×128 in complex128.
 CAYLEY_CPU_MAX_BLOCK = 256
 
+#: in_features × reflections² up to which the compiled Householder factors and their gradient are the default; they
+#: take any size, on one thread, where ATen's products use several. Forward / backward against the eager formulas,
+#: float32, one interleaved run on two cores of an AMD EPYC (Zen 5), torch 2.13, calls repeated: 64×4 11× / 9.6×,
+#: 768×16 3.7× / 3.5×, 768×32 3.7× / 2.4×, 2048×16 3.2× / 2.3×, 4096×16 2.5× / 1.6×, 4096×32 1.8× / 1.2×,
+#: 4096×64 1.6× / 0.9×; with the caches evicted before each call: 6.1× / 4.6×, 6.0× / 3.7×, 4.7× / 2.9×, 4.9× / 3.3×,
+#: 3.6× / 2.7×, 2.9× / 1.4×, 1.9× / 1.0×.
+HOUSEHOLDER_CPU_MAX_WORK = 4096 * 32**2
+
+#: The ranks and the fewest rows for which the compiled skinny products are the default, where they have AVX2 or
+#: AVX-512. The update alone, forward and backward, without the base products, against ATen with MKL: medians of 41
+#: interleaved calls, CPU time of one thread, a shared AMD EPYC (Zen 5), torch 2.13, 768 → 768 features, float32.
+#: AVX-512, 512 rows: rank 1 0.5×, 8 2.2×, 16 2.0×, 64 2.4×, 128 2.1×, 256 2.0×; at rank 32, rows 1 0.9×, 2 1.0×,
+#: 4 1.1×, 8 1.2×, 16 1.4×, 128 2.0×. Held to AVX2, two runs, 512 rows: rank 2 1.1–1.1×, 8 1.2–1.7×, 16 1.1–1.4×,
+#: 32 0.9–1.3×, 64 1.2–1.2×, 256 1.2–1.2×: a small lead there, within the noise at rank 32. MKL on Intel processors
+#: was not measured.
+SKINNY_CPU_RANKS = range(2, 257)
+SKINNY_CPU_MIN_ROWS = 8
+
 _BUILD_INFO = Path(__file__).with_name("_build_info.json")
 
 
@@ -48,6 +66,34 @@ def load() -> str | None:
     except (ImportError, OSError) as error:
         return f"the compiled operators, built for torch {info['torch']}, cannot be loaded: {error}"
     return None
+
+
+def unsupported_floating(x: torch.Tensor) -> str | None:
+    """None, or why no compiled operator of real numbers can take ``x``."""
+    reason = load()
+    if reason is not None:
+        return reason
+    if x.device.type != "cpu":
+        return f"the C++ kernels run on the CPU, the input is on {x.device}"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"the C++ kernels take float32 and float64, the input is {x.dtype}"
+    return None
+
+
+def skinny_preferred(rows: int, rank: int, like: torch.Tensor) -> bool:
+    """Whether the compiled skinny products are to be chosen by themselves for tensors like this one."""
+    return (
+        like.device.type == "cpu"
+        and like.dtype in (torch.float32, torch.float64)
+        and rank in SKINNY_CPU_RANKS
+        and rows >= SKINNY_CPU_MIN_ROWS
+        and _cpu_capability() in ("AVX2", "AVX512")
+    )
+
+
+@functools.cache
+def _cpu_capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _release(version: str) -> list[str]:

@@ -212,8 +212,7 @@ def hybrid_factors(
     dtype = torch.promote_types(v.dtype, _widened(lora_A.dtype))
     with _no_autocast(u):
         z = v @ t
-        # Written so that the backward, too, multiplies W from the side that BLAS reads along its rows.
-        rotated = weight(z) if callable(weight) else (z.mT.to(weight.dtype) @ weight.mT).mT
+        rotated = weight(z) if callable(weight) else ops.project(weight, z.to(weight.dtype))
         down = torch.cat([lora_A.to(dtype), v.mT.to(dtype)], dim=0)
         up = torch.cat(
             [lora_B.to(dtype) * (mixing * scaling), rotated.to(dtype) * (mixing - 1.0)],

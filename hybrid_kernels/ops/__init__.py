@@ -8,6 +8,7 @@ from hybrid_kernels.ops.block_rotation import block_rotate
 from hybrid_kernels.ops.cayley_transform import cayley, cayley_packed
 from hybrid_kernels.ops.householder import householder_factors
 from hybrid_kernels.ops.low_rank import low_rank_add, low_rank_linear
+from hybrid_kernels.ops.projection import project
 
 __all__ = [
     "block_rotate",
@@ -16,4 +17,5 @@ __all__ = [
     "householder_factors",
     "low_rank_add",
     "low_rank_linear",
+    "project",
 ]

@@ -8,17 +8,18 @@ transformations, revisited", 2006). Backward:
 
     dS = −tᵀ dt tᵀ    dG = striu(dS)    dv += v (dG + dGᵀ)    du_i = (dv_i − v_i (v_i·dv_i)) / ‖u_i‖
 
-and zero where u_i = 0. Computed in float32, or float64 for float64 input, never in TF32.
+and zero where u_i = 0. The results are float32, or float64 for float64 input, and never computed in TF32.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 import triton_ops
+from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator, never
 from hybrid_kernels.ops.registration import operator
 
@@ -30,10 +31,33 @@ def _inverse_norm(u: Tensor) -> Tensor:
 
 
 def _eager(u: Tensor) -> tuple[Tensor, Tensor]:
-    v = u * _inverse_norm(u)
+    v = (u * _inverse_norm(u)).contiguous()
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
     s = torch.triu(v.t() @ v, diagonal=1) + 0.5 * identity
     return v, torch.linalg.solve_triangular(s, identity, upper=True).contiguous()
+
+
+def _eager_backward(u: Tensor, v: Tensor, t: Tensor, dv: Tensor | None, dt: Tensor | None) -> Tensor:
+    total = torch.zeros_like(v) if dv is None else dv
+    if dt is not None:
+        d_gram = torch.triu(-t.mT @ dt @ t.mT, diagonal=1)
+        total = total + v @ (d_gram + d_gram.mT)
+    return ((total - v * (v * total).sum(0)) * _inverse_norm(u)).contiguous()
+
+
+def _cpp_unsupported(u: Tensor, *_: Any) -> str | None:
+    reason = _extension.load()
+    if reason is not None:
+        return reason
+    if u.device.type != "cpu":
+        return f"the C++ kernels run on the CPU, the input is on {u.device}"
+    if u.dtype not in (torch.float32, torch.float64):
+        return f"the C++ kernels take float32 and float64, the input is {u.dtype}"
+    return None
+
+
+def _cpp_preferred(u: Tensor, *_: Any) -> bool:
+    return u.device.type == "cpu" and u.shape[0] * u.shape[1] ** 2 <= _extension.HOUSEHOLDER_CPU_MAX_WORK
 
 
 def _triton_unsupported(u: Tensor) -> str | None:
@@ -54,7 +78,23 @@ def _triton(u: Tensor) -> tuple[Tensor, Tensor]:
 _factors = Operator(
     "householder_factors",
     Implementation("triton", _triton, _triton_unsupported, automatic=never),
+    Implementation(
+        "cpp",
+        lambda u: torch.ops.hybrid_kernels_cpp.householder_forward.default(u),
+        _cpp_unsupported,
+        automatic=_cpp_preferred,
+    ),
     Implementation("eager", _eager),
+)
+_factors_backward = Operator(
+    "householder_backward",
+    Implementation(
+        "cpp",
+        lambda *args: torch.ops.hybrid_kernels_cpp.householder_backward.default(*args),
+        _cpp_unsupported,
+        automatic=_cpp_preferred,
+    ),
+    Implementation("eager", _eager_backward),
 )
 
 
@@ -67,18 +107,31 @@ def _fake(u: Tensor) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty(u.shape[1], u.shape[1])
 
 
+def _backward_forward(
+    u: Tensor,
+    v: Tensor,
+    t: Tensor,
+    dv: Optional[Tensor],  # noqa: UP045 (torch.library reads the schema from the annotations)
+    dt: Optional[Tensor],  # noqa: UP045
+) -> Tensor:
+    """du; None stands for a gradient of zero. See the module's docstring."""
+    return _factors_backward(u, v, t, dv, dt)
+
+
+def _backward_fake(u: Tensor, v: Tensor, t: Tensor, dv: Tensor | None, dt: Tensor | None) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+householder_backward = operator("householder_backward", _backward_forward, _backward_fake)
+
+
 def _setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[0], *output)
 
 
-def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor | None:
-    u, v, t = ctx.saved_tensors
-    total = torch.zeros_like(v) if dv is None else dv
-    if dt is not None:
-        d_gram = torch.triu(-t.mT @ dt @ t.mT, diagonal=1)
-        total = total + v @ (d_gram + d_gram.mT)
-    return (total - v * (v * total).sum(0)) * _inverse_norm(u)
+def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor:
+    return householder_backward(*ctx.saved_tensors, dv, dt)
 
 
 householder_factors = operator("householder_factors", _forward, _fake, _setup, _backward)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import triton_ops
+from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator, never
 from hybrid_kernels.ops.registration import operator
 
@@ -81,6 +82,10 @@ def _triton_backward(
     return low_rank.backward(dy, x, weight, down, up, p, *needs)
 
 
+def _cpp_preferred(x: Tensor, down: Tensor) -> bool:
+    return _extension.skinny_preferred(x.shape[0], down.shape[0], x)
+
+
 _linear = Operator(
     "low_rank_linear",
     Implementation(
@@ -88,6 +93,12 @@ _linear = Operator(
         _triton_linear,
         lambda x, weight, bias, down, up: _triton_unsupported(x, weight, down, up),
         automatic=never,
+    ),
+    Implementation(
+        "cpp",
+        lambda *args: torch.ops.hybrid_kernels_cpp.low_rank_linear.default(*args),
+        lambda x, weight, bias, down, up: _extension.unsupported_floating(x),
+        automatic=lambda x, weight, bias, down, up: _cpp_preferred(x, down),
     ),
     Implementation("eager", _eager_linear),
 )
@@ -99,6 +110,12 @@ _add = Operator(
         lambda base, x, down, up: _triton_unsupported(x, None, down, up),
         automatic=never,
     ),
+    Implementation(
+        "cpp",
+        lambda *args: torch.ops.hybrid_kernels_cpp.low_rank_add.default(*args),
+        lambda base, x, down, up: _extension.unsupported_floating(x),
+        automatic=lambda base, x, down, up: _cpp_preferred(x, down),
+    ),
     Implementation("eager", _eager_add),
 )
 _backward = Operator(
@@ -108,6 +125,12 @@ _backward = Operator(
         _triton_backward,
         lambda dy, x, weight, down, up, p, needs: _triton_unsupported(x, weight, down, up),
         automatic=never,
+    ),
+    Implementation(
+        "cpp",
+        lambda *args: torch.ops.hybrid_kernels_cpp.low_rank_backward.default(*args[:-1], *args[-1]),
+        lambda dy, x, weight, down, up, p, needs: _extension.unsupported_floating(x),
+        automatic=lambda dy, x, weight, down, up, p, needs: _cpp_preferred(x, down),
     ),
     Implementation("eager", _eager_backward),
 )

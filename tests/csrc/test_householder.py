@@ -66,6 +66,11 @@ def compiled(u: Tensor) -> tuple[Tensor, Tensor]:
         return ops.householder_factors(u)
 
 
+def eager(u: Tensor) -> tuple[Tensor, Tensor]:
+    with use_backend("eager"):
+        return ops.householder_factors(u)
+
+
 class Compiled(torch.autograd.Function):
     """The two compiled operators and nothing else."""
 
@@ -118,8 +123,10 @@ def test_double(features: int, reflections: int) -> None:
     for u in draws(features, reflections, torch.float64, count=3):
         mine = factors_and_gradient(Compiled.apply, u)
         exact = factors_and_gradient(reference.householder_factors, u)
+        largest = 1 / torch.linalg.vector_norm(u, dim=0).min()  # of the terms that may cancel in the gradient
         for x, y in zip(mine, exact, strict=True):
-            torch.testing.assert_close(x, y, rtol=0, atol=1e-13 * reflections * y.abs().max().item())
+            tolerance = 1e-13 * reflections * torch.maximum(y.abs().max(), largest).item()
+            torch.testing.assert_close(x, y, rtol=0, atol=tolerance)
         assert torch.equal(mine[1], mine[1].triu())
 
 
@@ -151,7 +158,8 @@ def test_zero_columns(features: int, reflections: int, dtype: torch.dtype) -> No
         _, t_others = OPERATORS.householder_forward(u[:, others].contiguous())
         torch.testing.assert_close(t[others][:, others], t_others)
     assert du.isfinite().all()
-    check([u, u], plain_factors=householder._eager)  # plain autograd makes NaN of a zero norm
+    if dtype == torch.float32:
+        check([u], plain_factors=eager)  # autograd makes NaN of a zero norm
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -184,7 +192,9 @@ def test_tiny_and_huge_columns(scale: float) -> None:
     us = draws(100, 16, torch.float32, count=4)
     for u in us:
         u[:, 1::3] *= scale
-    v, t, du = (torch.stack(x) for x in zip(*(factors_and_gradient(Compiled.apply, u) for u in us), strict=True))
+    v, t, du = (
+        torch.stack(x) for x in zip(*(factors_and_gradient(Compiled.apply, u) for u in us), strict=True)
+    )
     exact = [factors_and_gradient(reference.householder_factors, u.double()) for u in us]
     v64, t64, du64 = (torch.stack(x) for x in zip(*exact, strict=True))
     assert (v - v64).abs().max() <= torch.finfo(torch.float32).eps
@@ -244,6 +254,14 @@ def test_nan_is_not_hidden(n: int) -> None:
 def test_gradcheck(features: int, reflections: int) -> None:
     (u,) = draws(features, reflections, torch.float64, count=1)
     assert torch.autograd.gradcheck(compiled, u.requires_grad_())
+
+
+@pytest.mark.parametrize("parts", [(True, True), (True, False), (False, True)])
+def test_operator_of_the_gradient(parts: tuple[bool, bool]) -> None:
+    (u,) = draws(7, 3, torch.float64, count=1)
+    v, t = OPERATORS.householder_forward(u)
+    dv, dt = (x if part else None for x, part in zip((v.mT.contiguous().mT, t), parts, strict=True))
+    torch.library.opcheck(torch.ops.hybrid_kernels.householder_backward.default, (u, v, t, dv, dt))
 
 
 def test_the_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:

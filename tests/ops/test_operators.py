@@ -18,6 +18,7 @@ CASES = {
     "low_rank_linear": (ops.low_rank_linear, (leaf(2, 3, 6), leaf(5, 6), leaf(5), leaf(2, 6), leaf(5, 2))),
     "low_rank_linear, no bias": (ops.low_rank_linear, (leaf(4, 6), leaf(5, 6), None, leaf(2, 6), leaf(5, 2))),
     "low_rank_add": (ops.low_rank_add, (leaf(2, 3, 5), leaf(2, 3, 6), leaf(2, 6), leaf(5, 2))),
+    "project": (ops.project, (leaf(5, 6), leaf(6, 2))),
     "householder_factors": (ops.householder_factors, (leaf(7, 3),)),
     "cayley": (ops.cayley, (leaf(2, 4, 4),)),
     "cayley, complex": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128),)),

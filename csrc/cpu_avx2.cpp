@@ -1,4 +1,4 @@
-// The Cayley kernels in AVX2 instructions.
+// The CPU kernels in AVX2 instructions.
 #if defined(__x86_64__)
 
 #if defined(__clang__)
@@ -8,14 +8,19 @@
 #endif
 
 #include "cayley_cpu_kernels.h"
+#include "cpu_dispatch.h"
+#include "householder_cpu_kernels.h"
+#include "skinny_cpu_kernels.h"
 
 namespace hybrid_kernels {
 
 template <class Task>
-void cayley_avx2(const Task& task) {
+void run_avx2(const Task& task) {
   run<32>(task);
 }
-HK_INSTANTIATE_CAYLEY(cayley_avx2)
+HK_INSTANTIATE_CAYLEY(run_avx2)
+HK_INSTANTIATE_HOUSEHOLDER(run_avx2)
+HK_INSTANTIATE_SKINNY(run_avx2)
 
 }  // namespace hybrid_kernels
 

@@ -1,4 +1,4 @@
-// The Cayley kernels in AVX-512 instructions.
+// The CPU kernels in AVX-512 instructions.
 #if defined(__x86_64__)
 
 #if defined(__clang__)
@@ -9,14 +9,19 @@
 #endif
 
 #include "cayley_cpu_kernels.h"
+#include "cpu_dispatch.h"
+#include "householder_cpu_kernels.h"
+#include "skinny_cpu_kernels.h"
 
 namespace hybrid_kernels {
 
 template <class Task>
-void cayley_avx512(const Task& task) {
+void run_avx512(const Task& task) {
   run<64>(task);
 }
-HK_INSTANTIATE_CAYLEY(cayley_avx512)
+HK_INSTANTIATE_CAYLEY(run_avx512)
+HK_INSTANTIATE_HOUSEHOLDER(run_avx512)
+HK_INSTANTIATE_SKINNY(run_avx512)
 
 }  // namespace hybrid_kernels
 
