@@ -208,16 +208,16 @@ def hybrid_factors(
     lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor.
     Returns down (r + n, in_features) and up (out_features, r + n) in float32 or the parameters' dtype if wider.
     """
-    v, t = householder_factors(u)
-    dtype = torch.promote_types(v.dtype, _widened(lora_A.dtype))
+    _check_reflections(u)
+    dtype = torch.promote_types(_widened(u.dtype), lora_A.dtype)
+    lora_A, lora_B, u = lora_A.to(dtype), lora_B.to(dtype), u.to(dtype)
     with _no_autocast(u):
-        z = v @ t
-        rotated = weight(z) if callable(weight) else ops.project(weight, z.to(weight.dtype))
-        down = torch.cat([lora_A.to(dtype), v.mT.to(dtype)], dim=0)
-        up = torch.cat(
-            [lora_B.to(dtype) * (mixing * scaling), rotated.to(dtype) * (mixing - 1.0)],
-            dim=1,
-        )
+        if isinstance(weight, Tensor):
+            coefficient = torch.as_tensor(mixing, dtype=dtype, device=u.device)
+            return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling)[:2]
+        v, t = ops.householder_factors(u)
+        down = torch.cat([lora_A, v.mT])
+        up = torch.cat([lora_B * (mixing * scaling), weight(v @ t).to(dtype) * (mixing - 1.0)], dim=1)
     return down, up
 
 

@@ -45,17 +45,6 @@ def _eager_backward(u: Tensor, v: Tensor, t: Tensor, dv: Tensor | None, dt: Tens
     return ((total - v * (v * total).sum(0)) * _inverse_norm(u)).contiguous()
 
 
-def _cpp_unsupported(u: Tensor, *_: Any) -> str | None:
-    reason = _extension.load()
-    if reason is not None:
-        return reason
-    if u.device.type != "cpu":
-        return f"the C++ kernels run on the CPU, the input is on {u.device}"
-    if u.dtype not in (torch.float32, torch.float64):
-        return f"the C++ kernels take float32 and float64, the input is {u.dtype}"
-    return None
-
-
 def _cpp_preferred(u: Tensor, *_: Any) -> bool:
     return u.device.type == "cpu" and u.shape[0] * u.shape[1] ** 2 <= _extension.HOUSEHOLDER_CPU_MAX_WORK
 
@@ -81,7 +70,7 @@ _factors = Operator(
     Implementation(
         "cpp",
         lambda u: torch.ops.hybrid_kernels_cpp.householder_forward.default(u),
-        _cpp_unsupported,
+        lambda u, *_: _extension.unsupported_floating(u),
         automatic=_cpp_preferred,
     ),
     Implementation("eager", _eager),
@@ -91,15 +80,15 @@ _factors_backward = Operator(
     Implementation(
         "cpp",
         lambda *args: torch.ops.hybrid_kernels_cpp.householder_backward.default(*args),
-        _cpp_unsupported,
+        lambda u, *_: _extension.unsupported_floating(u),
         automatic=_cpp_preferred,
     ),
     Implementation("eager", _eager_backward),
 )
 
 
-def _forward(u: Tensor) -> tuple[Tensor, Tensor]:
-    """(v, t); see the module's docstring."""
+def compute(u: Tensor) -> tuple[Tensor, Tensor]:
+    """(v, t), not differentiable; see the module's docstring."""
     return _factors(u)
 
 
@@ -134,4 +123,4 @@ def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor:
     return householder_backward(*ctx.saved_tensors, dv, dt)
 
 
-householder_factors = operator("householder_factors", _forward, _fake, _setup, _backward)
+householder_factors = operator("householder_factors", compute, _fake, _setup, _backward)

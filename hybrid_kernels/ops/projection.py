@@ -34,8 +34,8 @@ _product = Operator(
 )
 
 
-def _forward(weight: Tensor, z: Tensor) -> Tensor:
-    """W z (N, n); see the module's docstring."""
+def compute(weight: Tensor, z: Tensor) -> Tensor:
+    """W z (N, n), not differentiable; see the module's docstring."""
     return _product(weight, z)
 
 
@@ -53,4 +53,4 @@ def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return d @ z.mT if need_weight else None, project(weight.mT, d) if need_z else None
 
 
-project = operator("project", _forward, _fake, _setup, _backward)
+project = operator("project", compute, _fake, _setup, _backward)

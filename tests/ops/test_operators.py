@@ -20,6 +20,10 @@ CASES = {
     "low_rank_add": (ops.low_rank_add, (leaf(2, 3, 5), leaf(2, 3, 6), leaf(2, 6), leaf(5, 2))),
     "project": (ops.project, (leaf(5, 6), leaf(6, 2))),
     "householder_factors": (ops.householder_factors, (leaf(7, 3),)),
+    "hybrid_factors": (
+        ops.hybrid_factors,
+        (leaf(5, 7), leaf(2, 7), leaf(5, 2), leaf(7, 4), torch.tensor(0.3, dtype=D, requires_grad=True), 1.5),
+    ),
     "cayley": (ops.cayley, (leaf(2, 4, 4),)),
     "cayley, complex": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128),)),
     "cayley_packed": (ops.cayley_packed, (leaf(2, 6), 4)),
