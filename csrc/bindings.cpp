@@ -18,6 +18,7 @@
 #include "cayley_cpu.h"
 #include "cpu_dispatch.h"
 #include "householder_cpu.h"
+#include "hybrid_cpu.h"
 #include "skinny_cpu.h"
 
 namespace hybrid_kernels {
@@ -313,6 +314,61 @@ std::tuple<Tensor, Tensor, Tensor> low_rank_backward_cpu(const Tensor& dy, const
   return {dx, d_down, d_up};
 }
 
+HybridShape check_hybrid(const Tensor& weight, const Tensor& lora_B, const Tensor& u) {
+  check_rows(weight, "weight");
+  check_reflections(u);
+  const HybridShape shape{weight.size(1), weight.size(0), lora_B.size(-1), u.size(1)};
+  check_factor(lora_B, "lora_B", {shape.out_features, shape.rank}, weight);
+  check_factor(u, "u", {shape.in_features, shape.reflections}, weight);
+  return shape;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> hybrid_factors_cpu(const Tensor& weight, const Tensor& lora_A,
+                                                                      const Tensor& lora_B, const Tensor& u,
+                                                                      const Tensor& mixing, double scaling) {
+  const HybridShape shape = check_hybrid(weight, lora_B, u);
+  check_factor(lora_A, "lora_A", {shape.rank, shape.in_features}, weight);
+  const auto [v, t] = householder_forward_cpu(u);
+  const Tensor c = project_cpu(weight, at::mm(v, t));
+  const int64_t total = shape.rank + shape.reflections;
+  Tensor down = at::empty({total, shape.in_features}, u.options());
+  Tensor up = at::empty({shape.out_features, total}, u.options());
+  const Tensor a = materialized(lora_A), b = materialized(lora_B);
+  const double lambda = mixing.item<double>();
+  AT_DISPATCH_FLOATING_TYPES(u.scalar_type(), "hybrid_factors", [&] {
+    join_factors<scalar_t>(shape, input<scalar_t>(a), input<scalar_t>(v), input<scalar_t>(b),
+                           input<scalar_t>(c), lambda, scaling, output<scalar_t>(down), output<scalar_t>(up));
+  });
+  return {down, up, v, t, c};
+}
+
+std::tuple<Tensor, Tensor, Tensor> hybrid_factors_backward_cpu(
+    const Tensor& d_down, const Tensor& d_up, const Tensor& weight, const Tensor& lora_B, const Tensor& u,
+    const Tensor& v, const Tensor& t, const Tensor& c, const Tensor& mixing, double scaling, bool need_B,
+    bool need_u, bool need_mixing) {
+  const HybridShape shape = check_hybrid(weight, lora_B, u);
+  const int64_t total = shape.rank + shape.reflections;
+  check_factor(d_down, "d_down", {total, shape.in_features}, weight);
+  check_factor(d_up, "d_up", {shape.out_features, total}, weight);
+  check_factor(c, "c", {shape.out_features, shape.reflections}, weight);
+  const Tensor upstream = materialized(d_up), b = materialized(lora_B), rotated = materialized(c);
+  Tensor d_b, d_c = at::empty(c.sizes(), c.options()), d_u, d_mixing;
+  if (need_B) d_b = at::empty(b.sizes(), b.options());
+  const double lambda = mixing.item<double>();
+  AT_DISPATCH_FLOATING_TYPES(u.scalar_type(), "hybrid_factors_backward", [&] {
+    const double gradient = split_up_gradient<scalar_t>(
+        shape, input<scalar_t>(upstream), input<scalar_t>(b), input<scalar_t>(rotated), lambda, scaling,
+        need_B ? output<scalar_t>(d_b) : nullptr, output<scalar_t>(d_c));
+    if (need_mixing) d_mixing = at::full_like(mixing, gradient);
+  });
+  if (need_u) {
+    const Tensor d_z = project_cpu(weight.t(), d_c);
+    const Tensor d_v = at::addmm(d_down.narrow(0, shape.rank, shape.reflections).t(), d_z, t.t());
+    d_u = householder_backward_cpu(u, v, t, d_v, at::mm(v.t(), d_z));
+  }
+  return {d_b, d_u, d_mixing};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(hybrid_kernels_cpp, m) {
@@ -328,6 +384,13 @@ TORCH_LIBRARY(hybrid_kernels_cpp, m) {
   m.def(
       "low_rank_backward(Tensor dy, Tensor x, Tensor? weight, Tensor down, Tensor up, Tensor p, bool need_x, "
       "bool need_down, bool need_up) -> (Tensor dx, Tensor d_down, Tensor d_up)");
+  m.def(
+      "hybrid_factors(Tensor weight, Tensor lora_A, Tensor lora_B, Tensor u, Tensor mixing, float scaling) -> "
+      "(Tensor down, Tensor up, Tensor v, Tensor t, Tensor c)");
+  m.def(
+      "hybrid_factors_backward(Tensor d_down, Tensor d_up, Tensor weight, Tensor lora_B, Tensor u, Tensor v, "
+      "Tensor t, Tensor c, Tensor mixing, float scaling, bool need_B, bool need_u, bool need_mixing) -> "
+      "(Tensor d_B, Tensor d_u, Tensor d_mixing)");
 }
 
 TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
@@ -341,6 +404,8 @@ TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
   m.impl("low_rank_linear", &low_rank_linear_cpu);
   m.impl("low_rank_add", &low_rank_add_cpu);
   m.impl("low_rank_backward", &low_rank_backward_cpu);
+  m.impl("hybrid_factors", &hybrid_factors_cpu);
+  m.impl("hybrid_factors_backward", &hybrid_factors_backward_cpu);
 }
 
 }  // namespace hybrid_kernels

@@ -20,14 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid_kernels import _extension
 from hybrid_kernels.ops import householder, projection
+from hybrid_kernels.ops.backend import Implementation, Operator
 from hybrid_kernels.ops.registration import operator
 
+Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
-def _forward(
+
+def _eager(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(down, up, v, t, c); A, B, u of one dtype, W of the same or a narrower one."""
+) -> Factors:
     v, t = householder.compute(u)
     c = projection.compute(weight, (v @ t).to(weight.dtype)).to(u.dtype)
     down = torch.cat([lora_A, v.mT])
@@ -35,13 +38,116 @@ def _forward(
     return down, up, v, t, c
 
 
-def _fake(
+def _eager_backward(
+    d_down: Tensor,
+    d_up: Tensor,
+    weight: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    v: Tensor,
+    t: Tensor,
+    c: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    need_B: bool,
+    need_u: bool,
+    need_mixing: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    r = lora_B.shape[1]
+    d_scaled, d_mixed = d_up[:, :r], d_up[:, r:]
+    d_B = d_scaled * (mixing * scaling) if need_B else None
+    d_u = d_mixing = None
+    if need_u:
+        dz = projection.compute(weight.mT, (d_mixed * (mixing - 1.0)).to(weight.dtype)).to(u.dtype)
+        d_u = householder.householder_backward(u, v, t, torch.addmm(d_down[r:].mT, dz, t.mT), v.mT @ dz)
+    if need_mixing:
+        d_mixing = (scaling * (d_scaled * lora_B).sum() + (d_mixed * c).sum()).to(mixing.dtype)
+    return d_B, d_u, d_mixing
+
+
+def _cpp_unsupported(weight: Tensor, u: Tensor) -> str | None:
+    if weight.dtype != u.dtype:
+        return f"weight has dtype {weight.dtype}, u {u.dtype}; the C++ kernel takes one"
+    return _extension.unsupported_floating(weight)
+
+
+def _cpp_preferred(weight: Tensor, u: Tensor) -> bool:
+    return _extension.skinny_preferred(weight.shape[0], u.shape[1], weight) and weight.dtype == u.dtype
+
+
+_factors = Operator(
+    "hybrid_factors",
+    Implementation(
+        "cpp",
+        lambda *args: torch.ops.hybrid_kernels_cpp.hybrid_factors.default(*args),
+        lambda weight, lora_A, lora_B, u, *_: _cpp_unsupported(weight, u),
+        automatic=lambda weight, lora_A, lora_B, u, *_: _cpp_preferred(weight, u),
+    ),
+    Implementation("eager", _eager),
+)
+_factors_backward = Operator(
+    "hybrid_factors_backward",
+    Implementation(
+        "cpp",
+        lambda *args: torch.ops.hybrid_kernels_cpp.hybrid_factors_backward.default(*args),
+        lambda d_down, d_up, weight, lora_B, u, *_: _cpp_unsupported(weight, u),
+        automatic=lambda d_down, d_up, weight, lora_B, u, *_: _cpp_preferred(weight, u),
+    ),
+    Implementation("eager", _eager_backward),
+)
+
+
+def _forward(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(down, up, v, t, c); A, B, u of one dtype, W of the same or a narrower one."""
+    return _factors(weight, lora_A, lora_B, u, mixing, scaling)
+
+
+def _fake(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
+) -> Factors:
     (n, r), (k, h) = lora_B.shape, u.shape
     shapes = ((r + h, k), (n, r + h), (k, h), (h, h), (n, h))
     down, up, v, t, c = (u.new_empty(shape) for shape in shapes)
     return down, up, v, t, c
+
+
+def _backward_forward(
+    d_down: Tensor,
+    d_up: Tensor,
+    weight: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    v: Tensor,
+    t: Tensor,
+    c: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those of dB, du, dλ that ``needs`` asks for, in that order."""
+    computed = _factors_backward(d_down, d_up, weight, lora_B, u, v, t, c, mixing, scaling, *needs)
+    return [gradient for gradient, needed in zip(computed, needs, strict=True) if needed]
+
+
+def _backward_fake(
+    d_down: Tensor,
+    d_up: Tensor,
+    weight: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    v: Tensor,
+    t: Tensor,
+    c: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    return [s.new_empty(s.shape) for s, needed in zip((lora_B, u, mixing), needs, strict=True) if needed]
+
+
+hybrid_factors_backward = operator("hybrid_factors_backward", _backward_forward, _backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -49,30 +155,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, _, v, t, c = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(v, t, c)
-    ctx.save_for_backward(weight, lora_B, u, mixing, v, t, c)
+    ctx.save_for_backward(weight, lora_B, u, v, t, c, mixing)
 
 
 def _backward(ctx: Any, d_down: Tensor | None, d_up: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    weight, lora_B, u, mixing, v, t, c = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    weight, lora_B, u, v, t, _, mixing = saved
     r = lora_B.shape[1]
     if d_down is None:
         d_down = u.new_zeros(r + u.shape[1], u.shape[0])
     if d_up is None:
         d_up = u.new_zeros(lora_B.shape[0], r + u.shape[1])
-    d_scaled, d_mixed = d_up[:, :r], d_up[:, r:]
-    need_weight, _, need_B, need_u, need_mixing, _ = ctx.needs_input_grad
-    d_weight = d_u = d_mixing = None
-    if need_u or need_weight:
-        dc = (d_mixed * (mixing - 1.0)).to(weight.dtype)
-        if need_u:
-            dz = projection.project(weight.mT, dc).to(u.dtype)
-            d_u = householder.householder_backward(u, v, t, torch.addmm(d_down[r:].mT, dz, t.mT), v.mT @ dz)
-        if need_weight:
-            d_weight = dc @ (v @ t).mT.to(weight.dtype)
-    if need_mixing:
-        d_mixing = (ctx.scaling * (d_scaled * lora_B).sum() + (d_mixed * c).sum()).to(mixing.dtype)
-    d_B = d_scaled * (mixing * ctx.scaling) if need_B else None
-    return d_weight, d_down[:r].clone(), d_B, d_u, d_mixing, None
+    need_weight, _, *needs, _ = ctx.needs_input_grad
+    computed = iter(hybrid_factors_backward(d_down, d_up, *saved, ctx.scaling, needs) if any(needs) else [])
+    d_B, d_u, d_mixing = (next(computed) if needed else None for needed in needs)
+    d_weight = None
+    if need_weight:  # the base layer is frozen as a rule
+        d_weight = ((d_up[:, r:] * (mixing - 1.0)) @ (v @ t).mT).to(weight.dtype)
+    return d_weight, d_down[:r], d_B, d_u, d_mixing, None
 
 
 hybrid_factors = operator("hybrid_factors", _forward, _fake, _setup, _backward)
