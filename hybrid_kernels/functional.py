@@ -57,10 +57,14 @@ def _check_last(name: str, tensor: Tensor, features: int, meaning: str) -> None:
 
 def _check_together(**tensors: Tensor | None) -> None:
     """All tensors on one device and of one real floating dtype; the first one named is the measure."""
-    (first_name, first), *rest = ((name, t) for name, t in tensors.items() if t is not None)
+    first_name, first = next(iter(tensors.items()))
+    assert first is not None
+    dtype, device = first.dtype, first.device
     _check_dtype(first_name, first, REAL_DTYPES)
-    for name, tensor in rest:
-        if tensor.dtype != first.dtype:
+    for name, tensor in tensors.items():
+        if tensor is None or (tensor.dtype == dtype and tensor.device == device):
+            continue
+        if tensor.dtype != dtype:
             raise TypeError(
                 f"{name} has dtype {tensor.dtype} but {first_name} has {first.dtype}; they must agree (or use autocast)"
             )
@@ -146,10 +150,13 @@ def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int
 
 
 def _as_factors(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, device = x.dtype, x.device
+    if down.dtype == up.dtype == dtype and down.device == up.device == device:
+        return down, up
     for name, factor in (("down", down), ("up", up)):
         _check_dtype(name, factor, REAL_DTYPES)
         _check_device(name, factor, "x", x)
-    return down.to(x.dtype), up.to(x.dtype)
+    return down.to(dtype), up.to(dtype)
 
 
 def _check_reflections(u: Tensor, features: int | None = None) -> None:
@@ -213,7 +220,11 @@ def hybrid_factors(
     lora_A, lora_B, u = lora_A.to(dtype), lora_B.to(dtype), u.to(dtype)
     with _no_autocast(u):
         if isinstance(weight, Tensor):
-            coefficient = torch.as_tensor(mixing, dtype=dtype, device=u.device)
+            coefficient = (
+                mixing.to(dtype)
+                if isinstance(mixing, Tensor)
+                else torch.tensor(mixing, dtype=dtype, device=u.device)
+            )
             return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling)[:2]
         v, t = ops.householder_factors(u)
         down = torch.cat([lora_A, v.mT])

@@ -75,7 +75,8 @@ class HybridLayer(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def _factors(self, names: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         adapters = [self.adapter(name) for name in names]
-        down, up = adapter_factors(self.get_base_layer(), adapters)
+        base = self.get_base_layer()
+        down, up = adapter_factors(base, adapters, has_plain_weight(base))
         return down, up, adapters[0].rotation() if adapters[0].has_rotation else None
 
     def _mergeable_weight(self) -> nn.Parameter:

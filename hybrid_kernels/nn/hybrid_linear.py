@@ -38,9 +38,14 @@ def project(base_layer: nn.Module, z: Tensor) -> Tensor:
     return (rows[:-1] - rows[-1:]).mT
 
 
-def adapter_factors(base_layer: nn.Module, adapters: Sequence[HybridAdapter]) -> tuple[Tensor, Tensor]:
-    """The factors down (R, in_features) and up (out_features, R) of several adapters together: their updates add up."""
-    weight: Any = base_layer.weight if has_plain_weight(base_layer) else lambda z: project(base_layer, z)
+def adapter_factors(
+    base_layer: nn.Module, adapters: Sequence[HybridAdapter], plain: bool
+) -> tuple[Tensor, Tensor]:
+    """The factors down (R, in_features) and up (out_features, R) of several adapters together: their updates add up.
+
+    ``plain`` is `has_plain_weight(base_layer)`.
+    """
+    weight: Any = base_layer.weight if plain else lambda z: project(base_layer, z)
     pairs = [adapter.factors(weight) for adapter in adapters]
     if len(pairs) == 1:
         return pairs[0]
@@ -61,8 +66,9 @@ def hybrid_forward(
     if any(adapter.has_rotation for adapter in adapters):
         (adapter,) = adapters  # the callers see to it that a rotation stands alone
         x = functional.block_rotate(x, cache.get("rotation", sources, adapter.rotation, training))
-    down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters), training)
-    if has_plain_weight(base_layer):
+    plain = has_plain_weight(base_layer)
+    down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters, plain), training)
+    if plain:
         bias: Any = base_layer.bias
         return functional.low_rank_linear(x, base_layer.weight, bias, down, up)  # type: ignore[arg-type]
     return functional.low_rank_add(base_layer(x), x, down, up)
@@ -128,7 +134,7 @@ class HybridLinear(nn.Module):
             raise TypeError(
                 f"cannot merge into a {type(self.base_layer).__name__}: its weight cannot be read as floats"
             )
-        down, up = adapter_factors(self.base_layer, [self.adapter])
+        down, up = adapter_factors(self.base_layer, [self.adapter], plain=True)
         q = self.adapter.rotation() if self.adapter.has_rotation else None
         weight = merged_weight(self.weight, down, up, q)
         linear = nn.Linear(

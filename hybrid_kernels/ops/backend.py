@@ -60,8 +60,8 @@ class Operator:
 
     def select(self, *args: Any) -> Implementation:
         """The implementation that runs for these arguments; raises RuntimeError where the requested one cannot."""
-        requested = current_backend()
-        for implementation in self.implementations:
+        requested = _requested
+        for implementation in self.implementations if requested != "auto" else ():
             if implementation.backend == requested:
                 reason = implementation.unsupported(*args)
                 if reason is not None:

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_PLAIN = (Tensor, nn.Parameter, type(None))
-
 
 def operator(
     name: str,
@@ -54,7 +52,8 @@ def operator(
         if torch.compiler.is_compiling():
             return custom_op(*args)
         for argument in args:
-            if isinstance(argument, Tensor) and type(argument) not in _PLAIN:
+            kind = type(argument)
+            if kind is not Tensor and kind is not nn.Parameter and isinstance(argument, Tensor):
                 return custom_op(*args)
         return direct(*args)
 
