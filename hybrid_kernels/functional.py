@@ -219,16 +219,18 @@ def hybrid_factors(
     dtype = torch.promote_types(_widened(u.dtype), lora_A.dtype)
     lora_A, lora_B, u = lora_A.to(dtype), lora_B.to(dtype), u.to(dtype)
     with _no_autocast(u):
-        if isinstance(weight, Tensor):
+        if isinstance(weight, Tensor) and current_backend() != "reference":
             coefficient = (
                 mixing.to(dtype)
                 if isinstance(mixing, Tensor)
                 else torch.tensor(mixing, dtype=dtype, device=u.device)
             )
             return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling)[:2]
-        v, t = ops.householder_factors(u)
+        v, t = householder_factors(u)
+        z = v @ t
+        rotated = weight @ z.to(weight.dtype) if isinstance(weight, Tensor) else weight(z)
         down = torch.cat([lora_A, v.mT])
-        up = torch.cat([lora_B * (mixing * scaling), weight(v @ t).to(dtype) * (mixing - 1.0)], dim=1)
+        up = torch.cat([lora_B * (mixing * scaling), rotated.to(dtype) * (mixing - 1.0)], dim=1)
     return down, up
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_kernels import reference
+from hybrid_kernels import reference, use_backend
 from hybrid_kernels.nn import CayleyRotation, HouseholderRotation, HybridAdapter, HybridLinear
+from tests.support import DEVICE
 
 KINDS = {
     "plain": {},
@@ -83,6 +84,22 @@ def test_is_the_reference_forward_and_backward(kind, aligned) -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "triton"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backend_gives_the_same(kind, backend) -> None:
+    layer = trained(kind, aligned=True).float().to(DEVICE)  # the kernels take float32 at most
+    x = torch.randn(4, 24, device=DEVICE, requires_grad=True)
+    wanted = [x, *layer.adapter.parameters()]
+    y = layer(x)
+    truth = torch.autograd.grad(y.sin().sum(), wanted)
+    with use_backend(backend):
+        other = layer(x)
+        gradients = torch.autograd.grad(other.sin().sum(), wanted)
+    torch.testing.assert_close(other, y, rtol=1e-4, atol=1e-4)
+    for mine, true in zip(gradients, truth, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-2, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ import torch
 from hybrid_kernels import functional, use_backend
 from hybrid_kernels.ops import backend
 from hybrid_kernels.ops.backend import Implementation, Operator
+from tests.support import DEVICE
 
 
 def small_operator(unsupported=lambda x: None) -> Operator:
@@ -87,8 +88,8 @@ def test_import_leaves_heavy_libraries_alone() -> None:
 @pytest.mark.parametrize("name", ["reference", "eager", "triton"])
 def test_backends_agree(name) -> None:
     torch.manual_seed(0)
-    x, w, a, b = torch.randn(5, 24), torch.randn(7, 24), torch.randn(3, 24), torch.randn(7, 3)
-    u = torch.randn(24, 4)
+    shapes = ((5, 24), (7, 24), (3, 24), (7, 3), (24, 4))
+    x, w, a, b, u = (torch.randn(*shape, device=DEVICE) for shape in shapes)
     leaves = [t.requires_grad_() for t in (x, a, b, u)]
     expected = functional.hybrid_linear(x, w, None, a, b, u, 0.4, 1.0)
     truth = torch.autograd.grad(expected.sin().sum(), leaves)
