@@ -83,7 +83,7 @@ def test_first_update_follows_the_gradient(batches) -> None:
         loss = sum(loss_fn(model, b) for b in batches)
         d_a, d_b = torch.autograd.grad(loss, (adapter.lora_A, adapter.lora_B))
         update = -(adapter.lora_B @ d_a + d_b @ adapter.lora_A)
-        return -float((update * gradient).detach().sum() / (update.norm() * gradient.norm()))
+        return -float((update * gradient).sum().detach() / (update.norm() * gradient.norm()).detach())
 
     assert alignment(True) > alignment(False) + 0.1
 
