@@ -30,7 +30,14 @@ __all__ = [
     "use_backend",
 ]
 
-_SUBPACKAGES = {"adapters", "evaluation", "governance", "nn", "training"}
+# Subpackages and the extra that brings what they import.
+_SUBPACKAGES = {
+    "adapters": "peft",
+    "evaluation": "study",
+    "governance": "study",
+    "nn": "",
+    "training": "study",
+}
 
 
 def info() -> dict[str, Any]:
@@ -42,5 +49,12 @@ def info() -> dict[str, Any]:
 
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
-        return importlib.import_module(f"hybrid_kernels.{name}")
+        try:
+            return importlib.import_module(f"hybrid_kernels.{name}")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"hybrid_kernels.{name} needs the package {error.name!r}: "
+                f"pip install 'hybrid-kernels[{_SUBPACKAGES[name]}]'",
+                name=error.name,
+            ) from error
     raise AttributeError(f"module 'hybrid_kernels' has no attribute {name!r}")

@@ -201,5 +201,10 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if "--debug" in arguments:
             raise
-        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        hint = (
+            "; this command needs the study's libraries: pip install 'hybrid-kernels[study]'"
+            if isinstance(error, ModuleNotFoundError)
+            else ""
+        )
+        errors.print(f"error: {error}{hint}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -87,6 +87,20 @@ def test_user_errors_are_one_message(command, values, write_config, tmp_path):  
     assert command("walk")[0] == 2
 
 
+def test_missing_libraries_are_named_with_their_extra(command, monkeypatch):
+    import hybrid_kernels
+
+    monkeypatch.setitem(sys.modules, "hybrid_kernels.training.config", None)
+    code, _, err = command("run", "demo")
+    assert code == 2 and "pip install 'hybrid-kernels[study]'" in err
+    monkeypatch.setitem(sys.modules, "aenum", None)
+    for name in [name for name in sys.modules if name.startswith("hybrid_kernels.adapters")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(hybrid_kernels, "adapters", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package 'aenum'.*hybrid-kernels\[peft\]"):
+        _ = hybrid_kernels.adapters
+
+
 def test_interrupt(command, values, write_config, monkeypatch):  # noqa: F811
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
