@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -93,6 +93,22 @@ def dot_precision(dtype: torch.dtype) -> str:
     except RuntimeError:  # set through torch's newer interface, after which the older one refuses to be read
         allowed = matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its product: output rows, output columns, summed elements a step, warps, stages."""
+
+    rows: int
+    cols: int
+    inner: int
+    num_warps: int
+    num_stages: int
+
+
+def tiles(table: dict[str, dict[str, Tiles]], device: torch.device, dtype: torch.dtype) -> Tiles:
+    """The row of a table of tiles for a device family and a kind of product ("half", "tf32", "ieee")."""
+    kind = dot_precision(dtype) if dtype == torch.float32 else "half"
+    return table.get(family(device), {}).get(kind) or table["default"][kind]
 
 
 def unsupported_tensors(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) -> str | None:

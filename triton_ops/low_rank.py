@@ -13,44 +13,14 @@ partial sums are added afterwards, in a fixed order and without atomics. `matmul
 and dx: one large product, whose float32 accumulator takes the rank-R term and the bias before it is stored.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from triton_ops import common
+from triton_ops import common, skinny
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_RANK = 256
-
-
-@triton.jit
-def skinny_matmul_kernel(
-    a_ptr, b_ptr, out_ptr,
-    M, L, R,
-    chunk,  # length of one program's part of the sum over L
-    stride_am, stride_al,
-    stride_bl, stride_br,
-    stride_os, stride_om, stride_or,
-    BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """out[s] = a[:, part s] b[part s, :] for a (M, L), b (L, R), out (splits, M, R); grid (tiles, splits)."""
-    tiles_r = tl.cdiv(R, BLOCK_R)
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
-    rows = tile // tiles_r * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile % tiles_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    end = tl.minimum((split + 1) * chunk, L)
-    accumulator = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
-    for start in range(split * chunk, end, BLOCK_L):
-        inner = start + tl.arange(0, BLOCK_L)
-        a = common.load_tile(a_ptr, rows, inner, M, end, stride_am, stride_al)
-        b = common.load_tile(b_ptr, inner, cols, end, R, stride_bl, stride_br)
-        accumulator = common.dot(a, b, accumulator, PRECISION)
-    out_ptr += split.to(tl.int64) * stride_os
-    common.store_tile(out_ptr, accumulator, rows, cols, M, R, stride_om, stride_or)
 
 
 @triton.jit
@@ -95,84 +65,29 @@ def matmul_low_rank_kernel(
     common.store_tile(out_ptr, accumulator, rows, cols, M, N, stride_om, stride_on)
 
 
-class Tiles(NamedTuple):
-    """How a kernel cuts its product: output rows, output columns, summed elements a step, warps, stages."""
-
-    rows: int
-    cols: int
-    inner: int
-    num_warps: int
-    num_stages: int
-
-
 # By device family, then by kind of product ("half", "tf32", "ieee"); "default" where a family says nothing.
 # Chosen by compiling (no spills, shared memory fits: triton_ops.aot), not yet by timing.
 MATMUL_TILES = {
     "default": {
-        "half": Tiles(128, 128, 32, 8, 3),
-        "tf32": Tiles(128, 64, 32, 8, 3),
-        "ieee": Tiles(64, 64, 16, 4, 2),
+        "half": common.Tiles(128, 128, 32, 8, 3),
+        "tf32": common.Tiles(128, 64, 32, 8, 3),
+        "ieee": common.Tiles(64, 64, 16, 4, 2),
     },
-    "sm80": {"half": Tiles(128, 256, 32, 8, 3)},
-    "sm90": {"half": Tiles(128, 256, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3)},
-    "sm100": {"half": Tiles(128, 256, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3)},
-    "gfx942": {"half": Tiles(256, 128, 32, 8, 2)},
-    "interpreter": dict.fromkeys(("half", "tf32", "ieee"), Tiles(16, 16, 16, 1, 1)),
+    "sm80": {"half": common.Tiles(128, 256, 32, 8, 3)},
+    "sm90": {"half": common.Tiles(128, 256, 64, 8, 3), "tf32": common.Tiles(128, 128, 32, 8, 3)},
+    "sm100": {"half": common.Tiles(128, 256, 64, 8, 3), "tf32": common.Tiles(128, 128, 32, 8, 3)},
+    "gfx942": {"half": common.Tiles(256, 128, 32, 8, 2)},
+    "interpreter": dict.fromkeys(("half", "tf32", "ieee"), common.Tiles(16, 16, 16, 1, 1)),
 }
 # For outputs too small to give every processor a tile of the size above.
 SMALL_MATMUL_TILES = {
     "default": {
-        "half": Tiles(64, 64, 64, 8, 3),
-        "tf32": Tiles(64, 64, 32, 4, 3),
-        "ieee": Tiles(32, 64, 16, 4, 2),
+        "half": common.Tiles(64, 64, 64, 8, 3),
+        "tf32": common.Tiles(64, 64, 32, 4, 3),
+        "ieee": common.Tiles(32, 64, 16, 4, 2),
     },
     "interpreter": MATMUL_TILES["interpreter"],
 }
-# Columns come from the rank.
-SKINNY_TILES = {
-    "default": {
-        "half": Tiles(64, 0, 64, 4, 3),
-        "tf32": Tiles(64, 0, 32, 4, 3),
-        "ieee": Tiles(64, 0, 16, 8, 2),
-    },
-    "interpreter": MATMUL_TILES["interpreter"],
-}
-
-
-def _tiles(table: dict[str, dict[str, Tiles]], device: torch.device, dtype: torch.dtype) -> Tiles:
-    kind = common.dot_precision(dtype) if dtype == torch.float32 else "half"
-    return table.get(common.family(device), {}).get(kind) or table["default"][kind]
-
-
-def _skinny_matmul(a: torch.Tensor, b: torch.Tensor, transposed: bool = False) -> torch.Tensor:
-    """a b for a (M, L), b (L, R), as a contiguous (M, R), or as a contiguous (R, M) holding its transpose."""
-    (m, length), r = a.shape, b.shape[1]
-    tiles = _tiles(SKINNY_TILES, a.device, a.dtype)
-    block_r = min(max(triton.next_power_of_2(r), 16), 128)
-    grid_tiles = triton.cdiv(m, tiles.rows) * triton.cdiv(r, block_r)
-    # About two programs a processor, each with at least four steps of the sum.
-    steps = max(triton.cdiv(length, tiles.inner), 1)
-    steps_each = max(triton.cdiv(steps * grid_tiles, 2 * common.processors(a.device)), min(steps, 4))
-    splits = triton.cdiv(steps, steps_each)
-    partial = torch.empty(
-        (splits, r, m) if transposed else (splits, m, r),
-        device=a.device,
-        dtype=a.dtype if splits == 1 else torch.float32,
-    )
-    if partial.numel():
-        out = partial.mT if transposed else partial
-        common.launch(
-            skinny_matmul_kernel,
-            (grid_tiles, splits),
-            a, b, out,
-            m, length, r,
-            steps_each * tiles.inner,
-            *a.stride(), *b.stride(), *out.stride(),
-            BLOCK_M=tiles.rows, BLOCK_L=tiles.inner, BLOCK_R=block_r,
-            PRECISION=common.dot_precision(a.dtype),
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-        )  # fmt: skip
-    return partial[0] if splits == 1 else partial.sum(0).to(a.dtype)
 
 
 def _matmul_low_rank(
@@ -185,10 +100,10 @@ def _matmul_low_rank(
 ) -> torch.Tensor:
     """a b + c d + bias + base (M, N), contiguous, less the terms that are None; shapes as in the kernel."""
     (m, r), n = c.shape, d.shape[1]
-    tiles = _tiles(MATMUL_TILES, c.device, c.dtype)
+    tiles = common.tiles(MATMUL_TILES, c.device, c.dtype)
     # Without a b the kernel only streams its output, which wants many small programs too.
     if a is None or triton.cdiv(m, tiles.rows) * triton.cdiv(n, tiles.cols) < common.processors(c.device):
-        tiles = _tiles(SMALL_MATMUL_TILES, c.device, c.dtype)
+        tiles = common.tiles(SMALL_MATMUL_TILES, c.device, c.dtype)
     out = torch.empty((m, n), device=c.device, dtype=c.dtype)
     if out.numel():
         common.launch(
@@ -225,7 +140,7 @@ def forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, down: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, p): y = x Wᵀ + b + p upᵀ (M, N) and p = x downᵀ (M, R), which the backward needs."""
-    p = _skinny_matmul(x, down.mT)
+    p = skinny.matmul(x, down.mT)
     return _matmul_low_rank(x, weight.mT, p, up.mT, bias=bias), p
 
 
@@ -236,7 +151,7 @@ def add_forward(
 
     y has the dtype of x, and its gradient with respect to base is dy.
     """
-    p = _skinny_matmul(x, down.mT)
+    p = skinny.matmul(x, down.mT)
     return _matmul_low_rank(None, None, p, up.mT, base=base), p
 
 
@@ -254,11 +169,11 @@ def backward(
     """(dx, d_down, d_up) of `forward`, or of `add_forward` if weight is None; None for what is not needed."""
     dx = d_down = d_up = None
     if needs_dx or needs_down:
-        q = _skinny_matmul(dy, up)
+        q = skinny.matmul(dy, up)
         if needs_dx:
             dx = _matmul_low_rank(None if weight is None else dy, weight, q, down)
         if needs_down:
-            d_down = _skinny_matmul(x.mT, q, transposed=True)
+            d_down = skinny.matmul(x.mT, q, transposed=True)
     if needs_up:
-        d_up = _skinny_matmul(dy.mT, p)
+        d_up = skinny.matmul(dy.mT, p)
     return dx, d_down, d_up
