@@ -17,6 +17,7 @@
 
 #include "cayley_cpu.h"
 #include "cpu_dispatch.h"
+#include "dropout_cpu.h"
 #include "householder_cpu.h"
 #include "hybrid_cpu.h"
 #include "skinny_cpu.h"
@@ -314,6 +315,19 @@ std::tuple<Tensor, Tensor, Tensor> low_rank_backward_cpu(const Tensor& dy, const
   return {dx, d_down, d_up};
 }
 
+Tensor dropout_kept_cpu(const Tensor& seed, int64_t rows, int64_t features, int64_t threshold) {
+  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "seed must be int64, got ", seed.scalar_type());
+  TORCH_CHECK_VALUE(seed.numel() == 1, "seed must have one element, got shape ", seed.sizes());
+  Tensor kept = at::empty({rows, features}, seed.options().dtype(at::kBool));
+  const auto number = static_cast<uint64_t>(seed.item<int64_t>());
+  bool* out = kept.mutable_data_ptr<bool>();
+  at::parallel_for(0, rows, at::internal::GRAIN_SIZE / std::max<int64_t>(1, features) + 1,
+                   [&](int64_t begin, int64_t end) {
+                     dropout_kept(out, features, static_cast<uint32_t>(threshold), number, begin, end);
+                   });
+  return kept;
+}
+
 HybridShape check_hybrid(const Tensor& weight, const Tensor& lora_B, const Tensor& u) {
   check_rows(weight, "weight");
   check_reflections(u);
@@ -379,6 +393,7 @@ TORCH_LIBRARY(hybrid_kernels_cpp, m) {
   m.def("householder_forward(Tensor u) -> (Tensor v, Tensor t)");
   m.def("householder_backward(Tensor u, Tensor v, Tensor t, Tensor? grad_v, Tensor? grad_t) -> Tensor");
   m.def("project(Tensor weight, Tensor z) -> Tensor");
+  m.def("dropout_kept(Tensor seed, int rows, int features, int threshold) -> Tensor");
   m.def("low_rank_linear(Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
   m.def("low_rank_add(Tensor base, Tensor x, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
   m.def(
@@ -401,6 +416,7 @@ TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
   m.impl("householder_forward", &householder_forward_cpu);
   m.impl("householder_backward", &householder_backward_cpu);
   m.impl("project", &project_cpu);
+  m.impl("dropout_kept", &dropout_kept_cpu);
   m.impl("low_rank_linear", &low_rank_linear_cpu);
   m.impl("low_rank_add", &low_rank_add_cpu);
   m.impl("low_rank_backward", &low_rank_backward_cpu);

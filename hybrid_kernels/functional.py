@@ -22,6 +22,7 @@ __all__ = [
     "block_rotate",
     "cayley",
     "cayley_packed",
+    "dropout_seed",
     "householder_factors",
     "householder_rotate",
     "hybrid_factors",
@@ -96,67 +97,112 @@ def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    dropout: float = 0.0,
+    dropped_rank: int = 0,
+    seed: Tensor | None = None,
+) -> Tensor:
     """y = x Wᵀ + b + (x downᵀ) upᵀ.
 
     x (..., in_features), weight (out_features, in_features), bias (out_features,) or None, down (R, in_features),
-    up (out_features, R) with R ≥ 1. Returns (..., out_features) in x's dtype. Differentiable in every argument.
+    up (out_features, R) with R ≥ 1, in x's dtype or another: they are rounded to x's for the products, and their
+    gradients come in their own. Returns (..., out_features) in x's dtype. Differentiable in every argument.
+
+    With ``dropout``, the probability of an element of x to be dropped, in [0, 1), the first ``dropped_rank`` rows of
+    down see x with elements dropped and the others scaled up, by the mask that ``seed`` (`dropout_seed`) determines.
     """
     _check_matrix("weight", weight, None, None, "(out_features, in_features)")
     n, k = weight.shape
     _check_last("x", x, k, "the in_features of weight")
     if bias is not None and _shape(bias) != (n,):
         raise ValueError(f"bias has shape {_shape(bias)}; it must be ({n},), the out_features of weight")
-    _check_factors(down, up, n, k)
+    _check_factors(down, up, n, k, x)
+    seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x)
     dtype = _autocast_dtype(x)
     if dtype is not None:
-        with _no_autocast(x):
-            cast_bias = None if bias is None else bias.to(dtype)
-            return low_rank_linear(x.to(dtype), weight.to(dtype), cast_bias, down.to(dtype), up.to(dtype))
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check_together(x=x, weight=weight, bias=bias)
-    down, up = _as_factors(x, down, up)
-    if current_backend() == "reference":
-        return reference.low_rank_linear(x, weight, bias, down, up)
-    return ops.low_rank_linear(x, weight, bias, down, up)[0]
+    with _no_autocast(x):
+        if current_backend() == "reference":
+            factors = down.to(x.dtype), up.to(x.dtype)
+            return reference.low_rank_linear(x, weight, bias, *factors, dropout, dropped_rank, seed)
+        return ops.low_rank_linear(x, weight, bias, down, up, dropout, dropped_rank, seed)[0]
 
 
-def low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def low_rank_add(
+    base: Tensor,
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    dropout: float = 0.0,
+    dropped_rank: int = 0,
+    seed: Tensor | None = None,
+) -> Tensor:
     """y = base + (x downᵀ) upᵀ: the low-rank update of a layer of which only the output is known.
 
     base (..., out_features), x (..., in_features) with the same leading dimensions, down (R, in_features),
-    up (out_features, R). Returns the shape and dtype of base. Differentiable in every argument.
+    up (out_features, R); the rest as in `low_rank_linear`. Returns the shape and dtype of base. Differentiable in every
+    argument.
     """
     if base.ndim < 1 or base.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}"
         )
-    _check_factors(down, up, base.shape[-1], x.shape[-1])
+    _check_factors(down, up, base.shape[-1], x.shape[-1], x)
+    seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x)
     # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
     x = x.to(base.dtype)
+    _check_together(base=base, x=x)
     with _no_autocast(x):
-        _check_together(base=base, x=x)
-        down, up = _as_factors(x, down, up)
         if current_backend() == "reference":
-            return reference.low_rank_add(base, x, down, up)
-        return ops.low_rank_add(base, x, down, up)[0]
+            factors = down.to(x.dtype), up.to(x.dtype)
+            return reference.low_rank_add(base, x, *factors, dropout, dropped_rank, seed)
+        return ops.low_rank_add(base, x, down, up, dropout, dropped_rank, seed)[0]
 
 
-def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int) -> None:
+def dropout_seed(device: torch.device | str) -> Tensor:
+    """A seed for `low_rank_linear`'s dropout: a 0-dim int64 tensor drawn on ``device`` from torch's generator."""
+    return torch.randint(-(2**63), 2**63 - 1, (), device=device)
+
+
+def _check_dropout(
+    dropout: float, dropped_rank: int, rank: int, seed: Tensor | None, x: Tensor
+) -> Tensor | None:
+    """The seed, or None where nothing is dropped."""
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
+    if not dropout:
+        return None
+    if not 0 <= dropped_rank <= rank:
+        raise ValueError(
+            f"dropped_rank is {dropped_rank}; it must lie between 0 and the rank of down, {rank}"
+        )
+    if seed is None:
+        raise ValueError("seed is None; with dropout it must be a tensor, such as dropout_seed(x.device)")
+    if seed.dtype != torch.int64 or seed.ndim != 0:
+        raise ValueError(
+            f"seed has dtype {seed.dtype} and shape {_shape(seed)}; it must be a 0-dim torch.int64 tensor"
+        )
+    _check_device("seed", seed, "x", x)
+    return seed
+
+
+def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int, x: Tensor) -> None:
     _check_matrix("down", down, None, in_features, f"(R, {in_features})")
     r = down.shape[0]
     if r < 1:
         raise ValueError("down has shape (0, in_features); its rank R must be at least 1")
     _check_matrix("up", up, out_features, r, f"({out_features}, {r})")
-
-
-def _as_factors(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    dtype, device = x.dtype, x.device
-    if down.dtype == up.dtype == dtype and down.device == up.device == device:
-        return down, up
+    if down.dtype == up.dtype == x.dtype and down.device == up.device == x.device:
+        return
     for name, factor in (("down", down), ("up", up)):
         _check_dtype(name, factor, REAL_DTYPES)
         _check_device(name, factor, "x", x)
-    return down.to(dtype), up.to(dtype)
 
 
 def _check_reflections(u: Tensor, features: int | None = None) -> None:
@@ -243,12 +289,15 @@ def hybrid_linear(
     u: Tensor,
     mixing: Tensor | float,
     scaling: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """y = x W'ᵀ + b with W' = W + λ s B A + (1 − λ)(W H₁…Hₙ − W).
 
     x (..., in_features), weight (out_features, in_features), bias (out_features,) or None, lora_A (r, in_features),
     lora_B (out_features, r), u (in_features, n); mixing λ in [0, 1], a number or a 0-dim tensor on x's device;
-    scaling s a number. Returns (..., out_features). It costs what a LoRA of rank r + n costs.
+    scaling s a number; dropout and seed as in `low_rank_linear`, of the low-rank branch alone. Returns
+    (..., out_features). It costs what a LoRA of rank r + n costs.
     """
     _check_matrix("weight", weight, None, None, "(out_features, in_features)")
     n, k = weight.shape
@@ -268,9 +317,10 @@ def hybrid_linear(
         _check_device(name, tensor, "weight", weight)
     if current_backend() == "reference":
         arguments = (lora_A.to(x.dtype), lora_B.to(x.dtype), u.to(x.dtype))
-        return reference.hybrid_linear(x, weight, bias, *arguments, mixing, scaling)
+        seed = _check_dropout(dropout, 0, 0, seed, x)
+        return reference.hybrid_linear(x, weight, bias, *arguments, mixing, scaling, dropout, seed)
     down, up = hybrid_factors(weight, lora_A, lora_B, u, mixing, scaling)
-    return low_rank_linear(x, weight, bias, down, up)
+    return low_rank_linear(x, weight, bias, down, up, dropout, lora_A.shape[0], seed)
 
 
 def _as_cayley_input(name: str, tensor: Tensor) -> Tensor:

@@ -23,18 +23,88 @@ __all__ = [
     "hybrid_linear",
     "low_rank_add",
     "low_rank_linear",
+    "seeded_dropout",
 ]
 
 
-def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-    """y = x (W + up·down)ᵀ + b: a linear layer whose weight carries a rank-R update. Returns (..., out_features)."""
-    y = x @ (weight + up @ down).mT
-    return y if bias is None else y + bias
+def _philox(counter: list[Tensor], key: list[int], rounds: int) -> list[Tensor]:
+    """Four 32-bit words (in int64) of Philox4x32 for a counter of four words and a key of two.
+
+    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011. A product of two 32-bit words
+    may wrap in int64, but its 64 bits are right.
+    """
+    low = 0xFFFFFFFF
+    for _ in range(rounds):
+        first, second = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+        counter = [
+            ((second >> 32) & low) ^ counter[1] ^ key[0],
+            second & low,
+            ((first >> 32) & low) ^ counter[3] ^ key[1],
+            first & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
+    return counter
 
 
-def low_rank_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def seeded_dropout(x: Tensor, probability: float, seed: Tensor) -> Tensor:
+    """x (..., features) with elements dropped and the others scaled up, which ones depending on ``seed`` alone.
+
+    With t = round(2¹⁶ · probability), x[i, j] of the rows laid out one below the other is kept, times 2¹⁶/(2¹⁶ − t),
+    where bits[i, j] ≥ t. bits[i, j] is half j mod 2, the low one first, of word (j div 2) mod 4 of
+    Philox4x32-7(counter = (i mod 2³², i div 2³², j div 8, 0), key = seed), ``seed`` a 0-dim int64 tensor.
+    """
+    threshold = round(probability * 2**16)
+    flat = x.reshape(-1, x.shape[-1])
+    row = torch.arange(flat.shape[0], device=x.device)[:, None]
+    octet = torch.arange((flat.shape[1] + 7) // 8, device=x.device)[None, :]
+    zero = torch.zeros_like(row + octet)
+    number = int(seed)
+    words = _philox(
+        [row % 2**32 + zero, row // 2**32 + zero, octet + zero, zero],
+        [number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF],
+        rounds=7,
+    )
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    bits = torch.stack(halves, dim=-1).reshape(flat.shape[0], -1)[:, : flat.shape[1]]
+    kept = (bits >= threshold).reshape(x.shape)
+    return torch.where(kept, x * (2**16 / (2**16 - threshold)), torch.zeros_like(x))
+
+
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    dropout: float = 0.0,
+    dropped_rank: int = 0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """y = x (W + up·down)ᵀ + b: a linear layer whose weight carries a rank-R update. Returns (..., out_features).
+
+    With ``dropout``, the first ``dropped_rank`` rows of down see `seeded_dropout` of x, the others x.
+    """
+    y = x @ weight.mT if dropout else x @ (weight + up @ down).mT
+    y = y if bias is None else y + bias
+    return low_rank_add(y, x, down, up, dropout, dropped_rank, seed) if dropout else y
+
+
+def low_rank_add(
+    base: Tensor,
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    dropout: float = 0.0,
+    dropped_rank: int = 0,
+    seed: Tensor | None = None,
+) -> Tensor:
     """y = base + x (up·down)ᵀ: the same update where only the base layer's output (..., out_features) is known."""
-    return base + x @ (up @ down).mT
+    if not dropout:
+        return base + x @ (up @ down).mT
+    assert seed is not None
+    seen = seeded_dropout(x, dropout, seed)
+    low = seen @ (up[:, :dropped_rank] @ down[:dropped_rank]).mT
+    return base + low + x @ (up[:, dropped_rank:] @ down[dropped_rank:]).mT
 
 
 def _reflection_vector(column: Tensor) -> Tensor:
@@ -84,15 +154,22 @@ def hybrid_linear(
     u: Tensor,
     mixing: Tensor | float,
     scaling: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """y = x W'ᵀ + b with W' = W + λ s B A + (1 − λ)(W H − W), the weight formed.
 
     ``lora_A`` (r, in_features), ``lora_B`` (out_features, r), ``u`` (in_features, n), H = H₁…Hₙ; λ is ``mixing`` and
-    s is ``scaling``.
+    s is ``scaling``. With ``dropout``, B A alone sees `seeded_dropout` of x.
     """
     rotated = householder_rotate(weight, u, transpose=True)  # the rows of W times H
-    mixed = weight + mixing * scaling * (lora_B @ lora_A) + (1.0 - mixing) * (rotated - weight)
-    y = x @ mixed.mT
+    mixed = weight + (1.0 - mixing) * (rotated - weight)
+    low_rank = mixing * scaling * (lora_B @ lora_A)
+    if dropout:
+        assert seed is not None
+        y = x @ mixed.mT + seeded_dropout(x, dropout, seed) @ low_rank.mT
+    else:
+        y = x @ (mixed + low_rank).mT
     return y if bias is None else y + bias
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from hybrid_kernels import functional, reference
+from hybrid_kernels import functional, reference, use_backend
 from tests.support import DEVICE, assert_close_by_scale
 
 F, R = functional, reference
@@ -109,6 +110,57 @@ def test_low_rank_linear_every_gradient_and_stride(dtype) -> None:
         return [make(10, 8, dtype=dtype), x, down, up]
 
     compare(F.low_rank_add, R.low_rank_add, draw_add)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *product(("auto", "eager"), (torch.float32, torch.bfloat16, torch.float64)),
+        *product(("triton",), (torch.float32, torch.bfloat16)),
+    ],
+)
+@pytest.mark.parametrize("dropped", [3, 5])
+def test_dropout_is_the_same_on_every_backend(dropped, backend, dtype) -> None:
+    dropout = 0.4, dropped, torch.tensor(99, device=DEVICE)
+    with use_backend(backend):
+        compare(
+            lambda *tensors: F.low_rank_linear(*tensors, *dropout),
+            lambda *tensors: R.low_rank_linear(*tensors, *dropout),
+            lambda: [make(*shape, dtype=dtype) for shape in ((2, 7, 33), (20, 33), (20,), (5, 33), (20, 5))],
+        )
+        compare(
+            lambda *tensors: F.low_rank_add(*tensors, *dropout),
+            lambda *tensors: R.low_rank_add(*tensors, *dropout),
+            lambda: [make(*shape, dtype=dtype) for shape in ((14, 20), (14, 33), (5, 33), (20, 5))],
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_of_the_low_rank_branch_alone(dtype) -> None:
+    seed = torch.tensor(5, device=DEVICE)
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, w, a, b, u: function(x, w, None, a, b, u, 0.4, 0.5, 0.5, seed)
+
+    shapes = (6, 24), (17, 24), (3, 24), (17, 3), (24, 4)
+    compare(of(F.hybrid_linear), of(R.hybrid_linear), lambda: [make(*shape, dtype=dtype) for shape in shapes])
+
+
+def test_seeds_follow_the_generator() -> None:
+    torch.manual_seed(3)
+    first, second = F.dropout_seed(DEVICE), F.dropout_seed(DEVICE)
+    torch.manual_seed(3)
+    assert F.dropout_seed(DEVICE) == first != second
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_wider_factors_come_in_their_own_dtype(dtype) -> None:
+    x, w = make(6, 16, dtype=dtype), make(8, 16, dtype=dtype)
+    a, b = make(3, 16).requires_grad_(), make(8, 3).requires_grad_()
+    for function, arguments in (F.low_rank_linear, (x, w, None)), (F.low_rank_add, (x @ w.mT, x)):
+        y = function(*arguments, a, b)
+        assert y.dtype == dtype
+        assert [g.dtype for g in torch.autograd.grad(y.sum(), (a, b))] == [torch.float32] * 2
 
 
 def test_stride_zero_gradient() -> None:
@@ -230,6 +282,7 @@ def test_wider_factors_than_activations() -> None:
 
 
 X, W, A, B, U = make(4, 6), make(5, 6), make(2, 6), make(5, 2), make(6, 2)
+SEED = torch.tensor(1, device=DEVICE)
 BAD = [  # call, error, what its message names
     (lambda: F.low_rank_linear(make(4, 7), W, None, A, B), ValueError, r"x has shape \(4, 7\).*must be 6"),
     (lambda: F.low_rank_linear(X, make(6), None, A, B), ValueError, r"weight has shape \(6,\)"),
@@ -240,6 +293,12 @@ BAD = [  # call, error, what its message names
     (lambda: F.low_rank_linear(X, W.double(), None, A, B), TypeError, "weight has dtype torch.float64 but x"),
     (lambda: F.low_rank_linear(X.long(), W.long(), None, A, B), TypeError, "x has dtype torch.int64"),
     (lambda: F.low_rank_linear(X, W, None, A.to("meta"), B), TypeError, "down is on meta but x is on"),
+    (lambda: F.low_rank_linear(X, W, None, A, B, 1.0, 2, SEED), ValueError, "dropout is 1.0.*below 1"),
+    (lambda: F.low_rank_linear(X, W, None, A, B, 0.5, 3, SEED), ValueError, "dropped_rank is 3.*rank of down, 2"),
+    (lambda: F.low_rank_linear(X, W, None, A, B, 0.5, 2), ValueError, "seed is None.*dropout_seed"),
+    (lambda: F.low_rank_linear(X, W, None, A, B, 0.5, 2, make(1)), ValueError, "seed has dtype torch.float32"),
+    (lambda: F.low_rank_linear(X, W, None, A, B, 0.5, 2, SEED.to("meta")), TypeError, "seed is on meta but x"),
+    (lambda: F.hybrid_linear(X, W, None, A, B, U, 0.5, 1.0, -0.1, SEED), ValueError, "dropout is -0.1"),
     (lambda: F.low_rank_add(make(3, 5), X, A, B), ValueError, r"base has shape \(3, 5\)"),
     (lambda: F.householder_rotate(X, make(5, 2)), ValueError, r"x has shape \(4, 6\).*must be 5"),
     (lambda: F.householder_rotate(X, make(6, 0)), ValueError, "between 1 and in_features"),

@@ -9,6 +9,7 @@ memory; the command exits with 1 if any does not.
 
 import argparse
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -23,8 +24,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_ops import common, householder, low_rank
+from triton_ops import common, householder, low_rank, skinny
+from triton_ops.dropout import Dropout
+from triton_ops.dropout import dropout as seeded_dropout
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ TARGETS = {
     "sm_100": Target(GPUTarget("cuda", 100, 32), "sm100", 227),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), "gfx942", 64),
 }
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+# float16 is left out: it takes the tiles of bfloat16 and instructions of the same shapes.
+KINDS = (("half", torch.bfloat16, "ieee"), ("tf32", torch.float32, "tf32"), ("ieee", torch.float32, "ieee"))
+#: Name, precision of float32 products, launchers to run.
+Case = tuple[str, str, Callable[[], object]]
+ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 
 @dataclass(frozen=True)
@@ -67,43 +75,57 @@ class Record:
         return self.spills == 0 and self.shared <= self.shared_limit
 
 
-def _low_rank(m: int, k: int, n: int, rank: int, dtype: torch.dtype) -> None:
+def _low_rank(m: int, k: int, n: int, rank: int, dtype: torch.dtype, dropout: bool, variant: str) -> None:
     empty = functools.partial(torch.empty, dtype=dtype, device="meta")
-    x, weight, bias, down, up = empty(m, k), empty(n, k), empty(n), empty(rank, k), empty(n, rank)
-    y, p = low_rank.forward(x, weight, bias, down, up)
-    low_rank.backward(y, x, weight, down, up, p, True, True, True)
-    low_rank.add_forward(y, x, down, up)
-    low_rank.backward(y, x, None, down, up, p, True, True, True)
+    x, weight, bias = empty(m, k), empty(n, k), empty(n)
+    down, up = (
+        torch.empty(shape, device="meta") for shape in ((rank, k), (n, rank))
+    )  # as PEFT keeps them: float32
+    mask = Dropout(rank // 2, 6554, torch.empty((), dtype=torch.int64, device="meta")) if dropout else None
+    y, p = low_rank.forward(x, weight, bias, down, up, mask, variant)
+    low_rank.backward(y, x, weight, down, up, p, True, True, True, mask, variant)
+    if variant == "epilogue":  # the others add what this one does not reach
+        low_rank.add_forward(y, x, down, up, mask)
+        low_rank.backward(y, x, None, down, up, p, True, True, True, mask)
+        skinny.matmul(y.mT, p, dtype=up.dtype)  # d_up alone
+    seeded_dropout(x, 6554, torch.empty((), dtype=torch.int64, device="meta"))
 
 
-def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
-    """(name, precision of float32 products, launchers to run), which together use every tile of every table.
+def _low_rank_cases() -> Iterator[Case]:
+    large, small, few = (8192, 4096, 4096), (256, 1024, 1024), (16, 4096, 4096)
+    cases = [
+        (large, 32, "epilogue"),
+        (large, low_rank.MAX_RANK, "epilogue"),
+        (small, 32, "epilogue"),
+        (few, 32, "one_pass"),
+        (few, low_rank.ONE_PASS_MAX_RANK, "one_pass"),
+        ((8191, 4095, 4097), 24, "epilogue"),  # masks everywhere
+    ]
+    for (shape, rank, variant), (kind, dtype, precision), dropout in itertools.product(
+        cases, KINDS, (False, True)
+    ):
+        name = f"{'x'.join(map(str, shape))} R={rank} {kind}{' dropout' if dropout else ''}"
+        yield name, precision, functools.partial(_low_rank, *shape, rank, dtype, dropout, variant)
 
-    float16 is left out: it takes the tiles of bfloat16 and instructions of the same shapes.
-    """
-    large, small = (8192, 4096, 4096), (256, 1024, 1024)
-    for size, shape, rank in ("large", large, 32), ("large", large, low_rank.MAX_RANK), ("small", small, 32):
-        for kind, dtype, precision in (
-            ("half", torch.bfloat16, "ieee"),
-            ("tf32", torch.float32, "tf32"),
-            ("ieee", torch.float32, "ieee"),
-        ):
-            yield f"{size} R={rank} {kind}", precision, functools.partial(_low_rank, *shape, rank, dtype)
+
+def _householder_cases() -> Iterator[Case]:
     for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
         u = torch.empty(4096, reflections, device="meta")
         yield f"n={reflections}", "ieee", functools.partial(householder.factors, u)
 
 
+def _cases() -> Iterator[Case]:
+    """All launchers, on shapes that together use every tile of every table."""
+    yield from _low_rank_cases()
+    yield from _householder_cases()
+
+
 def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:
     """The calls of `common.launch` that `run` makes on the target."""
     launch = mock.Mock()
-    with mock.patch.multiple(
-        common,
-        launch=launch,
-        family=lambda device: target.family,
-        processors=lambda device: 132,
-        dot_precision=lambda dtype: precision,
-    ):
+    hardware = {"family": lambda device: target.family, "processors": lambda device: 132}
+    arithmetic = {"dot_precision": lambda dtype: precision if dtype == torch.float32 else "ieee"}
+    with mock.patch.multiple(common, launch=launch, **hardware, **arithmetic):
         run()
     return launch.call_args_list
 
@@ -113,8 +135,11 @@ def _source(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> ASTSour
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         value = meta[name] if name in meta else args[index]
-        if isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
+        if isinstance(value, TensorDescriptor):
+            shape = ",".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{ELEMENTS[value.base.dtype]}[{shape}]>"
+        elif isinstance(value, torch.Tensor):
+            signature[name] = "*" + ELEMENTS[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif name in meta or value is None or value == 1:
             signature[name] = "constexpr"

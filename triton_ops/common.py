@@ -2,11 +2,15 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from triton_ops.selection import Tiles, dot_precision
+
+__all__ = ["Tiles", "dot_precision"]
 
 # Fixed at import, like the decoration of the kernels themselves.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -24,15 +28,33 @@ def load_tile(ptr, rows, cols, row_count, col_count, stride_row, stride_col):
 
 
 @triton.jit
+def tile_pointers(ptr, rows, cols, stride_row, stride_col):
+    """Pointers to the tile [rows, cols] of a strided matrix; offsets as in `load_tile`."""
+    return ptr + (rows[:, None].to(tl.int64) * stride_row + cols[None, :].to(tl.int64) * stride_col)
+
+
+@triton.jit
+def step(count, stride):
+    """count · stride in int64: by how much pointers move on."""
+    return tl.full((), 1, tl.int64) * count * stride
+
+
+@triton.jit
+def rounded(tile, dtype: tl.constexpr):
+    """A tile in another dtype, rounded to nearest, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16 and tile.dtype == tl.float32:
+        # The interpreter truncates to bfloat16.
+        bits = tile.to(tl.uint32, bitcast=True)
+        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
+    return tile.to(dtype)
+
+
+@triton.jit
 def store_tile(ptr, tile, rows, cols, row_count, col_count, stride_row, stride_col):
     """Store a tile at [rows, cols] of a strided (row_count, col_count) matrix, in the matrix's dtype."""
     offsets = rows[:, None].to(tl.int64) * stride_row + cols[None, :].to(tl.int64) * stride_col
     inside = (rows < row_count)[:, None] & (cols < col_count)[None, :]
-    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        # The interpreter truncates to bfloat16 where GPUs round to nearest, ties to even.
-        bits = tile.to(tl.uint32, bitcast=True)
-        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-    tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + offsets, rounded(tile, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -83,36 +105,35 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
 
 
-def dot_precision(dtype: torch.dtype) -> str:
-    """`input_precision` of tl.dot: TF32 for float32 exactly where torch's own matmul may use it."""
-    if dtype != torch.float32:
-        return "ieee"
-    matmul = torch.backends.cuda.matmul
-    try:
-        allowed = matmul.allow_tf32
-    except RuntimeError:  # set through torch's newer interface, after which the older one refuses to be read
-        allowed = matmul.fp32_precision == "tf32"
-    return "tf32" if allowed else "ieee"
+def tiles(
+    table: dict[str, dict[str, Tiles]], device: torch.device, dtype: torch.dtype, precision: str | None = None
+) -> Tiles:
+    """The row of a table of tiles for a device family and a kind of product ("half", "tf32", "ieee").
 
-
-class Tiles(NamedTuple):
-    """How a kernel cuts its product: output rows, output columns, summed elements a step, warps, stages."""
-
-    rows: int
-    cols: int
-    inner: int
-    num_warps: int
-    num_stages: int
-
-
-def tiles(table: dict[str, dict[str, Tiles]], device: torch.device, dtype: torch.dtype) -> Tiles:
-    """The row of a table of tiles for a device family and a kind of product ("half", "tf32", "ieee")."""
-    kind = dot_precision(dtype) if dtype == torch.float32 else "half"
+    ``precision`` is that of float32 products, `dot_precision` if None.
+    """
+    kind = (precision or dot_precision(dtype)) if dtype == torch.float32 else "half"
     return table.get(family(device), {}).get(kind) or table["default"][kind]
 
 
-def unsupported_tensors(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) -> str | None:
-    """Why kernels that take `dtypes` cannot take these tensors together, or None when they can."""
+def aligned(*matrices: torch.Tensor) -> bool:
+    """Whether rows (or columns, where those are contiguous) all begin at multiples of 16 bytes, as far as strides tell.
+
+    Elsewhere elements are fetched one by one, and the addresses of a large tile do not fit the registers.
+    """
+    return all(1 in m.stride() and max(m.stride()) * m.element_size() % 16 == 0 for m in matrices)
+
+
+def narrowed(tiles: Tiles) -> Tiles:
+    """Half as large in every direction and without a pipeline, for matrices that are not `aligned`."""
+    rows, cols, inner = (max(size // 2, 16) for size in tiles[:3])
+    return tiles._replace(rows=rows, cols=cols, inner=inner, num_stages=1)
+
+
+def unsupported_tensors(
+    dtypes: Sequence[torch.dtype], *, one_dtype: bool = True, **tensors: torch.Tensor
+) -> str | None:
+    """Why kernels that take `dtypes`, or ``one_dtype`` of them, cannot take these tensors together, or None."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.device != first.device:
@@ -120,7 +141,7 @@ def unsupported_tensors(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) 
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             return f"{name} is {tensor.dtype}, the kernel takes {allowed}"
-        if tensor.dtype != first.dtype:
+        if one_dtype and tensor.dtype != first.dtype:
             return f"{name} is {tensor.dtype} while {first_name} is {first.dtype}"
     if first.device.type == "cpu" and INTERPRETED.value:
         return None

@@ -37,6 +37,8 @@ class HybridConfig(PeftConfig):
         mixing: "gradient_norm" (λ follows the branches' gradient norms: add the `GradientNormMixing` callback),
             "fixed" or "learned".
         mixing_value: λ at the start.
+        lora_dropout: probability of an element of a layer's input to be dropped before the low-rank branch, in
+            training only; the reflections see the input as it is.
         target_modules: list of module names or endings, a regular expression for the whole name, or "all-linear".
             None: the default for known model types.
         exclude_modules: likewise, names that are left alone.
@@ -56,6 +58,9 @@ class HybridConfig(PeftConfig):
     lora_alpha: float = field(default=16.0, metadata={"help": "alpha of the scaling alpha / sqrt(r)."})
     mixing: str = field(default="gradient_norm", metadata={"help": "gradient_norm, fixed or learned."})
     mixing_value: float = field(default=0.5, metadata={"help": "Mixing coefficient at the start."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout of the input of the low-rank branch, in training."}
+    )
     target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Names, endings of names, a regular expression, or 'all-linear'."}
     )
@@ -99,6 +104,8 @@ class HybridConfig(PeftConfig):
             )
         if not 0.0 <= self.mixing_value <= 1.0:
             raise ValueError(f"mixing_value is {self.mixing_value}; it must lie between 0 and 1")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1")
         if self.unitary_block_size < 1:
             raise ValueError(f"unitary_block_size is {self.unitary_block_size}; it must be at least 1")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:

@@ -55,6 +55,7 @@ class HybridModel(BaseTuner):
                 alpha=config.lora_alpha,
                 mixing=config.mixing,
                 mixing_value=config.mixing_value,
+                dropout=config.lora_dropout,
                 unitary_block_size=config.unitary_block_size if unitary else None,
                 unitary_complex=config.unitary_complex,
                 device=device,

@@ -29,6 +29,8 @@ class HybridAdapter(nn.Module):
         mixing: how λ moves. "gradient_norm": set by `hybrid_kernels.adapters.GradientNormMixing` from the branches'
             gradients; "fixed": stays at ``mixing_value``; "learned": λ = sigmoid(mixing_logit), trained.
         mixing_value: λ at the start, in [0, 1] ("learned": strictly between).
+        dropout: probability of an element of x to be dropped before the low-rank branch, in training only; the
+            reflections see x as it is.
         unitary_block_size: block size of the Cayley rotation of the input; None for no rotation.
         unitary_complex: complex (unitary) blocks on pairs of features instead of real (orthogonal) ones.
 
@@ -52,6 +54,7 @@ class HybridAdapter(nn.Module):
         alpha: float = 16.0,
         mixing: str = "gradient_norm",
         mixing_value: float = 0.5,
+        dropout: float = 0.0,
         unitary_block_size: int | None = None,
         unitary_complex: bool = False,
         device: torch.device | str | None = None,
@@ -71,7 +74,10 @@ class HybridAdapter(nn.Module):
                 f"mixing_value is {mixing_value}; it must lie between 0 and 1"
                 + (", strictly, for mixing 'learned'" if mixing == "learned" else "")
             )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
         self.rank, self.reflections, self.alpha = rank, reflections, alpha
+        self.dropout = dropout
         self.mixing_rule = mixing
         self.unitary_block_size, self.unitary_complex = unitary_block_size, unitary_complex
         factory = {"device": device, "dtype": dtype}
@@ -100,9 +106,14 @@ class HybridAdapter(nn.Module):
         return self.alpha / math.sqrt(self.rank)
 
     @property
+    def low_rank_size(self) -> int:
+        """Leading rows of the factor down that are the low-rank branch: r, or 2r with a gradient-aligned start."""
+        return self.rank * (1 if self.lora_A_start is None else 2)
+
+    @property
     def total_rank(self) -> int:
         """R of the factor pair: r + n, or 2r + n with a gradient-aligned start."""
-        return self.rank * (1 if self.lora_A_start is None else 2) + self.reflections
+        return self.low_rank_size + self.reflections
 
     def coefficient(self) -> Tensor:
         """λ, a 0-dim tensor on the adapter's device."""
@@ -156,4 +167,5 @@ class HybridAdapter(nn.Module):
 
     def extra_repr(self) -> str:
         rotation = f", unitary_block_size={self.unitary_block_size}" if self.has_rotation else ""
-        return f"rank={self.rank}, reflections={self.reflections}, mixing={self.mixing_rule!r}{rotation}"
+        dropout = f", dropout={self.dropout}" if self.dropout else ""
+        return f"rank={self.rank}, reflections={self.reflections}, mixing={self.mixing_rule!r}{dropout}{rotation}"

@@ -67,11 +67,31 @@ def hybrid_forward(
         (adapter,) = adapters  # the callers see to it that a rotation stands alone
         x = functional.block_rotate(x, cache.get("rotation", sources, adapter.rotation, training))
     plain = has_plain_weight(base_layer)
+    if training and any(adapter.dropout for adapter in adapters):
+        return _dropping_forward(base_layer, x, adapters, plain)
     down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters, plain), training)
     if plain:
         bias: Any = base_layer.bias
         return functional.low_rank_linear(x, base_layer.weight, bias, down, up)  # type: ignore[arg-type]
     return functional.low_rank_add(base_layer(x), x, down, up)
+
+
+def _dropping_forward(
+    base_layer: nn.Module, x: Tensor, adapters: Sequence[HybridAdapter], plain: bool
+) -> Tensor:
+    """y where adapters drop elements of x: each with a mask of its own, so one after another."""
+    y = None if plain else base_layer(x)
+    for adapter in adapters:
+        down, up = adapter_factors(base_layer, [adapter], plain)
+        seed = functional.dropout_seed(x.device) if adapter.dropout else None
+        dropout = adapter.dropout, adapter.low_rank_size, seed
+        if y is None:
+            bias: Any = base_layer.bias
+            y = functional.low_rank_linear(x, base_layer.weight, bias, down, up, *dropout)  # type: ignore[arg-type]
+        else:
+            y = functional.low_rank_add(y, x, down, up, *dropout)
+    assert y is not None
+    return y
 
 
 @torch.no_grad()
@@ -91,7 +111,7 @@ class HybridLinear(nn.Module):
     Args:
         base_layer: an `nn.Linear`, or any module with ``in_features`` and ``out_features`` that computes an affine map
             of the last dimension (quantised layers: their weight is never read). Its parameters are frozen.
-        **adapter: rank, reflections, alpha, mixing, mixing_value, unitary_block_size, unitary_complex as
+        **adapter: rank, reflections, alpha, mixing, mixing_value, dropout, unitary_block_size, unitary_complex as
             `HybridAdapter` takes them. dtype and device follow the base layer.
 
     x is (..., in_features), y (..., out_features) in the base layer's dtype.

@@ -4,6 +4,8 @@ An `Operator` holds its implementations in order of preference. Left to itself i
 input, and says once, in a log record at INFO level, why a faster one could not be used. `use_backend` or the
 environment variable ``HYBRID_KERNELS_BACKEND`` ask for one backend by name: an operator that has an implementation of
 that name then uses it or raises with the reason; an operator that has none of that name keeps its automatic choice.
+The Triton backend has variants of some operations, chosen from measurements (`triton_ops.selection`); one can be asked
+for by name along with the backend, or in ``HYBRID_KERNELS_VARIANT``, and goes where an operation has it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from triton_ops import selection
+
 logger = logging.getLogger("hybrid_kernels")
 
 BACKENDS = {
@@ -25,6 +29,8 @@ BACKENDS = {
     "cpp": "the compiled C++ extension, on the CPU",
 }
 ENVIRONMENT_VARIABLE = "HYBRID_KERNELS_BACKEND"
+VARIANT_VARIABLE = "HYBRID_KERNELS_VARIANT"
+VARIANTS = sorted({variant for variants in selection.VARIANTS.values() for variant in variants})
 
 
 def never(*_: Any) -> bool:
@@ -93,10 +99,25 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
+def _checked_variant(name: str | None, where: str) -> str | None:
+    if name is not None and name not in VARIANTS:
+        raise ValueError(f"{where} is {name!r}; it may be one of {', '.join(map(repr, VARIANTS))}")
+    return name
+
+
 # Process-wide, not per thread: autograd runs the backward of CUDA operators in threads of its own.
 _requested = _checked(
     os.environ.get(ENVIRONMENT_VARIABLE) or "auto", f"environment variable {ENVIRONMENT_VARIABLE}"
 )
+
+_variant = _checked_variant(
+    os.environ.get(VARIANT_VARIABLE) or None, f"environment variable {VARIANT_VARIABLE}"
+)
+
+
+def current_variant() -> str | None:
+    """The variant of Triton kernels asked for by `use_backend`, else by the environment variable at import, or None."""
+    return _variant
 
 
 def current_backend() -> str:
@@ -107,22 +128,25 @@ def current_backend() -> str:
 class use_backend:
     """Ask for a backend by name, for the whole process, from now on or, as a context manager, within a block.
 
-    ``name``: "auto", "reference", "eager", "triton" or "cpp". Raises ValueError for another name and RuntimeError,
-    with the reason, for a backend that this machine does not have at all.
+    ``name``: "auto", "reference", "eager", "triton" or "cpp". ``variant``: of the Triton kernels, such as "one_pass",
+    "epilogue" or "addmm" (`triton_ops.selection.VARIANTS`), None for the measured choice; an operation that has no
+    variant of that name keeps its own. Raises ValueError for another name and RuntimeError, with the reason, for a
+    backend that this machine does not have at all.
 
         hk.use_backend("eager")
-        with hk.use_backend("reference"):
+        with hk.use_backend("triton", variant="epilogue"):
             ...
     """
 
-    def __init__(self, name: str) -> None:
-        global _requested
+    def __init__(self, name: str, variant: str | None = None) -> None:
+        global _requested, _variant
         _checked(name, "use_backend(name)")
+        _checked_variant(variant, "use_backend(variant)")
         reason = unavailable(name)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} is not available here: {reason}")
-        self._previous = _requested
-        _requested = name
+        self._previous = _requested, _variant
+        _requested, _variant = name, variant
 
     def __enter__(self) -> None:
         return None
@@ -130,8 +154,8 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global _requested
-        _requested = self._previous
+        global _requested, _variant
+        _requested, _variant = self._previous
 
 
 def unavailable(backend: str) -> str | None:

@@ -308,6 +308,7 @@ def test_checkpoint_of_another_shape(make_base, tmp_path) -> None:
         ({"r": 64}, r"target module bert.encoder.layer.0.attention.self.query: rank is 64"),
         ({"reflections": 5}, "reflections is 5; it must be even"),
         ({"lora_alpha": -1.0}, "lora_alpha is -1.0"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"mixing": "auto"}, "mixing is 'auto'"),
         ({"mixing_value": 1.5}, "mixing_value is 1.5"),
         (

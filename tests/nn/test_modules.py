@@ -6,10 +6,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from hybrid_kernels import reference, use_backend
+from hybrid_kernels import functional, reference, use_backend
 from hybrid_kernels.nn import CayleyRotation, HouseholderRotation, HybridAdapter, HybridLinear
+from hybrid_kernels.nn.cache import FactorCache
+from hybrid_kernels.nn.hybrid_linear import hybrid_forward
 from tests.support import DEVICE, assert_close_by_scale
+from triton_ops import selection
 
 KINDS = {
     "plain": {},
@@ -108,6 +112,82 @@ def test_every_backend_by_the_scale_free_rule(kind, backend) -> None:
     for index, column in enumerate(zip(*columns, strict=True)):
         actual, truth, plain = (torch.stack(each) for each in zip(*column, strict=True))
         assert_close_by_scale(actual, truth, plain, 2 if index == 0 else 3)
+
+
+@pytest.mark.parametrize("variant", ["one_pass", "epilogue", "addmm"])
+def test_every_variant_is_reached(variant) -> None:
+    layer = trained("plain").float().to(DEVICE)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(40, 24, device=DEVICE, requires_grad=True)
+    selection.RAN.clear()
+    with use_backend("triton", variant=variant):
+        y = layer(x)
+        y.sum().backward()
+    ran = {(operation, name) for operation, name, *_ in selection.RAN}
+    assert ("forward", variant) in ran
+    assert ("input_gradient", "addmm" if variant == "one_pass" else variant) in ran
+    with use_backend("reference"):
+        assert_close_by_scale(y, exact(x.double()), layer(x), 2)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager", "triton"])
+@pytest.mark.parametrize("opaque", [False, True])
+def test_dropout_in_training_only(backend, opaque) -> None:
+    base = (OpaqueLinear if opaque else nn.Linear)(24, 20, device=DEVICE)
+    layer = HybridLinear(base, rank=3, reflections=4, dropout=0.5)
+    layer.adapter.set_start(torch.randn(3, 24), torch.randn(20, 3))
+    x = torch.randn(6, 24, device=DEVICE)
+    start = copy.deepcopy(layer).double()  # B A and B₀ A₀ see the same dropped x
+    torch.testing.assert_close(start(x.double()), start.base_layer(x.double()))
+    with torch.no_grad():
+        for parameter in layer.adapter.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    exact = copy.deepcopy(layer).double()
+    with use_backend(backend):
+        torch.manual_seed(1)
+        y = layer(x)
+        other = layer(x)
+        steady = layer.eval()(x)
+    torch.manual_seed(1)
+    seed = functional.dropout_seed(DEVICE)
+    adapter = exact.adapter
+    arguments = (adapter.householder_u, adapter.coefficient(), adapter.scaling, 0.5, seed)
+    truth = reference.hybrid_linear(x.double(), exact.weight, exact.bias, *adapter.low_rank(), *arguments)
+    single = [layer.adapter.householder_u, layer.adapter.coefficient(), *arguments[2:]]
+    plain = reference.hybrid_linear(x, layer.weight, layer.bias, *layer.adapter.low_rank(), *single)
+    assert_close_by_scale(y, truth, plain, 2)
+    assert not torch.allclose(y, other)
+    torch.testing.assert_close(steady.double(), exact.eval()(x.double()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_dropout_under_checkpointing_is_drawn_once(use_reentrant) -> None:
+    layer = trained("plain").float()
+    layer.adapter.dropout = 0.5
+    x = torch.randn(6, 24, requires_grad=True)
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(7)
+        y = checkpoint(layer, x, use_reentrant=use_reentrant) if checkpointed else layer(x)
+        layer.zero_grad()
+        x.grad = None
+        y.sin().sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in layer.adapter.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_dropout_of_two_adapters_draws_two_masks() -> None:
+    first, second = (HybridAdapter(24, 20, rank=3, reflections=4, dropout=0.5) for _ in range(2))
+    for adapter in (first, second):
+        with torch.no_grad():
+            adapter.lora_B.normal_()
+    base, x = nn.Linear(24, 20), torch.randn(6, 24)
+    torch.manual_seed(2)
+    y = hybrid_forward(base, x, [first, second], FactorCache(), True)
+    torch.manual_seed(2)
+    separate = [hybrid_forward(base, x, [adapter], FactorCache(), True) for adapter in (first, second)]
+    torch.testing.assert_close(y, separate[0] + separate[1] - base(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)

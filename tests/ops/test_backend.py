@@ -58,6 +58,23 @@ def test_context_restores_and_call_stays() -> None:
     use_backend("auto")
 
 
+def test_variants_are_asked_for_and_restored() -> None:
+    assert backend.current_variant() is None
+    with use_backend("triton", variant="one_pass"):
+        assert backend.current_variant() == "one_pass"
+        with use_backend("triton"):
+            assert backend.current_variant() is None
+        assert backend.current_variant() == "one_pass"
+    assert backend.current_variant() is None
+
+
+def test_unknown_variant_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'one_passs'.*'one_pass'"):
+        use_backend("triton", variant="one_passs")
+    wrong = run_python("import hybrid_kernels", HYBRID_KERNELS_VARIANT="fast")
+    assert "HYBRID_KERNELS_VARIANT is 'fast'" in wrong.stderr
+
+
 def test_unknown_backend_is_named() -> None:
     with pytest.raises(ValueError, match=r"'tritno'.*'triton'"):
         use_backend("tritno")
@@ -72,6 +89,8 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_environment_variable() -> None:
     code = "import hybrid_kernels.ops.backend as b; print(b.current_backend())"
     assert run_python(code, HYBRID_KERNELS_BACKEND="eager").stdout.strip() == "eager"
+    code = "import hybrid_kernels.ops.backend as b; print(b.current_variant())"
+    assert run_python(code, HYBRID_KERNELS_VARIANT="epilogue").stdout.strip() == "epilogue"
     wrong = run_python(code, HYBRID_KERNELS_BACKEND="fast")
     assert "HYBRID_KERNELS_BACKEND is 'fast'" in wrong.stderr
 

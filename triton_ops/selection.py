@@ -1,0 +1,183 @@
+"""Which variant of a kernel and which tiles run a shape: measured rows, and a default for everything unmeasured.
+
+Rows are by GPU name, kind of product ("half", "tf32", "ieee"), operation and shape. Those in selection.json beside this
+file were measured on the hardware they name and are part of the package; those in the user's cache folder come from
+`hybrid-kernels bench --tune` and go first. A row serves the shapes of its class: every dimension within a factor of
+two of its own. Where there is no row, an operation runs `DEFAULTS` with the tiles of its kernel's own table, on any
+GPU, without a search.
+
+The cache folder is ``HYBRID_KERNELS_CACHE``, else ``hybrid-kernels`` under ``XDG_CACHE_HOME`` or ``~/.cache``.
+This module does not import triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+logger = logging.getLogger("hybrid_kernels")
+
+#: The variants of each operation; how each works stands at the head of the kernel's file.
+VARIANTS = {
+    "forward": ("one_pass", "epilogue", "addmm"),
+    "input_gradient": ("epilogue", "addmm"),
+    "output_gradient": ("fused", "separate"),
+    "down_gradient": ("kernel", "matmul"),
+    "projection": ("kernel", "matmul"),
+}
+#: What runs where nothing was measured: cuBLAS for the large products, our kernels for those with few columns.
+DEFAULTS = {
+    "forward": "addmm",
+    "input_gradient": "addmm",
+    "output_gradient": "fused",
+    "down_gradient": "kernel",
+    "projection": "kernel",
+}
+#: Below this ratio of times a measured operator replaces plain PyTorch by itself: the margin is the timings' noise.
+WINS_BELOW = 0.98
+
+COMMITTED = Path(__file__).with_name("selection.json")
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its product: output rows, output columns, summed elements a step, warps, stages; and whether
+    tiles are fetched through tensor descriptors (the copy engine of Hopper and newer) where the tensors allow it."""
+
+    rows: int
+    cols: int
+    inner: int
+    num_warps: int
+    num_stages: int
+    descriptors: bool = False
+
+
+class Row(NamedTuple):
+    """A measured choice: variant, its tiles (None: the kernel's own table), time over that of plain PyTorch."""
+
+    variant: str
+    tiles: Tiles | None
+    ratio: float
+
+
+def cache_file() -> Path:
+    """Where `hybrid-kernels bench --tune` keeps its rows."""
+    folder = os.environ.get("HYBRID_KERNELS_CACHE")
+    if folder:
+        return Path(folder) / "selection.json"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-kernels" / "selection.json"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """{device name: {"rows": [...], …}} of a selection file; empty, with a warning, where it cannot be used."""
+    try:
+        content = json.loads(path.read_text())
+        for device in content.values():
+            for row in device["rows"]:
+                _row(row)
+                math.log2(row["m"] * row["k"] * row["n"] * row["r"])
+        return content
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is ignored: %s: %s", path, type(error).__name__, error)
+        return {}
+
+
+def _row(row: dict[str, Any]) -> Row:
+    tiles = row.get("tiles")
+    return Row(row["variant"], None if tiles is None else Tiles(*tiles), row["ratio"])
+
+
+@functools.cache
+def _rows(device_name: str) -> tuple[dict[str, Any], ...]:
+    """The measured rows of a GPU, the user's own before the package's."""
+    return tuple(
+        row for path in (cache_file(), COMMITTED) for row in read(path).get(device_name, {}).get("rows", ())
+    )
+
+
+def forget() -> None:
+    """Read the files again at the next choice."""
+    _rows.cache_clear()
+    _find.cache_clear()
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: TF32 for float32 exactly where torch's own matmul may use it."""
+    if dtype != torch.float32:
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    try:
+        allowed = matmul.allow_tf32
+    except RuntimeError:  # set through torch's newer interface, after which the older one refuses to be read
+        allowed = matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
+def kind(dtype: torch.dtype) -> str:
+    """ "half", "tf32" or "ieee": the arithmetic of a product of this dtype."""
+    return dot_precision(dtype) if dtype == torch.float32 else "half"
+
+
+def find(operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int) -> Row | None:
+    """The measured row for an operation on tensors like this one, or None."""
+    if not (m and k and n and r):
+        return None
+    return _find(operation, device_name(like.device), kind(like.dtype), m, k, n, r)
+
+
+@functools.lru_cache(maxsize=4096)
+def _find(operation: str, name: str, kind: str, m: int, k: int, n: int, r: int) -> Row | None:
+    nearest, distance = None, math.inf
+    for row in _rows(name):
+        if row["operation"] != operation or row["kind"] != kind:
+            continue
+        steps = [abs(math.log2(own / row[key])) for key, own in (("m", m), ("k", k), ("n", n), ("r", r))]
+        if max(steps) <= 1 and sum(steps) < distance:
+            nearest, distance = _row(row), sum(steps)
+    return nearest
+
+
+def choose(
+    operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int, requested: str | None = None
+) -> tuple[str, Tiles | None]:
+    """(variant, tiles or None for the kernel's table); a ``requested`` variant of this operation is taken as it is."""
+    row = find(operation, like, m, k, n, r)
+    variant = row.variant if row else DEFAULTS[operation]
+    if requested in VARIANTS[operation] and requested != variant:
+        return requested, None
+    return variant, row.tiles if row else None
+
+
+def wins(operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int) -> bool:
+    """Whether a measurement on this GPU showed the Triton operator to beat plain PyTorch on such a shape."""
+    if like.device.type != "cuda":
+        return False
+    row = find(operation, like, m, k, n, r)
+    return row is not None and row.ratio < WINS_BELOW
+
+
+#: What has run in this process: {(operation, variant, tiles, device, dtype)}; `hybrid_kernels.info()` shows it.
+RAN: set[tuple[str, str, Tiles | None, str, torch.dtype]] = set()
+
+
+def note(operation: str, variant: str, tiles: Tiles | None, like: torch.Tensor) -> None:
+    """Remember, and log once at DEBUG level, that a variant ran."""
+    entry = (operation, variant, tiles, like.device.type, like.dtype)
+    if entry not in RAN:
+        RAN.add(entry)
+        logger.debug("%s: variant %r, tiles %s, %s on %s", operation, variant, tiles, like.dtype, like.device)
