@@ -178,7 +178,7 @@ MATMUL_TILES = {
     "default": {
         "half": common.Tiles(128, 128, 32, 8, 3),
         "tf32": common.Tiles(128, 64, 32, 8, 3),
-        "ieee": common.Tiles(64, 64, 16, 8, 2),
+        "ieee": common.Tiles(128, 64, 16, 8, 2),
     },
     "sm80": {"half": common.Tiles(128, 256, 32, 8, 3)},
     "sm90": {
@@ -188,6 +188,7 @@ MATMUL_TILES = {
     "sm100": {
         "half": common.Tiles(128, 256, 64, 8, 3, descriptors=True),
         "tf32": common.Tiles(128, 128, 32, 8, 3),
+        "ieee": common.Tiles(64, 64, 16, 8, 2),
     },
     "gfx942": {"half": common.Tiles(256, 128, 32, 8, 2)},
     "interpreter": dict.fromkeys(("half", "tf32", "ieee"), common.Tiles(16, 16, 16, 1, 1)),
