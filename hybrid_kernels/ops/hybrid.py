@@ -9,17 +9,19 @@ d_down and d_up named after what they are gradients of:
     dA = d_down[:r]    dB = λ s d_up[:, :r]    dc = (λ − 1) d_up[:, r:]    dλ = s ⟨d_up[:, :r], B⟩ + ⟨d_up[:, r:], c⟩
     dz = Wᵀ dc         dv = d_down[r:]ᵀ + dz tᵀ    dt = vᵀ dz    dW = dc (v t)ᵀ
 
+v, t and z = v t may be given where they have been made already, for many layers at once (`householder.prepare`).
 It is what `functional.hybrid_factors` composes for an opaque layer, without a dozen small autograd nodes: on a CPU
 those cost as much as the products.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import householder, projection
 from hybrid_kernels.ops.backend import Implementation, Operator
@@ -29,7 +31,7 @@ Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _eager(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float, *_: Any
 ) -> Factors:
     v, t = householder.compute(u)
     c = projection.compute(weight, (v @ t).to(weight.dtype)).to(u.dtype)
@@ -65,6 +67,49 @@ def _eager_backward(
     return d_B, d_u, d_mixing
 
 
+def _triton_unsupported(weight: Tensor, u: Tensor) -> str | None:
+    reason = triton_ops.unavailable()
+    if reason is not None:
+        return reason
+    from triton_ops import hybrid
+
+    return hybrid.unsupported(weight, u)
+
+
+def _triton(
+    weight: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    v: Tensor | None = None,
+    t: Tensor | None = None,
+    z: Tensor | None = None,
+) -> Factors:
+    from triton_ops import householder as kernels
+    from triton_ops import hybrid
+
+    if v is None or t is None or z is None:
+        v, t, z = kernels.factors_with_product(u)
+    down, up, c = hybrid.factors(weight, lora_A, lora_B, mixing, scaling, v, z)
+    return down, up, v, t, c
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    from triton_ops import hybrid
+
+    return hybrid.backward(*args)
+
+
+def _triton_wins(operation: str, weight: Tensor, u: Tensor) -> bool:
+    if u.device.type != "cuda":
+        return False
+    from triton_ops import selection
+
+    return selection.wins(operation, weight, 1, u.shape[0], weight.shape[0], u.shape[1])
+
+
 def _cpp_unsupported(weight: Tensor, u: Tensor) -> str | None:
     if weight.dtype != u.dtype:
         return f"weight has dtype {weight.dtype}, u {u.dtype}; the C++ kernel takes one"
@@ -78,8 +123,14 @@ def _cpp_preferred(weight: Tensor, u: Tensor) -> bool:
 _factors = Operator(
     "hybrid_factors",
     Implementation(
+        "triton",
+        _triton,
+        lambda weight, lora_A, lora_B, u, *_: _triton_unsupported(weight, u),
+        automatic=lambda weight, lora_A, lora_B, u, *_: _triton_wins("hybrid_factors", weight, u),
+    ),
+    Implementation(
         "cpp",
-        lambda *args: torch.ops.hybrid_kernels_cpp.hybrid_factors.default(*args),
+        lambda *args: torch.ops.hybrid_kernels_cpp.hybrid_factors.default(*args[:6]),
         lambda weight, lora_A, lora_B, u, *_: _cpp_unsupported(weight, u),
         automatic=lambda weight, lora_A, lora_B, u, *_: _cpp_preferred(weight, u),
     ),
@@ -87,6 +138,14 @@ _factors = Operator(
 )
 _factors_backward = Operator(
     "hybrid_factors_backward",
+    Implementation(
+        "triton",
+        _triton_backward,
+        lambda d_down, d_up, weight, lora_B, u, *_: _triton_unsupported(weight, u),
+        automatic=lambda d_down, d_up, weight, lora_B, u, *_: _triton_wins(
+            "hybrid_factors_backward", weight, u
+        ),
+    ),
     Implementation(
         "cpp",
         lambda *args: torch.ops.hybrid_kernels_cpp.hybrid_factors_backward.default(*args),
@@ -98,14 +157,22 @@ _factors_backward = Operator(
 
 
 def _forward(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
+    weight: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    v: Optional[Tensor] = None,  # noqa: UP045 (torch.library reads the schema from the annotations)
+    t: Optional[Tensor] = None,  # noqa: UP045
+    z: Optional[Tensor] = None,  # noqa: UP045
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(down, up, v, t, c); A, B, u of one dtype, W of the same or a narrower one."""
-    return _factors(weight, lora_A, lora_B, u, mixing, scaling)
+    return _factors(weight, lora_A, lora_B, u, mixing, scaling, v, t, z)
 
 
 def _fake(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float, *_: Any
 ) -> Factors:
     (n, r), (k, h) = lora_B.shape, u.shape
     shapes = ((r + h, k), (n, r + h), (k, h), (h, h), (n, h))
@@ -151,7 +218,7 @@ hybrid_factors_backward = operator("hybrid_factors_backward", _backward_forward,
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    weight, _, lora_B, u, mixing, ctx.scaling = inputs
+    weight, _, lora_B, u, mixing, ctx.scaling, *_ready = inputs
     _, _, v, t, c = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(v, t, c)
@@ -166,13 +233,13 @@ def _backward(ctx: Any, d_down: Tensor | None, d_up: Tensor | None, *_: None) ->
         d_down = u.new_zeros(r + u.shape[1], u.shape[0])
     if d_up is None:
         d_up = u.new_zeros(lora_B.shape[0], r + u.shape[1])
-    need_weight, _, *needs, _ = ctx.needs_input_grad
+    need_weight, _, *needs = ctx.needs_input_grad[:5]
     computed = iter(hybrid_factors_backward(d_down, d_up, *saved, ctx.scaling, needs) if any(needs) else [])
     d_B, d_u, d_mixing = (next(computed) if needed else None for needed in needs)
     d_weight = None
     if need_weight:  # the base layer is frozen as a rule
         d_weight = ((d_up[:, r:] * (mixing - 1.0)) @ (v @ t).mT).to(weight.dtype)
-    return d_weight, d_down[:r], d_B, d_u, d_mixing, None
+    return d_weight, d_down[:r], d_B, d_u, d_mixing, None, None, None, None
 
 
 hybrid_factors = operator("hybrid_factors", _forward, _fake, _setup, _backward)
