@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from triton_ops import common, householder, low_rank
+from triton_ops import block_rotation, common, householder, low_rank
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ TARGETS = {
     "sm_100": Target(GPUTarget("cuda", 100, 32), "sm100", 227),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), "gfx942", 64),
 }
+KINDS = (
+    ("half", torch.bfloat16, "ieee"),
+    ("tf32", torch.float32, "tf32"),
+    ("ieee", torch.float32, "ieee"),
+)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 
 
@@ -76,6 +81,23 @@ def _low_rank(m: int, k: int, n: int, rank: int, dtype: torch.dtype) -> None:
     low_rank.backward(y, x, None, down, up, p, True, True, True)
 
 
+def _block_rotation(m: int, k: int, b: int, dtype: torch.dtype) -> None:
+    x = torch.empty(m, k, dtype=dtype, device="meta")
+    q = torch.empty(k // b, b, b, device="meta")
+    y = block_rotation.rotate(x, q)
+    block_rotation.rotate(y, q.mT)
+    block_rotation.weight_gradient(x, y, q)
+    for rank in 16, 32, block_rotation.MAX_FUSED_RANK:
+        block_rotation.rotate_project(x, q, torch.empty(rank, k, device="meta"))
+
+
+def _block_rotation_cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Blocks that a tile packs and blocks that it cuts; the factors are float32 beside every dtype of x."""
+    for b in 4, 16, 32, 64, 128, 256:
+        for kind, dtype, precision in KINDS:
+            yield f"b={b} {kind}", precision, functools.partial(_block_rotation, 8192, 4096, b, dtype)
+
+
 def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """(name, precision of float32 products, launchers to run), which together use every tile of every table.
 
@@ -83,15 +105,12 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """
     large, small = (8192, 4096, 4096), (256, 1024, 1024)
     for size, shape, rank in ("large", large, 32), ("large", large, low_rank.MAX_RANK), ("small", small, 32):
-        for kind, dtype, precision in (
-            ("half", torch.bfloat16, "ieee"),
-            ("tf32", torch.float32, "tf32"),
-            ("ieee", torch.float32, "ieee"),
-        ):
+        for kind, dtype, precision in KINDS:
             yield f"{size} R={rank} {kind}", precision, functools.partial(_low_rank, *shape, rank, dtype)
     for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
         u = torch.empty(4096, reflections, device="meta")
         yield f"n={reflections}", "ieee", functools.partial(householder.factors, u)
+    yield from _block_rotation_cases()
 
 
 def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:

@@ -13,6 +13,16 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
+def rounded(tile, dtype: tl.constexpr):
+    """The tile in a dtype, rounded to nearest, ties to even."""
+    if INTERPRETED and tile.dtype == tl.float32 and dtype == tl.bfloat16:
+        # The interpreter truncates to bfloat16.
+        bits = tile.to(tl.uint32, bitcast=True)
+        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
+    return tile.to(dtype)
+
+
+@triton.jit
 def load_tile(ptr, rows, cols, row_count, col_count, stride_row, stride_col):
     """The tile [rows, cols] of a strided (row_count, col_count) matrix, zero outside it.
 
@@ -28,11 +38,7 @@ def store_tile(ptr, tile, rows, cols, row_count, col_count, stride_row, stride_c
     """Store a tile at [rows, cols] of a strided (row_count, col_count) matrix, in the matrix's dtype."""
     offsets = rows[:, None].to(tl.int64) * stride_row + cols[None, :].to(tl.int64) * stride_col
     inside = (rows < row_count)[:, None] & (cols < col_count)[None, :]
-    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        # The interpreter truncates to bfloat16 where GPUs round to nearest, ties to even.
-        bits = tile.to(tl.uint32, bitcast=True)
-        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-    tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + offsets, rounded(tile, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -95,6 +101,14 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed else "ieee"
 
 
+def steps_each(steps: int, tiles: int, device: torch.device) -> int:
+    """How many of a sum's steps one program takes, where each of `tiles` output tiles is a sum of so many.
+
+    About two programs a processor, each with at least four steps: long sums are split, their parts added afterwards.
+    """
+    return max(triton.cdiv(steps * tiles, 2 * processors(device)), min(steps, 4), 1)
+
+
 class Tiles(NamedTuple):
     """How a kernel cuts its product: output rows, output columns, summed elements a step, warps, stages."""
 
@@ -112,7 +126,19 @@ def tiles(table: dict[str, dict[str, Tiles]], device: torch.device, dtype: torch
 
 
 def unsupported_tensors(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) -> str | None:
-    """Why kernels that take `dtypes` cannot take these tensors together, or None when they can."""
+    """Why kernels that take one of `dtypes` cannot take these tensors together, or None when they can."""
+    reason = unsupported_mixed(dtypes, **tensors)
+    if reason is not None:
+        return reason
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype != first.dtype:
+            return f"{name} is {tensor.dtype} while {first_name} is {first.dtype}"
+    return None
+
+
+def unsupported_mixed(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) -> str | None:
+    """Why kernels that take any of `dtypes` for each cannot take these tensors together, or None when they can."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.device != first.device:
@@ -120,8 +146,6 @@ def unsupported_tensors(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) 
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             return f"{name} is {tensor.dtype}, the kernel takes {allowed}"
-        if tensor.dtype != first.dtype:
-            return f"{name} is {tensor.dtype} while {first_name} is {first.dtype}"
     if first.device.type == "cpu" and INTERPRETED.value:
         return None
     if first.device.type != "cuda":

@@ -33,12 +33,29 @@ CASES = {
         ops.block_rotate,
         (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
     ),
+    "rotate_project": (ops.rotate_project, (leaf(2, 2, 6), leaf(2, 3, 3), leaf(4, 6))),
+}
+WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradcheck
+    "block_rotate": (
+        ops.block_rotate,
+        (leaf(3, 6, dtype=torch.bfloat16), leaf(2, 3, 3, dtype=torch.float32)),
+    ),
+    "rotate_project": (
+        ops.rotate_project,
+        (leaf(3, 6, dtype=torch.bfloat16), *(leaf(*s, dtype=torch.float32) for s in ((2, 3, 3), (4, 6)))),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_opcheck(case) -> None:
     operator, arguments = CASES[case]
+    torch.library.opcheck(getattr(torch.ops.hybrid_kernels, operator.__name__).default, arguments)
+
+
+@pytest.mark.parametrize("case", WIDER_FACTORS)
+def test_opcheck_of_factors_wider_than_x(case) -> None:
+    operator, arguments = WIDER_FACTORS[case]
     torch.library.opcheck(getattr(torch.ops.hybrid_kernels, operator.__name__).default, arguments)
 
 
@@ -55,6 +72,15 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     y.sum().backward()
     assert down.grad is not None and up.grad is None and x.grad is None
     down.grad = None
+
+
+@pytest.mark.parametrize("used", [(True, False), (False, True)], ids=["xr alone", "p alone"])
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+def test_rotate_project_with_one_result_and_one_gradient(needs, used) -> None:
+    """What is not used costs no product, and what is not asked for no gradient."""
+    operator, arguments = CASES["rotate_project"]
+    arguments = [a.detach().requires_grad_(need) for a, need in zip(arguments, needs, strict=True)]
+    assert torch.autograd.gradcheck(lambda *a: operator(*a)[used.index(True)], arguments)
 
 
 def test_second_derivatives_raise_instead_of_being_wrong() -> None:
