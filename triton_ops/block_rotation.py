@@ -189,7 +189,7 @@ PROJECT_TILES = {
 LARGE_PROJECT_TILES = {
     "default": {
         "half": common.Tiles(128, 64, 64, 8, 2),
-        "tf32": common.Tiles(64, 64, 32, 8, 2),
+        "tf32": common.Tiles(128, 64, 32, 8, 2),
         "ieee": common.Tiles(32, 32, 16, 4, 2),
     },
     "interpreter": INTERPRETER_TILES,
