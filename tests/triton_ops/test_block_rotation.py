@@ -201,6 +201,27 @@ def test_long_sums_are_split_and_repeat_bit_for_bit(dtype):
         check_projection(*tensors)
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the tiles are those of the interpreter")
+def test_a_program_writes_its_own_columns_alone():
+    """The interpreter runs one program after another, so that the last to write would hide a race for the memory."""
+
+    def launch_one(kernel, grid, *args, **meta):
+        assert grid[0] > 1
+        launch(kernel, (1, 1), *args, **meta)
+
+    launch = common.launch
+    x, q, down, dy, _ = random_tensors(20, 70, 5, 3, torch.float32)
+    with mock.patch.object(common, "launch", launch_one):
+        y = block_rotation.rotate(x, q)
+        dq = block_rotation.weight_gradient(x, dy, q)
+        xr, _ = block_rotation.rotate_project(x, q, down)
+    columns = int(xr[0].isfinite().sum())
+    assert columns % 15 == 0 and columns < 350, "whole groups, and not all of them"
+    for result, written in (y, y[:16, :15]), (dq, dq[:3]), (xr, xr[:16, :columns]):
+        assert written.isfinite().all()
+        assert result.isfinite().sum() == written.numel()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_block_rotate_on_triton(dtype):
     """functional.block_rotate of three dimensions, whose blocks and their gradient stay float32."""
