@@ -69,12 +69,8 @@ def in_float64(function, gradients, *inputs):
 
 
 def check_rotation(x, q, dy):
-    """The kernels one by one; a half type's dq is compared as plain PyTorch gives it in that type."""
-    y, dx, dq = (
-        block_rotation.rotate(x, q),
-        block_rotation.rotate(dy, q.mT),
-        block_rotation.weight_gradient(x, dy, q),
-    )
+    y, dx = block_rotation.rotate(x, q), block_rotation.rotate(dy, q.mT)
+    dq = block_rotation.weight_gradient(x, dy, q)
     expected = in_float64(reference.block_rotate, [dy], x, q)
     plain = with_gradients(plain_block_rotate, [dy], x, q)
     assert dq.dtype == q.dtype
@@ -118,6 +114,15 @@ def test_blocks_in_other_dtypes_than_x(dtype):
         x, q, down, dxr, dp = random_tensors(20, 3, 5, 4, dtype, other)
         check_rotation(x, q, dxr)
         check_projection(x, q, down, dxr, dp)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("r", [3, 65])
+def test_wider_factors_are_rounded_as_plain_pytorch_rounds(r, dtype):
+    x, q, down, _, _ = random_tensors(20, 7, 5, r, dtype)
+    xr, p = block_rotation.rotate_project(x, q, down)
+    rounded_xr, rounded_p = block_rotation.rotate_project(x, q.to(dtype), down.to(dtype))
+    assert torch.equal(xr, rounded_xr) and torch.equal(p, rounded_p)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
