@@ -145,6 +145,29 @@ def test_projection_of_every_block_size(shape):
     assert_close_by_scale(p, xr.double() @ down.half().double().mT, xr @ down.half().mT, 2)
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the tiles are those of the interpreter")
+@pytest.mark.parametrize(("k", "b", "programs"), [(7, 5, 3), (35, 1, 3), (2, 16, 2), (2, 24, 4)])
+def test_small_blocks_share_a_tile(k, b, programs):
+    x, q, _, _, _ = random_tensors(16, k, b, 1, torch.float32)
+    with mock.patch.object(common, "launch") as launch:
+        block_rotation.rotate(x, q)
+        block_rotation.weight_gradient(x, x, q)
+    grids = [call.args[1] for call in launch.call_args_list]
+    assert grids[0] == (programs,)
+    assert grids[1][0] == programs * -(-b // 16)
+
+
+@pytest.mark.parametrize(
+    ("r", "kernels"),
+    [(64, ["rotate_project_kernel"]), (65, ["rotate_kernel", "skinny_matmul_kernel"])],
+)
+def test_the_projection_is_fused_up_to_a_rank(r, kernels):
+    x, q, down, _, _ = random_tensors(16, 3, 5, r, torch.float32)
+    with mock.patch.object(common, "launch") as launch:
+        block_rotation.rotate_project(x, q, down)
+    assert [call.args[0].__name__ for call in launch.call_args_list] == kernels
+
+
 def transposed(tensor):
     return tensor.mT.contiguous().mT
 
