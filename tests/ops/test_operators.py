@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from hybrid_kernels import functional, ops
+from hybrid_kernels.ops.block_rotation import block_rotate_weight_gradient
 
 D = torch.float64
 
@@ -39,6 +40,10 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
     "block_rotate": (
         ops.block_rotate,
         (leaf(3, 6, dtype=torch.bfloat16), leaf(2, 3, 3, dtype=torch.float32)),
+    ),
+    "block_rotate_weight_gradient": (
+        block_rotate_weight_gradient,
+        (*(torch.randn(3, 6, dtype=torch.bfloat16) for _ in range(2)), torch.randn(2, 3, 3)),
     ),
     "rotate_project": (
         ops.rotate_project,
