@@ -362,7 +362,8 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
 def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     """x · diag(q₁, …, q_k): rows of x times a block-diagonal matrix.
 
-    x (..., k·b), q (k, b, b), both real or both complex; q is rounded to x's dtype. Returns the shape and dtype of x.
+    x (..., k·b), q (k, b, b), both real or both complex; q is rounded to x's dtype, and its gradient has its own, from
+    float32 sums where the backend has them. Returns the shape and dtype of x.
     """
     if q.ndim != 3 or q.shape[1] != q.shape[2]:
         raise ValueError(f"q has shape {_shape(q)}; it must be (k, b, b)")
@@ -370,8 +371,7 @@ def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     _check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
     _check_dtype("q", q, COMPLEX_DTYPES if x.is_complex() else REAL_DTYPES)
     _check_device("q", q, "x", x)
-    q = q.to(x.dtype)
     if current_backend() == "reference":
-        return reference.block_rotate(x, q)
+        return reference.block_rotate(x, q.to(x.dtype))
     with _no_autocast(x):
         return ops.block_rotate(x, q)

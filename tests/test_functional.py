@@ -254,6 +254,22 @@ def test_block_rotate(lead, k, b, dtype) -> None:
     compare(F.block_rotate, R.block_rotate, draw)
 
 
+@pytest.mark.parametrize("x_dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("q_dtype", [torch.float32, torch.float64])
+def test_block_rotate_by_wider_blocks(q_dtype, x_dtype) -> None:
+    """The blocks of a Cayley transform are float32 whatever x is; so is then their gradient."""
+    x, q = make(2, 9, 12, dtype=x_dtype), make(3, 4, 4, dtype=q_dtype).requires_grad_()
+    y, plain = F.block_rotate(x, q), R.block_rotate(x, q.to(x_dtype))
+    truth = R.block_rotate(x.double(), q.double())
+    assert_close_by_scale(y, truth, plain, 2)
+    dy = make(2, 9, 12, dtype=x_dtype)
+    gradient, plain_gradient, true_gradient = (
+        torch.autograd.grad(result, q, dy.to(result.dtype))[0] for result in (y, plain, truth)
+    )
+    assert gradient.dtype == q_dtype
+    assert_close_by_scale(gradient, true_gradient.double(), plain_gradient, 3)
+
+
 def test_autocast_computes_in_its_dtype_and_factorises_in_float32() -> None:
     x, w, u = make(8, 16), make(12, 16), make(16, 4)
     a, b = make(3, 16), make(12, 3)

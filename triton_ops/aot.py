@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_ops import common, householder, low_rank, skinny
+from triton_ops import block_rotation, common, householder, low_rank, skinny
 from triton_ops.dropout import Dropout
 from triton_ops.dropout import dropout as seeded_dropout
 
@@ -91,6 +91,23 @@ def _low_rank(m: int, k: int, n: int, rank: int, dtype: torch.dtype, dropout: bo
     seeded_dropout(x, 6554, torch.empty((), dtype=torch.int64, device="meta"))
 
 
+def _block_rotation(m: int, k: int, b: int, dtype: torch.dtype) -> None:
+    x = torch.empty(m, k, dtype=dtype, device="meta")
+    q = torch.empty(k // b, b, b, device="meta")
+    y = block_rotation.rotate(x, q)
+    block_rotation.rotate(y, q.mT)
+    block_rotation.weight_gradient(x, y, q)
+    for rank in 16, 32, block_rotation.MAX_FUSED_RANK:
+        block_rotation.rotate_project(x, q, torch.empty(rank, k, device="meta"))
+
+
+def _block_rotation_cases() -> Iterator[Case]:
+    """Blocks that a tile packs and blocks that it cuts; the factors are float32 beside every dtype of x."""
+    for b in 4, 16, 32, 64, 128, 256:
+        for kind, dtype, precision in KINDS:
+            yield f"b={b} {kind}", precision, functools.partial(_block_rotation, 8192, 4096, b, dtype)
+
+
 def _low_rank_cases() -> Iterator[Case]:
     large, small, few = (8192, 4096, 4096), (256, 1024, 1024), (16, 4096, 4096)
     cases = [
@@ -118,14 +135,19 @@ def _cases() -> Iterator[Case]:
     """All launchers, on shapes that together use every tile of every table."""
     yield from _low_rank_cases()
     yield from _householder_cases()
+    yield from _block_rotation_cases()
 
 
 def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:
     """The calls of `common.launch` that `run` makes on the target."""
     launch = mock.Mock()
-    hardware = {"family": lambda device: target.family, "processors": lambda device: 132}
-    arithmetic = {"dot_precision": lambda dtype: precision if dtype == torch.float32 else "ieee"}
-    with mock.patch.multiple(common, launch=launch, **hardware, **arithmetic):
+    with mock.patch.multiple(
+        common,
+        launch=launch,
+        family=lambda device: target.family,
+        processors=lambda device: 132,
+        dot_precision=lambda dtype: precision if dtype == torch.float32 else "ieee",
+    ):
         run()
     return launch.call_args_list
 

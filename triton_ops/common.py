@@ -17,6 +17,16 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
+def rounded(tile, dtype: tl.constexpr):
+    """The tile in a dtype, rounded to nearest, ties to even."""
+    if INTERPRETED and tile.dtype == tl.float32 and dtype == tl.bfloat16:
+        # The interpreter truncates to bfloat16.
+        bits = tile.to(tl.uint32, bitcast=True)
+        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
+    return tile.to(dtype)
+
+
+@triton.jit
 def load_tile(ptr, rows, cols, row_count, col_count, stride_row, stride_col):
     """The tile [rows, cols] of a strided (row_count, col_count) matrix, zero outside it.
 
@@ -37,16 +47,6 @@ def tile_pointers(ptr, rows, cols, stride_row, stride_col):
 def step(count, stride):
     """count · stride in int64: by how much pointers move on."""
     return tl.full((), 1, tl.int64) * count * stride
-
-
-@triton.jit
-def rounded(tile, dtype: tl.constexpr):
-    """A tile in another dtype, rounded to nearest, ties to even."""
-    if INTERPRETED and dtype == tl.bfloat16 and tile.dtype == tl.float32:
-        # The interpreter truncates to bfloat16.
-        bits = tile.to(tl.uint32, bitcast=True)
-        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-    return tile.to(dtype)
 
 
 @triton.jit
@@ -130,10 +130,28 @@ def narrowed(tiles: Tiles) -> Tiles:
     return tiles._replace(rows=rows, cols=cols, inner=inner, num_stages=1)
 
 
-def unsupported_tensors(
-    dtypes: Sequence[torch.dtype], *, one_dtype: bool = True, **tensors: torch.Tensor
-) -> str | None:
-    """Why kernels that take `dtypes`, or ``one_dtype`` of them, cannot take these tensors together, or None."""
+def steps_each(steps: int, tiles: int, device: torch.device) -> int:
+    """How many of a sum's steps one program takes, where each of `tiles` output tiles is a sum of so many.
+
+    About two programs a processor, each with at least four steps: long sums are split, their parts added afterwards.
+    """
+    return max(triton.cdiv(steps * tiles, 2 * processors(device)), min(steps, 4), 1)
+
+
+def unsupported_tensors(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) -> str | None:
+    """Why kernels that take one of `dtypes` cannot take these tensors together, or None when they can."""
+    reason = unsupported_mixed(dtypes, **tensors)
+    if reason is not None:
+        return reason
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype != first.dtype:
+            return f"{name} is {tensor.dtype} while {first_name} is {first.dtype}"
+    return None
+
+
+def unsupported_mixed(dtypes: Sequence[torch.dtype], **tensors: torch.Tensor) -> str | None:
+    """Why kernels that take any of `dtypes` for each cannot take these tensors together, or None when they can."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.device != first.device:
@@ -141,8 +159,6 @@ def unsupported_tensors(
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             return f"{name} is {tensor.dtype}, the kernel takes {allowed}"
-        if one_dtype and tensor.dtype != first.dtype:
-            return f"{name} is {tensor.dtype} while {first_name} is {first.dtype}"
     if first.device.type == "cpu" and INTERPRETED.value:
         return None
     if first.device.type != "cuda":

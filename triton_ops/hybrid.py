@@ -14,6 +14,8 @@ float32 sums; A, B, u and all results are float32, never TF32. Any strides.
 The two large products are triton_ops.skinny's; the rest is put together and taken apart here, in one launch each.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -64,7 +66,7 @@ def split_gradient_kernel(
     stride_bn, stride_br,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """dB and dc, contiguous, and each program's part of dλ, unless their pointers are None; a program a block of rows."""
+    """dB and dc, contiguous, and parts of dλ, unless their pointers are None; a program a block of rows."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ranks = tl.arange(0, BLOCK_R)
     mixing = tl.load(mixing_ptr).to(tl.float32)
@@ -111,9 +113,7 @@ def unsupported(weight: torch.Tensor, u: torch.Tensor) -> str | None:
     """Why these inputs cannot run here, or None when they can."""
     if u.dtype != torch.float32:
         return f"u is {u.dtype}, the kernel takes float32"
-    return householder.unsupported(u) or common.unsupported_tensors(
-        WEIGHT_DTYPES, one_dtype=False, weight=weight, u=u
-    )
+    return householder.unsupported(u) or common.unsupported_mixed(WEIGHT_DTYPES, weight=weight, u=u)
 
 
 def _blocks(*sizes: int) -> tuple[int, int]:
@@ -167,9 +167,10 @@ def backward(
     (k, n), (out_features, r) = v.shape, lora_B.shape
     block, block_r = _blocks(r, n)
     programs = triton.cdiv(out_features, block)
-    d_B = lora_B.new_empty((out_features, r)) if need_B else None
-    d_c = u.new_empty((out_features, n)) if need_u else None
-    parts = u.new_empty(programs) if need_mixing else None
+    empty = functools.partial(torch.empty, device=u.device, dtype=torch.float32)
+    d_B = empty((out_features, r)) if need_B else None
+    d_c = empty((out_features, n)) if need_u else None
+    parts = empty((programs,)) if need_mixing else None
     common.launch(
         split_gradient_kernel,
         (programs,),
@@ -184,7 +185,7 @@ def backward(
         return d_B, None, d_mixing
     dz = skinny.matmul(weight.mT, d_c, dtype=torch.float32, exact=True)
     dt = skinny.matmul(v.mT, dz, exact=True)
-    dv = u.new_empty((k, n))
+    dv = empty((k, n))
     below = d_down[r:]
     block_n = max(triton.next_power_of_2(n), 16)
     rows = 16 if common.INTERPRETED.value else 64

@@ -337,7 +337,7 @@ def unsupported(
         reason = common.unsupported_tensors(DTYPES, x=x, weight=weight)
         if reason is not None:
             return reason
-    return common.unsupported_tensors(DTYPES, one_dtype=False, x=x, down=down, up=up)
+    return common.unsupported_mixed(DTYPES, x=x, down=down, up=up)
 
 
 def project(

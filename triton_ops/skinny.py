@@ -199,9 +199,8 @@ def matmul(
         tiles = common.narrowed(tiles)
     block_r = min(max(triton.next_power_of_2(r), 16), 128 if dropout is None else 32)
     grid_tiles = triton.cdiv(m, tiles.rows) * triton.cdiv(r, block_r)
-    # About two programs a processor, each with at least four steps of the sum.
     steps = max(triton.cdiv(length, tiles.inner), 1)
-    steps_each = max(triton.cdiv(steps * grid_tiles, 2 * common.processors(a.device)), min(steps, 4))
+    steps_each = common.steps_each(steps, grid_tiles, a.device)
     splits = triton.cdiv(steps, steps_each)
     partial = torch.empty(
         (splits, r, m) if transposed else (splits, m, r),

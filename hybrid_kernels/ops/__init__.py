@@ -1,7 +1,7 @@
 """`torch.library` operators (fake and autograd registered) and the choice of backend behind each.
 
-The operators take tensors of one dtype and device and check nothing; `hybrid_kernels.functional` is their checked,
-autocast-aware face.
+The operators take tensors of one device, and of one dtype unless they say otherwise, and check nothing;
+`hybrid_kernels.functional` is their checked, autocast-aware face.
 """
 
 from hybrid_kernels.ops.block_rotation import block_rotate
@@ -10,6 +10,7 @@ from hybrid_kernels.ops.householder import householder_factors
 from hybrid_kernels.ops.hybrid import hybrid_factors
 from hybrid_kernels.ops.low_rank import low_rank_add, low_rank_linear
 from hybrid_kernels.ops.projection import project
+from hybrid_kernels.ops.rotate_project import rotate_project
 
 __all__ = [
     "block_rotate",
@@ -20,4 +21,5 @@ __all__ = [
     "low_rank_add",
     "low_rank_linear",
     "project",
+    "rotate_project",
 ]

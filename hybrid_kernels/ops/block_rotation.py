@@ -2,7 +2,8 @@
 
     y_j = x_j q_j        dx_j = dy_j q_jᴴ        dq_j = Σ_rows x_jᴴ dy_j        (j = 1 … k)
 
-x, y (..., k·b), q (k, b, b); x_j is the j-th run of b features.
+x, y (..., k·b), q (k, b, b); x_j is the j-th run of b features. q may have another dtype than x: it is rounded to x's,
+and its gradient has its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid_kernels.ops.backend import Implementation, Operator
+import triton_ops
+from hybrid_kernels.ops.backend import Implementation, Operator, never
 from hybrid_kernels.ops.registration import operator
 
 
@@ -21,16 +23,51 @@ def _blocks(x: Tensor, q: Tensor) -> Tensor:
     return x.reshape(-1, q.shape[0], q.shape[1]).transpose(0, 1)
 
 
-def _eager(x: Tensor, q: Tensor) -> Tensor:
-    return torch.bmm(_blocks(x, q), q).transpose(0, 1).reshape(x.shape)
+def eager_block_rotate(x: Tensor, q: Tensor) -> Tensor:
+    """y (..., k·b) by one batched product."""
+    return torch.bmm(_blocks(x, q), q.to(x.dtype)).transpose(0, 1).reshape(x.shape)
 
 
 def _eager_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
-    return torch.bmm(_blocks(x, q).mT.conj_physical(), _blocks(dy, q))
+    return torch.bmm(_blocks(x, q).mT.conj_physical(), _blocks(dy, q)).to(q.dtype)
 
 
-_rotate = Operator("block_rotate", Implementation("eager", _eager))
-_weight_gradient = Operator("block_rotate_weight_gradient", Implementation("eager", _eager_weight_gradient))
+def _triton_unsupported(x: Tensor, q: Tensor) -> str | None:
+    reason = triton_ops.unavailable()
+    if reason is not None:
+        return reason
+    from triton_ops import block_rotation
+
+    return block_rotation.unsupported(x, q)
+
+
+def _triton(x: Tensor, q: Tensor) -> Tensor:
+    from triton_ops import block_rotation
+
+    return block_rotation.rotate(x.reshape(-1, x.shape[-1]), q).view(x.shape)
+
+
+def _triton_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
+    from triton_ops import block_rotation
+
+    return block_rotation.weight_gradient(x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1]), q)
+
+
+_rotate = Operator(
+    "block_rotate",
+    Implementation("triton", _triton, _triton_unsupported, automatic=never),
+    Implementation("eager", eager_block_rotate),
+)
+_weight_gradient = Operator(
+    "block_rotate_weight_gradient",
+    Implementation(
+        "triton",
+        _triton_weight_gradient,
+        lambda x, dy, q: _triton_unsupported(x, q),
+        automatic=never,
+    ),
+    Implementation("eager", _eager_weight_gradient),
+)
 
 
 def _rotate_forward(x: Tensor, q: Tensor) -> Tensor:
@@ -39,7 +76,7 @@ def _rotate_forward(x: Tensor, q: Tensor) -> Tensor:
 
 
 def _weight_gradient_forward(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
-    """dq (k, b, b); ``q`` gives the shape."""
+    """dq (k, b, b); ``q`` gives the shape and dtype."""
     return _weight_gradient(x, dy, q)
 
 
@@ -55,7 +92,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, q = ctx.saved_tensors
     need_x, need_q = ctx.needs_input_grad
-    dx = block_rotate(dy, q.mT.conj_physical().contiguous()) if need_x else None
+    dx = block_rotate(dy, q.mT.conj_physical()) if need_x else None  # a view where q is real
     return dx, block_rotate_weight_gradient(x, dy, q) if need_q else None
 
 

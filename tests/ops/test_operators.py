@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from hybrid_kernels import functional, ops
+from hybrid_kernels.ops.block_rotation import block_rotate_weight_gradient
 
 D = torch.float64
 
@@ -26,10 +27,6 @@ CASES = {
         ops.low_rank_add,
         (leaf(2, 3, 5), leaf(2, 3, 6), leaf(2, 6), leaf(5, 2), 0.5, 2, torch.tensor(4)),
     ),
-    "low_rank_linear, wide factors": (
-        ops.low_rank_linear,
-        (leaf(4, 6, dtype=torch.float32), leaf(5, 6, dtype=torch.float32), None, leaf(2, 6), leaf(5, 2)),
-    ),
     "project": (ops.project, (leaf(5, 6), leaf(6, 2))),
     "householder_factors": (ops.householder_factors, (leaf(7, 3),)),
     "hybrid_factors": (
@@ -45,6 +42,25 @@ CASES = {
         ops.block_rotate,
         (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
     ),
+    "rotate_project": (ops.rotate_project, (leaf(2, 2, 6), leaf(2, 3, 3), leaf(4, 6))),
+}
+WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradcheck
+    "low_rank_linear": (
+        ops.low_rank_linear,
+        (leaf(4, 6, dtype=torch.float32), leaf(5, 6, dtype=torch.float32), None, leaf(2, 6), leaf(5, 2)),
+    ),
+    "block_rotate": (
+        ops.block_rotate,
+        (leaf(3, 6, dtype=torch.bfloat16), leaf(2, 3, 3, dtype=torch.float32)),
+    ),
+    "block_rotate_weight_gradient": (
+        block_rotate_weight_gradient,
+        (*(torch.randn(3, 6, dtype=torch.bfloat16) for _ in range(2)), torch.randn(2, 3, 3)),
+    ),
+    "rotate_project": (
+        ops.rotate_project,
+        (leaf(3, 6, dtype=torch.bfloat16), *(leaf(*s, dtype=torch.float32) for s in ((2, 3, 3), (4, 6)))),
+    ),
 }
 
 
@@ -54,7 +70,13 @@ def test_opcheck(case) -> None:
     torch.library.opcheck(getattr(torch.ops.hybrid_kernels, operator.__name__).default, arguments)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "wide factors" not in case])
+@pytest.mark.parametrize("case", WIDER_FACTORS)
+def test_opcheck_of_factors_wider_than_x(case) -> None:
+    operator, arguments = WIDER_FACTORS[case]
+    torch.library.opcheck(getattr(torch.ops.hybrid_kernels, operator.__name__).default, arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_gradcheck(case) -> None:
     operator, arguments = CASES[case]
     assert torch.autograd.gradcheck(operator, arguments)
@@ -67,6 +89,15 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     y.sum().backward()
     assert down.grad is not None and up.grad is None and x.grad is None
     down.grad = None
+
+
+@pytest.mark.parametrize("used", [(True, False), (False, True)], ids=["xr alone", "p alone"])
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+def test_rotate_project_with_one_result_and_one_gradient(needs, used) -> None:
+    """What is not used costs no product, and what is not asked for no gradient."""
+    operator, arguments = CASES["rotate_project"]
+    arguments = [a.detach().requires_grad_(need) for a, need in zip(arguments, needs, strict=True)]
+    assert torch.autograd.gradcheck(lambda *a: operator(*a)[used.index(True)], arguments)
 
 
 def test_second_derivatives_raise_instead_of_being_wrong() -> None:
