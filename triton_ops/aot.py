@@ -44,7 +44,7 @@ TARGETS = {
     "sm_100": Target(GPUTarget("cuda", 100, 32), "sm100", 227),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), "gfx942", 64),
 }
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,27 @@ def _low_rank(m: int, k: int, n: int, rank: int, dtype: torch.dtype) -> None:
     low_rank.backward(y, x, None, down, up, p, True, True, True)
 
 
+def _householder(k: int, reflections: int) -> None:
+    u = torch.empty(k, reflections, device="meta")
+    v, t = householder.factors(u)
+    z = householder.factors_with_product(u)[2]
+    householder.backward(u, v, t, z, t)
+
+
+def _householder_many(k: int, reflections: int) -> None:
+    u = torch.empty(k, reflections, device="meta")
+    householder.factors_many([u, u], product=False)
+    ((v, t, z),) = householder.factors_many([u])
+    householder.backward_many([u], [v], [t], [z], [t])
+
+
+def _householder_cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
+        yield f"n={reflections}", "ieee", functools.partial(_householder, 4096, reflections)
+        # One column less: nothing that the kernels read from a table is known to be a multiple of 16.
+        yield f"many, n={reflections}", "ieee", functools.partial(_householder_many, 4096, reflections - 1)
+
+
 def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """(name, precision of float32 products, launchers to run), which together use every tile of every table.
 
@@ -89,9 +110,7 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
             ("ieee", torch.float32, "ieee"),
         ):
             yield f"{size} R={rank} {kind}", precision, functools.partial(_low_rank, *shape, rank, dtype)
-    for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
-        u = torch.empty(4096, reflections, device="meta")
-        yield f"n={reflections}", "ieee", functools.partial(householder.factors, u)
+    yield from _householder_cases()
 
 
 def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:
