@@ -1,6 +1,6 @@
 """Triton kernels of the hybrid adapter, one file per operation: formula, shapes, kernel, launcher.
 
-`low_rank` and `householder` import Triton; this module does not, so that `unavailable` can be asked anywhere.
+The other modules import Triton; this one does not, so that `unavailable` can be asked anywhere.
 """
 
 import torch

@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from triton_ops import common, householder, low_rank
+from triton_ops import common, householder, householder_rotation, low_rank
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,27 @@ def _householder_cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
         yield f"many, n={reflections}", "ieee", functools.partial(_householder_many, 4096, reflections - 1)
 
 
+def _rotation(m: int, k: int, reflections: int, dtype: torch.dtype, factor_dtype: torch.dtype) -> None:
+    x = torch.empty(m, k, dtype=dtype, device="meta")
+    v = torch.empty(k, reflections, dtype=factor_dtype, device="meta")
+    y, p = householder_rotation.forward(x, v, v)
+    householder_rotation.backward(y, x, v, v, p, True, True, True)
+
+
+def _rotation_cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Each rank has tiles of its own, each dtype of the factors a load of its own."""
+    for reflections in (16, 32, 64, 128, householder_rotation.MAX_REFLECTIONS):
+        for size, m in ("large", 16384), ("small", 256):
+            for kind, dtype, factor_dtype, precision in (
+                ("half", torch.bfloat16, torch.bfloat16, "ieee"),
+                ("mixed", torch.bfloat16, torch.float32, "ieee"),
+                ("tf32", torch.float32, torch.float32, "tf32"),
+                ("ieee", torch.float32, torch.float32, "ieee"),
+            ):
+                run = functools.partial(_rotation, m, 4096, reflections, dtype, factor_dtype)
+                yield f"{size} n={reflections} {kind}", precision, run
+
+
 def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """(name, precision of float32 products, launchers to run), which together use every tile of every table.
 
@@ -111,6 +132,7 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
         ):
             yield f"{size} R={rank} {kind}", precision, functools.partial(_low_rank, *shape, rank, dtype)
     yield from _householder_cases()
+    yield from _rotation_cases()
 
 
 def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:
@@ -199,7 +221,7 @@ def main() -> int:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
-    line = "{:8} {:17} {:27} {:>14} {:>5} {:>9} {:>6} {:>16}".format
+    line = "{:8} {:17} {:32} {:>14} {:>5} {:>9} {:>6} {:>16}".format
     if not options.json:
         print(line("target", "case", "kernel", "blocks", "warps", "registers", "spills", "shared/limit KiB"))
     passed = True

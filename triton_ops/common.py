@@ -24,15 +24,21 @@ def load_tile(ptr, rows, cols, row_count, col_count, stride_row, stride_col):
 
 
 @triton.jit
+def rounded(tile, DTYPE: tl.constexpr):
+    """A float32 tile, or a narrower one, in DTYPE, to nearest, ties to even."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        # The interpreter truncates to bfloat16 where GPUs round.
+        bits = tile.to(tl.float32).to(tl.uint32, bitcast=True)
+        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
+    return tile.to(DTYPE)
+
+
+@triton.jit
 def store_tile(ptr, tile, rows, cols, row_count, col_count, stride_row, stride_col):
     """Store a tile at [rows, cols] of a strided (row_count, col_count) matrix, in the matrix's dtype."""
     offsets = rows[:, None].to(tl.int64) * stride_row + cols[None, :].to(tl.int64) * stride_col
     inside = (rows < row_count)[:, None] & (cols < col_count)[None, :]
-    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        # The interpreter truncates to bfloat16 where GPUs round to nearest, ties to even.
-        bits = tile.to(tl.uint32, bitcast=True)
-        tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-    tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + offsets, rounded(tile, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -28,4 +28,12 @@ def test_every_kernel_compiles_without_spills_and_fits(target):
     assert {r["target"] for r in records} == {target}
     assert all(0 < r["registers"] <= 512 for r in records)
     kernels = {r["kernel"] for r in records}
-    assert kernels == {"skinny_matmul_kernel", "matmul_low_rank_kernel", "householder_factors_kernel"}
+    assert kernels == {
+        "skinny_matmul_kernel",
+        "matmul_low_rank_kernel",
+        "householder_gram_kernel",
+        "householder_factors_kernel",
+        "householder_backward_sums_kernel",
+        "householder_backward_kernel",
+        "householder_rotate_kernel",
+    }
