@@ -8,7 +8,7 @@ the apply stage. Errors are ValueError for shapes and TypeError for dtypes and d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "cayley_packed",
     "dropout_seed",
     "householder_factors",
+    "householder_factors_many",
     "householder_rotate",
     "hybrid_factors",
     "hybrid_linear",
@@ -205,12 +206,12 @@ def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int
         _check_device(name, factor, "x", x)
 
 
-def _check_reflections(u: Tensor, features: int | None = None) -> None:
-    _check_matrix("u", u, features, None, f"({features or 'in_features'}, reflections)")
-    _check_dtype("u", u, REAL_DTYPES)
+def _check_reflections(u: Tensor, features: int | None = None, name: str = "u") -> None:
+    _check_matrix(name, u, features, None, f"({features or 'in_features'}, reflections)")
+    _check_dtype(name, u, REAL_DTYPES)
     if not 1 <= u.shape[1] <= max(u.shape[0], 1):
         raise ValueError(
-            f"u has shape {_shape(u)}; the number of reflections (columns) must be between 1 and in_features"
+            f"{name} has shape {_shape(u)}; the number of reflections (columns) must be between 1 and in_features"
         )
 
 
@@ -228,6 +229,24 @@ def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
         return ops.householder_factors(u)
 
 
+def householder_factors_many(us: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """`householder_factors` of each of many layers, whose u (in_features, n) may differ in shape.
+
+    On the Triton backend, layers of one dtype and device take one launch forward and one backward for each power of two
+    that their n round up to; a training step whose parameters stay where they are copies nothing to the device for it.
+    Elsewhere, and under torch.compile, one layer after the other.
+    """
+    for index, u in enumerate(us):
+        _check_reflections(u, name=f"us[{index}]")
+    us = [u.to(_widened(u.dtype)) for u in us]
+    if current_backend() == "reference":
+        return [reference.householder_factors(u) for u in us]
+    if not us:
+        return []
+    with _no_autocast(us[0]):
+        return ops.householder_factors_many(us)
+
+
 def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
     """x Hᵀ (x H with ``transpose``) for H = H₁…Hₙ, all n reflections in one pass over x.
 
@@ -241,8 +260,8 @@ def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
         return reference.householder_rotate(x, u.to(x.dtype), transpose)
     with _no_autocast(x):
         v, t = householder_factors(u)
-        # x Hᵀ = x − (x v) tᵀ vᵀ: a low-rank update of x itself.
-        return low_rank_add(x, x, v.mT, -(v @ (t.mT if transpose else t)))
+        # x Hᵀ = x − (x v) (v t)ᵀ
+        return ops.householder_rotate(x, v, v @ (t.mT if transpose else t))[0]
 
 
 def hybrid_factors(

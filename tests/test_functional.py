@@ -193,12 +193,42 @@ def test_householder_rotate(features, reflections, transpose, dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("u_dtype", ["as x", torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_householder_rotate_of_half_types(dtype, u_dtype) -> None:
+    """The plain side rounds the float32 factors to x's dtype: the factor form, by autograd."""
+    u_dtype = dtype if u_dtype == "as x" else u_dtype
+    x, u, dy = make(3, 5, 33, dtype=dtype), make(33, 7, dtype=u_dtype), make(3, 5, 33, dtype=dtype)
+
+    def plain(x: Tensor, u: Tensor) -> Tensor:
+        v, t = R.householder_factors(u.float())
+        return x - (x @ v.to(x.dtype)) @ (v @ t).to(x.dtype).mT
+
+    results = []
+    for function, kind in (
+        (F.householder_rotate, None),
+        (R.householder_rotate, torch.float64),
+        (plain, None),
+    ):
+        leaves = [tensor.detach().to(kind or tensor.dtype).requires_grad_() for tensor in (x, u)]
+        y = function(*leaves)
+        results.append([y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+    assert [result.dtype for result in results[0]] == [dtype, dtype, u_dtype]
+    for index, (mine, true, simple) in enumerate(zip(*results, strict=True)):
+        assert_close_by_scale(mine, true, simple, 2 if index == 0 else 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_householder_factors(dtype) -> None:
     for index in (0, 1):
         compare(
             lambda u, i=index: F.householder_factors(u)[i],
             lambda u, i=index: R.householder_factors(u)[i],
+            lambda: [make(20, 9, dtype=dtype)],
+        )
+        compare(
+            lambda u, i=index: torch.cat([factors[i] for factors in F.householder_factors_many([u, u])]),
+            lambda u, i=index: torch.cat([R.householder_factors(u)[i]] * 2),
             lambda: [make(20, 9, dtype=dtype)],
         )
 
@@ -319,6 +349,8 @@ BAD = [  # call, error, what its message names
     (lambda: F.householder_rotate(X, make(5, 2)), ValueError, r"x has shape \(4, 6\).*must be 5"),
     (lambda: F.householder_rotate(X, make(6, 0)), ValueError, "between 1 and in_features"),
     (lambda: F.householder_factors(make(3, 4)), ValueError, "between 1 and in_features"),
+    (lambda: F.householder_factors_many([make(4, 3), make(3, 4)]), ValueError, r"us\[1\] has shape \(3, 4\)"),
+    (lambda: F.householder_factors_many([make(4, 3).int()]), TypeError, r"us\[0\] has dtype torch.int32"),
     (lambda: F.hybrid_linear(X, W, None, A, B, U, 1.5, 1.0), ValueError, "mixing is 1.5"),
     (lambda: F.hybrid_linear(X, W, None, A, B, U, torch.ones(2), 1.0), ValueError, r"mixing has shape \(2,\)"),
     (lambda: F.hybrid_linear(X, W, None, A, B, make(7, 2), 0.5, 1.0), ValueError, r"u has shape \(7, 2\)"),

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_ops import block_rotation, common, householder, low_rank, skinny
+from triton_ops import block_rotation, common, householder, householder_rotation, hybrid, low_rank, skinny
 from triton_ops.dropout import Dropout
 from triton_ops.dropout import dropout as seeded_dropout
 
@@ -125,16 +125,70 @@ def _low_rank_cases() -> Iterator[Case]:
         yield name, precision, functools.partial(_low_rank, *shape, rank, dtype, dropout, variant)
 
 
+def _householder(k: int, reflections: int) -> None:
+    u = torch.empty(k, reflections, device="meta")
+    v, t = householder.factors(u)
+    z = householder.factors_with_product(u)[2]
+    householder.backward(u, v, t, z, t)
+
+
+def _householder_many(k: int, reflections: int) -> None:
+    u = torch.empty(k, reflections, device="meta")
+    householder.factors_many([u, u], product=False)
+    ((v, t, z),) = householder.factors_many([u])
+    householder.backward_many([u], [v], [t], [z], [t])
+
+
 def _householder_cases() -> Iterator[Case]:
     for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
-        u = torch.empty(4096, reflections, device="meta")
-        yield f"n={reflections}", "ieee", functools.partial(householder.factors, u)
+        yield f"n={reflections}", "ieee", functools.partial(_householder, 4096, reflections)
+        # One column less: nothing that the kernels read from a table is known to be a multiple of 16.
+        yield f"many, n={reflections}", "ieee", functools.partial(_householder_many, 4096, reflections - 1)
+
+
+def _hybrid(k: int, n: int, rank: int, reflections: int, dtype: torch.dtype) -> None:
+    empty = functools.partial(torch.empty, device="meta")
+    weight, a, b, u = empty(n, k, dtype=dtype), empty(rank, k), empty(n, rank), empty(k, reflections)
+    mixing, t = empty(()), empty(reflections, reflections)
+    down, up, c = hybrid.factors(weight, a, b, mixing, 0.5, u, u)
+    hybrid.backward(down, up, weight, b, u, u, t, c, mixing, 0.5, True, True, True)
+    hybrid.backward(down, up, weight, b, u, u, t, c, mixing, 0.5, True, True, False)
+
+
+def _hybrid_cases() -> Iterator[Case]:
+    for reflections in (16, 32, 64, householder.MAX_REFLECTIONS):
+        for kind, dtype, precision in KINDS:
+            run = functools.partial(_hybrid, 4096, 4096, 16, reflections, dtype)
+            yield f"r=16 n={reflections} {kind}", precision, run
+
+
+def _rotation(m: int, k: int, reflections: int, dtype: torch.dtype, factor_dtype: torch.dtype) -> None:
+    x = torch.empty(m, k, dtype=dtype, device="meta")
+    v = torch.empty(k, reflections, dtype=factor_dtype, device="meta")
+    y, p = householder_rotation.forward(x, v, v)
+    householder_rotation.backward(y, x, v, v, p, True, True, True)
+
+
+def _rotation_cases() -> Iterator[Case]:
+    """Each rank has tiles of its own, each dtype of the factors a load of its own."""
+    for reflections in (16, 32, 64, 128, householder_rotation.MAX_REFLECTIONS):
+        for size, m in ("large", 16384), ("small", 256):
+            for kind, dtype, factor_dtype, precision in (
+                ("half", torch.bfloat16, torch.bfloat16, "ieee"),
+                ("mixed", torch.bfloat16, torch.float32, "ieee"),
+                ("tf32", torch.float32, torch.float32, "tf32"),
+                ("ieee", torch.float32, torch.float32, "ieee"),
+            ):
+                run = functools.partial(_rotation, m, 4096, reflections, dtype, factor_dtype)
+                yield f"{size} n={reflections} {kind}", precision, run
 
 
 def _cases() -> Iterator[Case]:
     """All launchers, on shapes that together use every tile of every table."""
     yield from _low_rank_cases()
     yield from _householder_cases()
+    yield from _rotation_cases()
+    yield from _hybrid_cases()
     yield from _block_rotation_cases()
 
 
@@ -163,6 +217,8 @@ def _source(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> ASTSour
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + ELEMENTS[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         elif name in meta or value is None or value == 1:
             signature[name] = "constexpr"
             constants[name] = value
@@ -227,7 +283,7 @@ def main() -> int:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
-    line = "{:8} {:17} {:27} {:>14} {:>5} {:>9} {:>6} {:>16}".format
+    line = "{:8} {:17} {:32} {:>14} {:>5} {:>9} {:>6} {:>16}".format
     if not options.json:
         print(line("target", "case", "kernel", "blocks", "warps", "registers", "spills", "shared/limit KiB"))
     passed = True

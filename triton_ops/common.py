@@ -19,9 +19,9 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 @triton.jit
 def rounded(tile, dtype: tl.constexpr):
     """The tile in a dtype, rounded to nearest, ties to even."""
-    if INTERPRETED and tile.dtype == tl.float32 and dtype == tl.bfloat16:
+    if INTERPRETED and dtype == tl.bfloat16 and tile.dtype != tl.bfloat16:
         # The interpreter truncates to bfloat16.
-        bits = tile.to(tl.uint32, bitcast=True)
+        bits = tile.to(tl.float32).to(tl.uint32, bitcast=True)
         tile = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
     return tile.to(dtype)
 

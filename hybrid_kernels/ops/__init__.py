@@ -6,7 +6,8 @@ The operators take tensors of one device, and of one dtype unless they say other
 
 from hybrid_kernels.ops.block_rotation import block_rotate
 from hybrid_kernels.ops.cayley_transform import cayley, cayley_packed
-from hybrid_kernels.ops.householder import householder_factors
+from hybrid_kernels.ops.householder import householder_factors, householder_factors_many
+from hybrid_kernels.ops.householder_rotation import householder_rotate
 from hybrid_kernels.ops.hybrid import hybrid_factors
 from hybrid_kernels.ops.low_rank import low_rank_add, low_rank_linear
 from hybrid_kernels.ops.projection import project
@@ -17,6 +18,8 @@ __all__ = [
     "cayley",
     "cayley_packed",
     "householder_factors",
+    "householder_factors_many",
+    "householder_rotate",
     "hybrid_factors",
     "low_rank_add",
     "low_rank_linear",

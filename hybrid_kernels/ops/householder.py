@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import triton_ops
 from hybrid_kernels import _extension
@@ -64,6 +65,12 @@ def _triton(u: Tensor) -> tuple[Tensor, Tensor]:
     return householder.factors(u)
 
 
+def _triton_backward(u: Tensor, v: Tensor, t: Tensor, dv: Tensor | None, dt: Tensor | None) -> Tensor:
+    from triton_ops import householder
+
+    return householder.backward(u, v, t, dv, dt)
+
+
 _factors = Operator(
     "householder_factors",
     Implementation("triton", _triton, _triton_unsupported, automatic=never),
@@ -77,6 +84,7 @@ _factors = Operator(
 )
 _factors_backward = Operator(
     "householder_backward",
+    Implementation("triton", _triton_backward, lambda u, *_: _triton_unsupported(u), automatic=never),
     Implementation(
         "cpp",
         lambda *args: torch.ops.hybrid_kernels_cpp.householder_backward.default(*args),
@@ -124,3 +132,57 @@ def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor:
 
 
 householder_factors = operator("householder_factors", compute, _fake, _setup, _backward)
+
+
+class _FactorsMany(torch.autograd.Function):
+    """The factors of many layers by Triton: v and t of each, flat, since autograd tracks no tensors inside a list."""
+
+    @staticmethod
+    def forward(ctx: Any, *us: Tensor) -> tuple[Tensor, ...]:
+        from triton_ops import householder
+
+        outputs = tuple(
+            factor for v, t, _ in householder.factors_many(us, product=False) for factor in (v, t)
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*us, *outputs)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        from triton_ops import householder
+
+        count = len(ctx.needs_input_grad)
+        us, factors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        needed = [index for index in range(count) if ctx.needs_input_grad[index]]
+        computed = householder.backward_many(
+            [us[index] for index in needed],
+            [factors[2 * index] for index in needed],
+            [factors[2 * index + 1] for index in needed],
+            [gradients[2 * index] for index in needed],
+            [gradients[2 * index + 1] for index in needed],
+        )
+        dus: list[Tensor | None] = [None] * count
+        for index, du in zip(needed, computed, strict=True):
+            dus[index] = du
+        return tuple(dus)
+
+
+def _one_launch(us: list[Tensor]) -> bool:
+    """Whether Triton takes all of us together: plain tensors of one dtype and device for which it is the choice."""
+    return (
+        len(us) > 1
+        and not torch.compiler.is_compiling()
+        and all(type(u) in (Tensor, nn.Parameter) for u in us)
+        and all(u.dtype == us[0].dtype and u.device == us[0].device for u in us)
+        and all(_factors.select(u).backend == "triton" for u in us)
+    )
+
+
+def householder_factors_many(us: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """`householder_factors` of each u, on the Triton backend in one launch forward and one backward."""
+    if not _one_launch(us):
+        return [householder_factors(u) for u in us]
+    outputs = _FactorsMany.apply(*us)
+    return list(zip(outputs[::2], outputs[1::2], strict=True))

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from hybrid_kernels import functional, ops
+from hybrid_kernels.ops.backend import unavailable, use_backend
 from hybrid_kernels.ops.block_rotation import block_rotate_weight_gradient
 
 D = torch.float64
@@ -29,6 +30,7 @@ CASES = {
     ),
     "project": (ops.project, (leaf(5, 6), leaf(6, 2))),
     "householder_factors": (ops.householder_factors, (leaf(7, 3),)),
+    "householder_rotate": (ops.householder_rotate, (leaf(2, 3, 6), leaf(6, 2), leaf(6, 2))),
     "hybrid_factors": (
         ops.hybrid_factors,
         (leaf(5, 7), leaf(2, 7), leaf(5, 2), leaf(7, 4), torch.tensor(0.3, dtype=D, requires_grad=True), 1.5),
@@ -98,6 +100,40 @@ def test_rotate_project_with_one_result_and_one_gradient(needs, used) -> None:
     operator, arguments = CASES["rotate_project"]
     arguments = [a.detach().requires_grad_(need) for a, need in zip(arguments, needs, strict=True)]
     assert torch.autograd.gradcheck(lambda *a: operator(*a)[used.index(True)], arguments)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_rotation_computes_only_the_gradients_asked_for(backend) -> None:
+    if unavailable(backend) is not None:
+        pytest.skip(unavailable(backend))
+    _, inputs = CASES["householder_rotate"]
+    with use_backend(backend):
+        every = torch.autograd.grad(ops.householder_rotate(*inputs)[0].sin().sum(), inputs)
+        for index in range(3):
+            arguments = [t if position == index else t.detach() for position, t in enumerate(inputs)]
+            (one,) = torch.autograd.grad(ops.householder_rotate(*arguments)[0].sin().sum(), inputs[index])
+            torch.testing.assert_close(one, every[index])
+        assert torch.autograd.gradcheck(ops.householder_rotate, inputs)
+
+
+def test_factors_of_many_layers_are_those_of_each() -> None:
+    us = [leaf(7, 3), leaf(5, 1), leaf(7, 3).detach()]
+    weights = [torch.randn(7, 3, dtype=D), torch.randn(3, 3, dtype=D)]
+
+    def loss(factors) -> torch.Tensor:
+        (v, t), (single, _), (frozen, _) = factors
+        return (v * weights[0]).sum() + (t * weights[1]).sum() + (single + frozen[:5, :1]).sin().sum()
+
+    many = functional.householder_factors_many(us)
+    assert not many[2][0].requires_grad
+    truth = loss([functional.householder_factors(u) for u in us])
+    for mine, true in zip(
+        torch.autograd.grad(loss(many), us[:2]), torch.autograd.grad(truth, us[:2]), strict=True
+    ):
+        torch.testing.assert_close(mine, true)
+    compiled = torch.compile(functional.householder_factors_many, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(loss(compiled(us)), truth)
+    assert functional.householder_factors_many([]) == []
 
 
 def test_second_derivatives_raise_instead_of_being_wrong() -> None:
