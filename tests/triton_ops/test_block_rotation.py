@@ -261,6 +261,7 @@ def test_block_rotate_on_triton(dtype):
     kernels = [call.args[0].__name__ for call in launch.call_args_list]
     assert kernels == ["rotate_kernel", "rotate_kernel", "block_gradient_kernel"]
     assert y.shape == folded.shape and y.dtype == dtype and dq.dtype == torch.float32
+    assert torch.equal(dq, block_rotation.weight_gradient(x, dy, q)), "rounded on its way"
     expected = in_float64(reference.block_rotate, [dy], x, q)
     plain = with_gradients(plain_block_rotate, [dy], x, q)
     assert_close_by_scale(y.flatten(0, 1), expected[0], plain[0], 2)
