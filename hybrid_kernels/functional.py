@@ -30,6 +30,7 @@ __all__ = [
     "hybrid_linear",
     "low_rank_add",
     "low_rank_linear",
+    "rotated_low_rank_linear",
 ]
 
 REAL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -164,6 +165,32 @@ def low_rank_add(
             factors = down.to(x.dtype), up.to(x.dtype)
             return reference.low_rank_add(base, x, *factors, dropout, dropped_rank, seed)
         return ops.low_rank_add(base, x, down, up, dropout, dropped_rank, seed)[0]
+
+
+def rotated_low_rank_linear(
+    x: Tensor, q: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> Tensor:
+    """y = r Wᵀ + b + (r downᵀ) upᵀ with r = x · diag(q₁, …, q_k): `low_rank_linear` of `block_rotate` in one operator.
+
+    x (..., k·b), q (k, b, b) real, in x's dtype or another; the rest as in `low_rank_linear`. Differentiable in every
+    argument.
+    """
+    _check_matrix("weight", weight, None, None, "(out_features, in_features)")
+    n, k = weight.shape
+    _check_last("x", x, k, "the in_features of weight")
+    _check_blocks(q, x)
+    if bias is not None and _shape(bias) != (n,):
+        raise ValueError(f"bias has shape {_shape(bias)}; it must be ({n},), the out_features of weight")
+    _check_factors(down, up, n, k, x)
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    _check_together(x=x, weight=weight, bias=bias)
+    with _no_autocast(x):
+        if current_backend() == "reference":
+            narrow = (tensor.to(x.dtype) for tensor in (down, up))
+            return reference.rotated_low_rank_linear(x, q.to(x.dtype), weight, bias, *narrow)
+        return ops.rotated_low_rank_linear(x, q, weight, bias, down, up)[0]
 
 
 def dropout_seed(device: torch.device | str) -> Tensor:
@@ -378,18 +405,22 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
         return ops.cayley_packed(packed, block_size)
 
 
+def _check_blocks(q: Tensor, x: Tensor) -> None:
+    if q.ndim != 3 or q.shape[1] != q.shape[2]:
+        raise ValueError(f"q has shape {_shape(q)}; it must be (k, b, b)")
+    _check_last("x", x, q.shape[0] * q.shape[1], "k·b of q")
+    _check_dtype("q", q, COMPLEX_DTYPES if x.is_complex() else REAL_DTYPES)
+    _check_device("q", q, "x", x)
+
+
 def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     """x · diag(q₁, …, q_k): rows of x times a block-diagonal matrix.
 
     x (..., k·b), q (k, b, b), both real or both complex; q is rounded to x's dtype, and its gradient has its own, from
     float32 sums where the backend has them. Returns the shape and dtype of x.
     """
-    if q.ndim != 3 or q.shape[1] != q.shape[2]:
-        raise ValueError(f"q has shape {_shape(q)}; it must be (k, b, b)")
-    _check_last("x", x, q.shape[0] * q.shape[1], "k·b of q")
     _check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
-    _check_dtype("q", q, COMPLEX_DTYPES if x.is_complex() else REAL_DTYPES)
-    _check_device("q", q, "x", x)
+    _check_blocks(q, x)
     if current_backend() == "reference":
         return reference.block_rotate(x, q.to(x.dtype))
     with _no_autocast(x):

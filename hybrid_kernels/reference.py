@@ -23,6 +23,7 @@ __all__ = [
     "hybrid_linear",
     "low_rank_add",
     "low_rank_linear",
+    "rotated_low_rank_linear",
     "seeded_dropout",
 ]
 
@@ -143,6 +144,13 @@ def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
         v = _reflection_vector(u[:, i])
         x = x - 2.0 * (x @ v)[..., None] * v
     return x
+
+
+def rotated_low_rank_linear(
+    x: Tensor, q: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> Tensor:
+    """`low_rank_linear` of `block_rotate` of x: y = (x diag(q₁, …, q_k)) (W + up·down)ᵀ + b."""
+    return low_rank_linear(block_rotate(x, q), weight, bias, down, up)
 
 
 def hybrid_linear(

@@ -300,6 +300,24 @@ def test_block_rotate_by_wider_blocks(q_dtype, x_dtype) -> None:
     assert_close_by_scale(gradient, true_gradient.double(), plain_gradient, 3)
 
 
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_rotated_low_rank_linear(with_bias, dtype, backend) -> None:
+    bias = make(20, dtype=dtype) if with_bias else None
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, q, w, a, b: function(x, q, w, None if bias is None else bias.to(x.dtype), a, b)
+
+    shapes = (3, 7, 30), (5, 6, 6), (20, 30), (4, 30), (20, 4)
+    with use_backend(backend):
+        compare(
+            of(F.rotated_low_rank_linear),
+            of(R.rotated_low_rank_linear),
+            lambda: [make(*shape, dtype=dtype) for shape in shapes],
+        )
+
+
 def test_autocast_computes_in_its_dtype_and_factorises_in_float32() -> None:
     x, w, u = make(8, 16), make(12, 16), make(16, 4)
     a, b = make(3, 16), make(12, 3)
@@ -359,6 +377,8 @@ BAD = [  # call, error, what its message names
     (lambda: F.cayley(make(3, 3).int()), TypeError, "skew has dtype torch.int32"),
     (lambda: F.cayley_packed(make(2, 5), 4), ValueError, r"packed has shape \(2, 5\).*must be 6"),
     (lambda: F.cayley_packed(make(2, 0), 0), ValueError, "block_size is 0"),
+    (lambda: F.rotated_low_rank_linear(X, make(2, 4, 4), W, None, A, B), ValueError, "must be 8, k·b of q"),
+    (lambda: F.rotated_low_rank_linear(X, make(2, 3, 3), W, make(4), A, B), ValueError, r"bias has shape \(4,\)"),
     (lambda: F.block_rotate(X, make(2, 4, 4)), ValueError, r"x has shape \(4, 6\).*must be 8"),
     (lambda: F.block_rotate(X, make(2, 3)), ValueError, r"q has shape \(2, 3\)"),
     (lambda: F.block_rotate(X, make(2, 3, 3).to(torch.complex64)), TypeError, "q has dtype torch.complex64"),

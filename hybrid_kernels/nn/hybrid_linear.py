@@ -63,17 +63,24 @@ def hybrid_forward(
             yield from adapter.buffers()
         yield from base_layer.parameters()
 
+    plain = has_plain_weight(base_layer)
+    drops = training and any(adapter.dropout for adapter in adapters)
+    weight: Any = base_layer.weight if plain else None
+    bias: Any = base_layer.bias if plain else None
+    q = None
     if any(adapter.has_rotation for adapter in adapters):
         (adapter,) = adapters  # the callers see to it that a rotation stands alone
-        x = functional.block_rotate(x, cache.get("rotation", sources, adapter.rotation, training))
-    plain = has_plain_weight(base_layer)
-    if training and any(adapter.dropout for adapter in adapters):
+        q = cache.get("rotation", sources, adapter.rotation, training)
+        if drops or not plain:  # else the rotation is fused with the projection
+            x, q = functional.block_rotate(x, q), None
+    if drops:
         return _dropping_forward(base_layer, x, adapters, plain)
     down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters, plain), training)
-    if plain:
-        bias: Any = base_layer.bias
-        return functional.low_rank_linear(x, base_layer.weight, bias, down, up)  # type: ignore[arg-type]
-    return functional.low_rank_add(base_layer(x), x, down, up)
+    if not plain:
+        return functional.low_rank_add(base_layer(x), x, down, up)
+    if q is not None:
+        return functional.rotated_low_rank_linear(x, q, weight, bias, down, up)
+    return functional.low_rank_linear(x, weight, bias, down, up)
 
 
 def _dropping_forward(

@@ -11,7 +11,7 @@ from hybrid_kernels.ops.householder_rotation import householder_rotate
 from hybrid_kernels.ops.hybrid import hybrid_factors
 from hybrid_kernels.ops.low_rank import low_rank_add, low_rank_linear
 from hybrid_kernels.ops.projection import project
-from hybrid_kernels.ops.rotate_project import rotate_project
+from hybrid_kernels.ops.rotated_low_rank import rotated_low_rank_linear
 
 __all__ = [
     "block_rotate",
@@ -24,5 +24,5 @@ __all__ = [
     "low_rank_add",
     "low_rank_linear",
     "project",
-    "rotate_project",
+    "rotated_low_rank_linear",
 ]

@@ -33,9 +33,12 @@ VARIANT_VARIABLE = "HYBRID_KERNELS_VARIANT"
 VARIANTS = sorted({variant for variants in selection.VARIANTS.values() for variant in variants})
 
 
-def never(*_: Any) -> bool:
-    """``automatic`` of an implementation that no measurement has yet shown to beat plain PyTorch: by name only."""
-    return False
+def triton_wins(operator: str, like: Any, m: int, k: int, n: int, r: int) -> bool:
+    """``automatic`` of Triton kernels: only where a measurement on this GPU showed them to beat plain PyTorch.
+
+    M = m, K = k, N = n and rank r are the operator's shape, 1 for what it does not have.
+    """
+    return selection.wins(operator, like, m, k, n, r)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import triton_ops
-from hybrid_kernels.ops.backend import Implementation, Operator, never
+from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
 from hybrid_kernels.ops.registration import operator
 
 
@@ -23,8 +23,7 @@ def _blocks(x: Tensor, q: Tensor) -> Tensor:
     return x.reshape(-1, q.shape[0], q.shape[1]).transpose(0, 1)
 
 
-def eager_block_rotate(x: Tensor, q: Tensor) -> Tensor:
-    """y (..., k·b) by one batched product."""
+def _eager(x: Tensor, q: Tensor) -> Tensor:
     return torch.bmm(_blocks(x, q), q.to(x.dtype)).transpose(0, 1).reshape(x.shape)
 
 
@@ -41,6 +40,11 @@ def _triton_unsupported(x: Tensor, q: Tensor) -> str | None:
     return block_rotation.unsupported(x, q)
 
 
+def _triton_wins(x: Tensor, q: Tensor) -> bool:
+    rows = x.numel() // max(x.shape[-1], 1)
+    return triton_wins("block_rotate", x, rows, x.shape[-1], 1, q.shape[-1])
+
+
 def _triton(x: Tensor, q: Tensor) -> Tensor:
     from triton_ops import block_rotation
 
@@ -55,8 +59,8 @@ def _triton_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
 
 _rotate = Operator(
     "block_rotate",
-    Implementation("triton", _triton, _triton_unsupported, automatic=never),
-    Implementation("eager", eager_block_rotate),
+    Implementation("triton", _triton, _triton_unsupported, automatic=_triton_wins),
+    Implementation("eager", _eager),
 )
 _weight_gradient = Operator(
     "block_rotate_weight_gradient",
@@ -64,14 +68,14 @@ _weight_gradient = Operator(
         "triton",
         _triton_weight_gradient,
         lambda x, dy, q: _triton_unsupported(x, q),
-        automatic=never,
+        automatic=lambda x, dy, q: _triton_wins(x, q),
     ),
     Implementation("eager", _eager_weight_gradient),
 )
 
 
-def _rotate_forward(x: Tensor, q: Tensor) -> Tensor:
-    """y (..., k·b); see the module's docstring."""
+def compute(x: Tensor, q: Tensor) -> Tensor:
+    """y (..., k·b), not differentiable; see the module's docstring."""
     return _rotate(x, q)
 
 
@@ -96,4 +100,4 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return dx, block_rotate_weight_gradient(x, dy, q) if need_q else None
 
 
-block_rotate = operator("block_rotate", _rotate_forward, lambda x, q: x.new_empty(x.shape), _setup, _backward)
+block_rotate = operator("block_rotate", compute, lambda x, q: x.new_empty(x.shape), _setup, _backward)

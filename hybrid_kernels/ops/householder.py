@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator, never
+from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
 from hybrid_kernels.ops.registration import operator
 
 
@@ -59,6 +59,10 @@ def _triton_unsupported(u: Tensor) -> str | None:
     return householder.unsupported(u)
 
 
+def _triton_wins(u: Tensor, *_: Any) -> bool:
+    return triton_wins("householder_factors", u, 1, u.shape[0], 1, u.shape[1])
+
+
 def _triton(u: Tensor) -> tuple[Tensor, Tensor]:
     from triton_ops import householder
 
@@ -73,7 +77,7 @@ def _triton_backward(u: Tensor, v: Tensor, t: Tensor, dv: Tensor | None, dt: Ten
 
 _factors = Operator(
     "householder_factors",
-    Implementation("triton", _triton, _triton_unsupported, automatic=never),
+    Implementation("triton", _triton, _triton_unsupported, automatic=_triton_wins),
     Implementation(
         "cpp",
         lambda u: torch.ops.hybrid_kernels_cpp.householder_forward.default(u),
@@ -84,7 +88,7 @@ _factors = Operator(
 )
 _factors_backward = Operator(
     "householder_backward",
-    Implementation("triton", _triton_backward, lambda u, *_: _triton_unsupported(u), automatic=never),
+    Implementation("triton", _triton_backward, lambda u, *_: _triton_unsupported(u), automatic=_triton_wins),
     Implementation(
         "cpp",
         lambda *args: torch.ops.hybrid_kernels_cpp.householder_backward.default(*args),

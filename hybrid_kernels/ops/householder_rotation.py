@@ -18,8 +18,8 @@ from torch import Tensor
 
 import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator, never
-from hybrid_kernels.ops.low_rank import _row_count, _rows
+from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.low_rank import row_count, rows
 from hybrid_kernels.ops.registration import operator
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -57,6 +57,10 @@ def _triton_unsupported(x: Tensor, v: Tensor, z: Tensor) -> str | None:
     from triton_ops import householder_rotation
 
     return householder_rotation.unsupported(x, v, z)
+
+
+def _triton_wins(x: Tensor, v: Tensor) -> bool:
+    return triton_wins("householder_rotate", x, x.shape[0], x.shape[1], 1, v.shape[1])
 
 
 def _triton(x: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,14 +109,17 @@ def _cpp_preferred(x: Tensor, v: Tensor, z: Tensor) -> bool:
 
 _rotate = Operator(
     "householder_rotate",
-    Implementation("triton", _triton, _triton_unsupported, automatic=never),
+    Implementation("triton", _triton, _triton_unsupported, automatic=lambda x, v, z: _triton_wins(x, v)),
     Implementation("cpp", _cpp, _cpp_unsupported, automatic=_cpp_preferred),
     Implementation("eager", _eager),
 )
 _backward_operator = Operator(
     "householder_rotate_backward",
     Implementation(
-        "triton", _triton_backward, lambda dy, x, v, z, *_: _triton_unsupported(x, v, z), automatic=never
+        "triton",
+        _triton_backward,
+        lambda dy, x, v, z, *_: _triton_unsupported(x, v, z),
+        automatic=lambda dy, x, v, z, *_: _triton_wins(x, v),
     ),
     Implementation(
         "cpp",
@@ -126,19 +133,19 @@ _backward_operator = Operator(
 
 def _forward(x: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """(y, p) for y = x − p zᵀ, p = x v; see the module's docstring."""
-    y, p = _rotate(_rows(x), v, z)
+    y, p = _rotate(rows(x), v, z)
     return y.view(x.shape), p
 
 
 def _fake(x: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(_row_count(x), v.shape[1])
+    return x.new_empty(x.shape), x.new_empty(row_count(x), v.shape[1])
 
 
 def _backward_forward(
     dy: Tensor, x: Tensor, v: Tensor, z: Tensor, p: Tensor, needs: list[bool]
 ) -> list[Tensor]:
     """Those of dx, dv, dz that ``needs`` asks for, in that order."""
-    dx, dv, dz = _backward_operator(_rows(dy), _rows(x), v, z, p, needs)
+    dx, dv, dz = _backward_operator(rows(dy), rows(x), v, z, p, needs)
     gradients = (dx if dx is None else dx.view(x.shape), dv, dz)
     return [gradient for gradient in gradients if gradient is not None]
 

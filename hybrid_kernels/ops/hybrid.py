@@ -24,7 +24,7 @@ from torch import Tensor
 import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import householder, projection
-from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
 from hybrid_kernels.ops.registration import operator
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -102,12 +102,8 @@ def _triton_backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor |
     return hybrid.backward(*args)
 
 
-def _triton_wins(operation: str, weight: Tensor, u: Tensor) -> bool:
-    if u.device.type != "cuda":
-        return False
-    from triton_ops import selection
-
-    return selection.wins(operation, weight, 1, u.shape[0], weight.shape[0], u.shape[1])
+def _triton_wins(weight: Tensor, u: Tensor) -> bool:
+    return triton_wins("hybrid_factors", weight, 1, u.shape[0], weight.shape[0], u.shape[1])
 
 
 def _cpp_unsupported(weight: Tensor, u: Tensor) -> str | None:
@@ -126,7 +122,7 @@ _factors = Operator(
         "triton",
         _triton,
         lambda weight, lora_A, lora_B, u, *_: _triton_unsupported(weight, u),
-        automatic=lambda weight, lora_A, lora_B, u, *_: _triton_wins("hybrid_factors", weight, u),
+        automatic=lambda weight, lora_A, lora_B, u, *_: _triton_wins(weight, u),
     ),
     Implementation(
         "cpp",
@@ -142,9 +138,7 @@ _factors_backward = Operator(
         "triton",
         _triton_backward,
         lambda d_down, d_up, weight, lora_B, u, *_: _triton_unsupported(weight, u),
-        automatic=lambda d_down, d_up, weight, lora_B, u, *_: _triton_wins(
-            "hybrid_factors_backward", weight, u
-        ),
+        automatic=lambda d_down, d_up, weight, lora_B, u, *_: _triton_wins(weight, u),
     ),
     Implementation(
         "cpp",

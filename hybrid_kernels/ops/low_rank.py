@@ -23,7 +23,7 @@ from torch import Tensor
 import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import dropout as seeded
-from hybrid_kernels.ops.backend import Implementation, Operator, current_variant
+from hybrid_kernels.ops.backend import Implementation, Operator, current_variant, triton_wins
 from hybrid_kernels.ops.dropout import Dropout
 from hybrid_kernels.ops.registration import operator
 
@@ -172,14 +172,6 @@ def _triton_backward(
     return low_rank.backward(dy, x, weight, down, up, p, need_x, need_down, need_up, mask, current_variant())
 
 
-def _triton_wins(operation: str, x: Tensor, down: Tensor, up: Tensor) -> bool:
-    if x.device.type != "cuda":
-        return False
-    from triton_ops import selection
-
-    return selection.wins(operation, x, x.shape[0], down.shape[1], *up.shape)
-
-
 def _cpp_preferred(x: Tensor, down: Tensor, up: Tensor) -> bool:
     return _extension.skinny_preferred(x.shape[0], down.shape[0], x) and x.dtype == down.dtype == up.dtype
 
@@ -208,7 +200,7 @@ _linear = Operator(
         "triton",
         _triton_linear,
         lambda x, weight, bias, down, up, _: _triton_unsupported(x, weight, down, up),
-        automatic=lambda x, weight, bias, down, up, _: _triton_wins("low_rank_linear", x, down, up),
+        automatic=lambda x, weight, bias, down, up, _: triton_wins("low_rank_linear", x, *x.shape, *up.shape),
     ),
     Implementation(
         "cpp",
@@ -224,7 +216,7 @@ _add = Operator(
         "triton",
         _triton_add,
         lambda base, x, down, up, _: _triton_unsupported(x, None, down, up),
-        automatic=lambda base, x, down, up, _: _triton_wins("low_rank_add", x, down, up),
+        automatic=lambda base, x, down, up, _: triton_wins("low_rank_add", x, *x.shape, *up.shape),
     ),
     Implementation(
         "cpp",
@@ -240,7 +232,9 @@ _backward = Operator(
         "triton",
         _triton_backward,
         lambda dy, x, weight, down, up, *_: _triton_unsupported(x, weight, down, up),
-        automatic=lambda dy, x, weight, down, up, *_: _triton_wins("low_rank_backward", x, down, up),
+        automatic=lambda dy, x, weight, down, up, *_: triton_wins(
+            "low_rank_backward", x, *x.shape, *up.shape
+        ),
     ),
     Implementation(
         "cpp",
@@ -252,11 +246,16 @@ _backward = Operator(
 )
 
 
-def _rows(x: Tensor) -> Tensor:
+def compute(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Pair:
+    """(y, p) for the rows x (M, K), without dropout, not differentiable; see the module's docstring."""
+    return _linear(x, weight, bias, down, up, None)
+
+
+def rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _row_count(x: Tensor) -> int:
+def row_count(x: Tensor) -> int:
     count = 1
     for size in x.shape[:-1]:
         count *= size
@@ -274,12 +273,12 @@ def _linear_forward(
     seed: Optional[Tensor] = None,  # noqa: UP045
 ) -> tuple[Tensor, Tensor]:
     """(y, p) for y = x Wᵀ + b + p upᵀ; see the module's docstring."""
-    y, p = _linear(_rows(x), weight, bias, down, up, seeded.active(dropout, dropped_rank, seed))
+    y, p = _linear(rows(x), weight, bias, down, up, seeded.active(dropout, dropped_rank, seed))
     return y.view(*x.shape[:-1], weight.shape[0]), p
 
 
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, *_: Any) -> Pair:
-    return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(_row_count(x), down.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(row_count(x), down.shape[0])
 
 
 def _add_forward(
@@ -292,12 +291,12 @@ def _add_forward(
     seed: Optional[Tensor] = None,  # noqa: UP045
 ) -> tuple[Tensor, Tensor]:
     """(y, p) for y = base + p upᵀ; see the module's docstring."""
-    y, p = _add(_rows(base), _rows(x), down, up, seeded.active(dropout, dropped_rank, seed))
+    y, p = _add(rows(base), rows(x), down, up, seeded.active(dropout, dropped_rank, seed))
     return y.view(base.shape), p
 
 
 def _add_fake(base: Tensor, x: Tensor, down: Tensor, up: Tensor, *_: Any) -> Pair:
-    return base.new_empty(base.shape), x.new_empty(_row_count(x), down.shape[0])
+    return base.new_empty(base.shape), x.new_empty(row_count(x), down.shape[0])
 
 
 def _backward_forward(
@@ -314,7 +313,7 @@ def _backward_forward(
 ) -> list[Tensor]:
     """Those of dx, d_down, d_up that ``needs`` asks for, in that order."""
     mask = seeded.active(dropout, dropped_rank, seed)
-    dx, d_down, d_up = _backward(_rows(dy), _rows(x), weight, down, up, p, needs, mask)
+    dx, d_down, d_up = _backward(rows(dy), rows(x), weight, down, up, p, needs, mask)
     gradients = (dx if dx is None else dx.view(x.shape), d_down, d_up)
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -352,6 +351,14 @@ def _save(
     ctx.save_for_backward(*tensors, *([] if seed is None else [seed]))
 
 
+def base_gradients(
+    dy: Tensor, x: Tensor, need_weight: bool, need_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dW and db. The base layer is frozen as a rule, so these two products belong to no kernel."""
+    d_weight = rows(dy).mT @ rows(x) if need_weight else None
+    return d_weight, rows(dy).sum(0) if need_bias else None
+
+
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, down, up, *dropout = inputs
     ctx.mark_non_differentiable(output[1])
@@ -364,10 +371,7 @@ def _linear_backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | Non
     x, weight, *factors = ctx.saved_tensors
     need_x, need_weight, need_bias, need_down, need_up, *_rest = ctx.needs_input_grad
     dx, d_down, d_up = _gradients(ctx, dy, x, weight, factors, [need_x, need_down, need_up])
-    # The base layer is frozen as a rule, so these two products belong to no kernel.
-    d_weight = _rows(dy).mT @ _rows(x) if need_weight else None
-    d_bias = _rows(dy).sum(0) if need_bias else None
-    return dx, d_weight, d_bias, d_down, d_up, None, None, None
+    return dx, *base_gradients(dy, x, need_weight, need_bias), d_down, d_up, None, None, None
 
 
 def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

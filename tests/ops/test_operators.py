@@ -44,7 +44,10 @@ CASES = {
         ops.block_rotate,
         (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
     ),
-    "rotate_project": (ops.rotate_project, (leaf(2, 2, 6), leaf(2, 3, 3), leaf(4, 6))),
+    "rotated_low_rank_linear": (
+        ops.rotated_low_rank_linear,
+        (leaf(2, 2, 6), leaf(2, 3, 3), leaf(5, 6), leaf(5), leaf(4, 6), leaf(5, 4)),
+    ),
 }
 WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradcheck
     "low_rank_linear": (
@@ -59,9 +62,15 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
         block_rotate_weight_gradient,
         (*(torch.randn(3, 6, dtype=torch.bfloat16) for _ in range(2)), torch.randn(2, 3, 3)),
     ),
-    "rotate_project": (
-        ops.rotate_project,
-        (leaf(3, 6, dtype=torch.bfloat16), *(leaf(*s, dtype=torch.float32) for s in ((2, 3, 3), (4, 6)))),
+    "rotated_low_rank_linear": (
+        ops.rotated_low_rank_linear,
+        (
+            *(leaf(*s, dtype=torch.bfloat16) for s in ((3, 6),)),
+            leaf(2, 3, 3, dtype=torch.float32),
+            leaf(5, 6, dtype=torch.bfloat16),
+            None,
+            *(leaf(*s, dtype=torch.float32) for s in ((4, 6), (5, 4))),
+        ),
     ),
 }
 
@@ -93,13 +102,11 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     down.grad = None
 
 
-@pytest.mark.parametrize("used", [(True, False), (False, True)], ids=["xr alone", "p alone"])
-@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
-def test_rotate_project_with_one_result_and_one_gradient(needs, used) -> None:
-    """What is not used costs no product, and what is not asked for no gradient."""
-    operator, arguments = CASES["rotate_project"]
-    arguments = [a.detach().requires_grad_(need) for a, need in zip(arguments, needs, strict=True)]
-    assert torch.autograd.gradcheck(lambda *a: operator(*a)[used.index(True)], arguments)
+@pytest.mark.parametrize("needed", range(6))
+def test_rotated_linear_with_one_gradient(needed) -> None:
+    operator, inputs = CASES["rotated_low_rank_linear"]
+    arguments = [a.detach().requires_grad_(index == needed) for index, a in enumerate(inputs)]
+    assert torch.autograd.gradcheck(lambda *a: operator(*a)[0], arguments)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "eager"])
