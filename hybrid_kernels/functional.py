@@ -298,6 +298,7 @@ def hybrid_factors(
     u: Tensor,
     mixing: Tensor | float,
     scaling: float,
+    reflections: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The rank r + n factors of the hybrid update W' − W = λ s B A + (1 − λ)(W H − W) = up · down.
 
@@ -305,6 +306,7 @@ def hybrid_factors(
 
     ``weight`` is W (out_features, in_features) or, where W cannot be read, a function z ↦ W z for z (in_features, n).
     lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor.
+    ``reflections``: (v, t, v t) of u where they have been made already (`ops.householder.prepare`).
     Returns down (r + n, in_features) and up (out_features, r + n) in float32 or the parameters' dtype if wider.
     """
     _check_reflections(u)
@@ -317,7 +319,8 @@ def hybrid_factors(
                 if isinstance(mixing, Tensor)
                 else torch.tensor(mixing, dtype=dtype, device=u.device)
             )
-            return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling)[:2]
+            ready = reflections or ()
+            return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling, *ready)[:2]
         v, t = householder_factors(u)
         z = v @ t
         rotated = weight @ z.to(weight.dtype) if isinstance(weight, Tensor) else weight(z)

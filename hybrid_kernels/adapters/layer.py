@@ -64,13 +64,19 @@ class HybridLayer(nn.Module, BaseTunerLayer):
         if not any(p.is_meta for p in adapter.parameters()):
             adapter.to(target)
 
+    def applied(self) -> list[HybridAdapter]:
+        """The adapters that a forward applies: the active ones, unless they are disabled or merged."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [self.adapter(name) for name in self.active_adapters if name in self.hybrid_adapters]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [self.adapter(name) for name in self.active_adapters if name in self.hybrid_adapters]
-        if self.disable_adapters or self.merged or not active:
+        adapters = self.applied()
+        if not adapters:
             return self.base_layer(x, *args, **kwargs)
-        return hybrid_forward(self.base_layer, x, active, self._cache, self.training)
+        return hybrid_forward(self.base_layer, x, adapters, self._cache, self.training)
 
     @torch.no_grad()
     def _factors(self, names: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:

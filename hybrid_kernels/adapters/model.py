@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +14,35 @@ from torch import Tensor, nn
 from hybrid_kernels.adapters.config import HybridConfig, matches
 from hybrid_kernels.adapters.layer import HybridLayer
 from hybrid_kernels.nn.adapter import HybridAdapter
+from hybrid_kernels.nn.hybrid_linear import has_plain_weight
+from hybrid_kernels.ops import householder
+
+
+@contextlib.contextmanager
+def reflections_prepared(layers: Sequence[HybridLayer]) -> Iterator[None]:
+    """While it lasts, the layers find the factors of their reflections made, all in one launch where Triton makes them.
+
+    Only values are made together: each layer differentiates its own, so that checkpointing (which makes them again, a
+    layer at a time and to the same bits) and data parallelism see nothing of it. Sharded parameters are left alone.
+    """
+    adapters = [
+        adapter
+        for layer in layers
+        if has_plain_weight(layer.get_base_layer())
+        for adapter in layer.applied()
+        if adapter.householder_u.shape == (layer.in_features, adapter.reflections)
+    ]
+    prepared = householder.prepare([adapter.householder_u for adapter in adapters])
+    if prepared is None:
+        yield
+        return
+    for adapter, factors in zip(adapters, prepared, strict=True):
+        adapter.prepared_reflections = factors
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.prepared_reflections = None
 
 
 class HybridLinearLayer(HybridLayer):
@@ -75,7 +106,16 @@ class HybridModel(BaseTuner):
             layer.requires_grad_(False)  # a further adapter does not become trainable by being added
         self._replace_module(parent, target_name, layer, target)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        ):  # without gradients each layer has a cache
+            return super().forward(*args, **kwargs)
+        with reflections_prepared(self._hybrid_layers):
+            return super().forward(*args, **kwargs)
+
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        self._hybrid_layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
         if config.unitary_modules is not None and not any(
             adapter_name in layer.hybrid_adapters and layer.adapter(adapter_name).has_rotation
             for layer in model.modules()

@@ -97,6 +97,8 @@ class HybridAdapter(nn.Module):
         wide = torch.promote_types(dtype, torch.float32)
         self.register_buffer("mixing", torch.tensor(float(mixing_value), device=device, dtype=wide))
         self.register_buffer("gradient_norms", torch.zeros(2, device=device, dtype=wide))
+        # (v, t, v t) of householder_u while a model's forward runs that made those of all its layers together.
+        self.prepared_reflections: tuple[Tensor, Tensor, Tensor] | None = None
         self.register_buffer("lora_A_start", None)
         self.register_buffer("lora_B_start", None)
 
@@ -153,7 +155,13 @@ class HybridAdapter(nn.Module):
         """down (R, in) and up (out, R) with W' = W + up·down; ``weight`` is W or the function z ↦ W z."""
         lora_A, lora_B = self.low_rank()
         return functional.hybrid_factors(
-            weight, lora_A, lora_B, self.householder_u, self.coefficient(), self.scaling
+            weight,
+            lora_A,
+            lora_B,
+            self.householder_u,
+            self.coefficient(),
+            self.scaling,
+            self.prepared_reflections,
         )
 
     @property

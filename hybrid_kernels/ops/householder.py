@@ -190,3 +190,15 @@ def householder_factors_many(us: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [householder_factors(u) for u in us]
     outputs = _FactorsMany.apply(*us)
     return list(zip(outputs[::2], outputs[1::2], strict=True))
+
+
+def prepare(us: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]] | None:
+    """(v, t, z = v t) of each u in one launch, not differentiable, for `hybrid_factors` to take; or None.
+
+    None wherever a layer by itself would not run on Triton, or us are not plain tensors of one dtype and device.
+    """
+    if not _one_launch(us):
+        return None
+    from triton_ops import householder
+
+    return [(v, t, z) for v, t, z in householder.factors_many(us) if z is not None]
