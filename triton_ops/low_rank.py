@@ -14,8 +14,8 @@ Variants of y, and of dx in the same words:
               the bias (y only; every tile of columns repeats the projection, so it is for few rows)
     epilogue  p first, then one kernel whose float32 accumulator of the large product takes the rank-R term and the bias
     addmm     the large product is cuBLAS's, and the rank-R term is added to it in place
-q and d_up: "fused" reads dy once for both, "separate" twice. d_down, and p or q alone: our "kernel" or cuBLAS's
-"matmul".
+q and d_up: "fused" reads dy once for both, "separate" twice. d_down, and p or q alone: our "kernel". cuBLAS for any of
+these: "matmul".
 """
 
 import torch
@@ -421,7 +421,7 @@ def backward(
     dx = d_down = d_up = q = None
     if needs_dx or needs_down:
         if needs_up:
-            q, d_up = _output_gradient(dy, up, p, k, variant)
+            q, d_up = output_gradient(dy, up, p, k, variant)
         else:
             q = project(dy, up.mT, k)
     elif needs_up:
@@ -430,28 +430,13 @@ def backward(
         if weight is None:
             dx = _matmul_low_rank(None, None, q, down, dropout=dropout)
         else:
-            chosen, tiles = selection.choose("input_gradient", dy, *shape, variant)
-            selection.note("input_gradient", chosen, tiles, dy)
-            if chosen == "epilogue":
-                dx = _matmul_low_rank(dy, weight, q, down, tiles=tiles, dropout=dropout)
-            else:
-                dx = dy @ weight
-                if dropout is not None:
-                    _matmul_low_rank(None, None, q, down, base=dx, out=dx, dropout=dropout)
-                else:
-                    dx.addmm_(q, down.to(dx.dtype))
+            dx = input_gradient(dy, weight, q, down, dropout, shape, variant)
     if needs_down and q is not None:
-        chosen, tiles = selection.choose("down_gradient", x, *shape, variant)
-        if chosen == "matmul" and dropout is None:
-            selection.note("down_gradient", chosen, None, x)
-            d_down = (q.mT @ x).to(down.dtype)
-        else:
-            selection.note("down_gradient", "kernel", tiles, x)
-            d_down = skinny.matmul(x.mT, q, transposed=True, dtype=down.dtype, dropout=dropout, tiles=tiles)
+        d_down = down_gradient(x, q, down.dtype, dropout, shape, variant)
     return dx, d_down, d_up
 
 
-def _output_gradient(
+def output_gradient(
     dy: torch.Tensor, up: torch.Tensor, p: torch.Tensor, in_features: int, variant: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(q, d_up) = (dy up, dyᵀ p)."""
@@ -461,8 +446,47 @@ def _output_gradient(
     # Each tile of columns writes a float32 partial q: past this rank that costs more than reading dy again.
     worth_it = 8 * r <= fitting.cols * dy.element_size() and r <= skinny.OUTPUT_GRADIENT_MAX_RANK
     if chosen == "fused" and not (worth_it and common.aligned(dy)):
-        chosen = "separate"
+        chosen, tiles = "separate", None
     selection.note("output_gradient", chosen, tiles, dy)
     if chosen == "fused":
         return skinny.output_gradient(dy, up, p, tiles)
+    if chosen == "matmul":
+        return dy @ up.to(dy.dtype), (p.mT @ dy).mT.to(up.dtype).contiguous()
     return project(dy, up.mT, in_features), skinny.matmul(dy.mT, p, dtype=up.dtype)
+
+
+def input_gradient(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    q: torch.Tensor,
+    down: torch.Tensor,
+    dropout: Dropout | None,
+    shape: tuple[int, int, int, int],
+    variant: str | None,
+) -> torch.Tensor:
+    """dx = dy W + q down; ``shape`` is (M, K, N, R)."""
+    chosen, tiles = selection.choose("input_gradient", dy, *shape, variant)
+    selection.note("input_gradient", chosen, tiles, dy)
+    if chosen == "epilogue":
+        return _matmul_low_rank(dy, weight, q, down, tiles=tiles, dropout=dropout)
+    dx = dy @ weight
+    if dropout is not None:
+        return _matmul_low_rank(None, None, q, down, base=dx, out=dx, dropout=dropout)
+    return dx.addmm_(q, down.to(dx.dtype))
+
+
+def down_gradient(
+    x: torch.Tensor,
+    q: torch.Tensor,
+    dtype: torch.dtype,
+    dropout: Dropout | None,
+    shape: tuple[int, int, int, int],
+    variant: str | None,
+) -> torch.Tensor:
+    """d_down = qᵀ x in ``dtype``; ``shape`` is (M, K, N, R)."""
+    chosen, tiles = selection.choose("down_gradient", x, *shape, variant)
+    if chosen == "matmul" and dropout is None:
+        selection.note("down_gradient", chosen, None, x)
+        return (q.mT @ x).to(dtype)
+    selection.note("down_gradient", "kernel", tiles, x)
+    return skinny.matmul(x.mT, q, transposed=True, dtype=dtype, dropout=dropout, tiles=tiles)

@@ -12,11 +12,14 @@ This module does not import triton.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +31,7 @@ logger = logging.getLogger("hybrid_kernels")
 VARIANTS = {
     "forward": ("one_pass", "epilogue", "addmm"),
     "input_gradient": ("epilogue", "addmm"),
-    "output_gradient": ("fused", "separate"),
+    "output_gradient": ("fused", "separate", "matmul"),
     "down_gradient": ("kernel", "matmul"),
     "projection": ("kernel", "matmul"),
 }
@@ -100,13 +103,23 @@ def _row(row: dict[str, Any]) -> Row:
 @functools.cache
 def _rows(device_name: str) -> tuple[dict[str, Any], ...]:
     """The measured rows of a GPU, the user's own before the package's."""
-    return tuple(
-        row for path in (cache_file(), COMMITTED) for row in read(path).get(device_name, {}).get("rows", ())
-    )
+    files = (read(path).get(device_name, {}).get("rows", ()) for path in (cache_file(), COMMITTED))
+    return tuple(itertools.chain(_PREFERRED.get(device_name, ()), *files))
+
+
+_PREFERRED: dict[str, list[dict[str, Any]]] = {}
+
+
+def prefer(device_name: str, rows: list[dict[str, Any]]) -> None:
+    """Rows that go before those of the files, until `forget`."""
+    _rows.cache_clear()
+    _find.cache_clear()
+    _PREFERRED[device_name] = rows
 
 
 def forget() -> None:
     """Read the files again at the next choice."""
+    _PREFERRED.clear()
     _rows.cache_clear()
     _find.cache_clear()
 
@@ -152,10 +165,25 @@ def _find(operation: str, name: str, kind: str, m: int, k: int, n: int, r: int) 
     return nearest
 
 
+_FORCED: dict[str, tuple[str, Tiles | None]] = {}
+
+
+@contextlib.contextmanager
+def forced(operation: str, choice: tuple[str, Tiles | None]) -> Iterator[None]:
+    """While it lasts, the operation runs this variant with these tiles, whatever was measured or asked for."""
+    _FORCED[operation] = choice
+    try:
+        yield
+    finally:
+        del _FORCED[operation]
+
+
 def choose(
     operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int, requested: str | None = None
 ) -> tuple[str, Tiles | None]:
     """(variant, tiles or None for the kernel's table); a ``requested`` variant of this operation is taken as it is."""
+    if operation in _FORCED:
+        return _FORCED[operation]
     row = find(operation, like, m, k, n, r)
     variant = row.variant if row else DEFAULTS[operation]
     if requested in VARIANTS[operation] and requested != variant:

@@ -46,7 +46,7 @@ def _eager_backward(dy: Tensor, x: Tensor, v: Tensor, z: Tensor, p: Tensor, need
 
 def _negated_transpose(product: Tensor, like: Tensor) -> Tensor:
     """−productᵀ, contiguous: faster in BLAS than the product transposed by more than this small copy costs."""
-    return product.t().to(like.dtype, memory_format=torch.contiguous_format).neg_()
+    return product.t().to(like.dtype).contiguous().neg_()
 
 
 # Triton is imported when a kernel is first asked for: it costs more than importing this whole package.

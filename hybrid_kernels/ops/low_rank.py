@@ -50,7 +50,7 @@ def _eager_backward(
     dx = d_down = d_up = None
     if need_up:
         # Faster in BLAS than dyᵀ p by more than the small copy costs.
-        d_up = (p.t() @ dy).t().to(up.dtype, memory_format=torch.contiguous_format)
+        d_up = (p.t() @ dy).t().to(up.dtype).contiguous()
     if need_x or need_down:
         q = dy @ up.to(dy.dtype)
         if need_down:

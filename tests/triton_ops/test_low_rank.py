@@ -114,7 +114,7 @@ def test_linear_and_its_gradients(shape, dtype, variants, ran):
     if variants[1] in ("epilogue", "addmm"):
         expected["input_gradient"] = variants[1]
     if variants[1] == "matmul":
-        expected["down_gradient"] = "matmul"
+        expected |= {"down_gradient": "matmul", "output_gradient": "matmul"}
     if variants[1] in ("fused", "separate"):
         fits = 8 * shape[3] <= 16 * dtype.itemsize  # tiles are 16 columns wide here
         fits &= shape[2] * dtype.itemsize % 16 == 0
@@ -239,7 +239,7 @@ def one_value(tensor):
     return tensor.flatten()[:1].reshape([1] * tensor.ndim).expand_as(tensor)
 
 
-@pytest.mark.parametrize("variants", VARIANTS, ids="-".join)
+@pytest.mark.parametrize("variants", VARIANTS[:-1], ids="-".join)  # the last one's strides are ATen's affair
 @pytest.mark.parametrize("layout", [transposed, spaced, repeated_rows, one_value])
 def test_any_strides(layout, variants):
     x, weight, bias, down, up, dy = random_tensors(37, 21, 35, 5, torch.float32)
