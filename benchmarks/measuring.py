@@ -122,15 +122,16 @@ def captured(steps: Mapping[str, Step]) -> tuple[dict[str, Step], Failures]:
     """Replays of the steps captured in CUDA graphs, so that the launches are out of their times; the steps must have
     been warmed up. Those that cannot be captured, such as steps that wait for the device, come with the reason."""
     replays, failures = {}, {}
+    stream = torch.cuda.Stream()
     for name, step in steps.items():
         graph = torch.cuda.CUDAGraph()
         try:
-            side_stream = torch.cuda.Stream()
-            side_stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side_stream):
+            # What a step keeps for each stream, such as cuBLAS's workspace, is made before the capture.
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 step()
-            torch.cuda.current_stream().wait_stream(side_stream)
-            with torch.cuda.graph(graph):
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, stream=stream):
                 step()
             graph.replay()
             torch.cuda.synchronize()
