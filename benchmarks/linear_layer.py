@@ -59,10 +59,11 @@ def moved(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def peft_layer(linear: nn.Linear, config: Any) -> nn.Module:
-    from peft import get_peft_model
+def peft_layer(linear: nn.Linear, method: str, **options: Any) -> nn.Module:
+    import peft
 
-    model = get_peft_model(Holder(linear), config, autocast_adapter_dtype=False)
+    config = getattr(peft, method)(target_modules=["linear"], **options)
+    model = peft.get_peft_model(Holder(linear), config, autocast_adapter_dtype=False)
     return moved(model.base_model.model.linear)
 
 
@@ -79,19 +80,15 @@ def plain_hybrid(
     return torch.nn.functional.linear(x, weight, bias) + (x @ down.T) @ up.T
 
 
-def peers(k: int) -> dict[str, Callable[[], Any]]:
-    """Configurations of stock PEFT for a layer with in_features k; blocks are 32 or the power of two that divides k."""
-    import peft
-
-    block, target = math.gcd(k, 32), {"target_modules": ["linear"]}
+def peers(k: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """PEFT's configurations for a layer with in_features k; blocks are of 32 or the power of two that divides k."""
+    block = math.gcd(k, 32)
     return {
-        "PEFT LoRA r=32": lambda: peft.LoraConfig(r=2 * RANK, lora_alpha=ALPHA, **target),
-        "PEFT DoRA r=32": lambda: peft.LoraConfig(r=2 * RANK, lora_alpha=ALPHA, use_dora=True, **target),
-        "PEFT HRA r=16": lambda: peft.HRAConfig(r=REFLECTIONS, **target),
-        "PEFT OFT b=32": lambda: peft.OFTConfig(r=0, oft_block_size=block, **target),
-        "PEFT BOFT b=32 m=2": lambda: peft.BOFTConfig(
-            boft_block_size=block, boft_n_butterfly_factor=2, **target
-        ),
+        "PEFT LoRA r=32": ("LoraConfig", {"r": 2 * RANK, "lora_alpha": ALPHA}),
+        "PEFT DoRA r=32": ("LoraConfig", {"r": 2 * RANK, "lora_alpha": ALPHA, "use_dora": True}),
+        "PEFT HRA r=16": ("HRAConfig", {"r": REFLECTIONS}),
+        "PEFT OFT b=32": ("OFTConfig", {"r": 0, "oft_block_size": block}),
+        "PEFT BOFT b=32 m=2": ("BOFTConfig", {"boft_block_size": block, "boft_n_butterfly_factor": 2}),
     }
 
 
@@ -165,9 +162,9 @@ class Sides:
             result["torch.compile 16 + 16"] = plain(
                 "torch.compile 16 + 16", torch.compile(plain_hybrid, dynamic=False)
             )
-        for name, config in peers(self.k).items():
-            result[name] = lambda name=name, config=config: self.step(  # type: ignore[misc]
-                name, peft_layer(self.linear(), config())
+        for name, (method, options) in peers(self.k).items():
+            result[name] = lambda name=name, method=method, options=options: self.step(  # type: ignore[misc]
+                name, peft_layer(self.linear(), method, **options)
             )
         return result
 
