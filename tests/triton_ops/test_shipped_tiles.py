@@ -18,7 +18,7 @@ from tests.triton_ops import test_block_rotation as rotation_checks
 from tests.triton_ops import test_householder as householder_checks
 from tests.triton_ops import test_householder_rotation as reflection_checks
 from tests.triton_ops import test_low_rank as low_rank_checks
-from triton_ops import block_rotation, common, householder, householder_rotation, low_rank, skinny
+from triton_ops import block_rotation, common, householder, householder_rotation, low_rank, selection, skinny
 from triton_ops.dropout import Dropout
 
 ON_GPU = DEVICE.type == "cuda"
@@ -49,7 +49,7 @@ VARIANTS = [("epilogue", "epilogue"), ("addmm", "addmm"), ("epilogue", "separate
 def dtype(request):
     """A dtype, torch's own products in TF32 or not, as ours then are."""
     dtype, allow_tf32 = KINDS[request.param]
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = selection.dot_precision(torch.float32) == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     yield dtype
     torch.backends.cuda.matmul.allow_tf32 = before
