@@ -2,6 +2,7 @@
 # make test   sets up, then lint, types and all tests
 # make lint   ruff and mypy
 # make bench  the benchmark of one adapted layer, with ratios to the frozen layer and the peers
+# make gpu    the GPU session: build, tests, benchmarks, with what is installed and no network
 #
 # Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
 # a GPU never downloads a CUDA build. TORCH names another one, e.g. make test TORCH=torch==2.11.0
@@ -21,7 +22,7 @@ TORCH_INDEX :=
 endif
 WORKERS ?= auto
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench gpu setup clean
 
 # The extension is part of the set-up, so it is rebuilt when its sources change.
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
@@ -51,6 +52,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/linear_layer.py
+
+gpu:
+	PYTHON="$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))" benchmarks/gpu_session.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info hybrid_kernels/_C.* hybrid_kernels/_build_info.json

@@ -1,0 +1,85 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "summary.py"
+specification = importlib.util.spec_from_file_location("summary", PATH)
+summary = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(summary)
+
+
+def side(milliseconds, graph=None):
+    return {
+        "median_seconds": milliseconds / 1e3,
+        "ratio_to_frozen": milliseconds / 2,
+        "graph": {"failed": "RuntimeError: no capture"} if graph is None else {"median_seconds": graph / 1e3},
+    }
+
+
+def layer_result(**sides):
+    named = {
+        "frozen layer": side(2.0, 1.9),
+        "hybrid 16 + 16": side(2.1, 2.0),
+        "PEFT LoRA r=32": side(2.6, 2.5),
+        "PEFT HRA r=16": side(30.0),
+        "torch.compile 16 + 16": side(2.3, 2.2),
+        "PEFT BOFT b=32 m=2": {"failed": "OutOfMemoryError: CUDA out of memory"},
+    }
+    shape = {"m": 8192, "k": 4096, "n": 4096, "frozen_tflops": 700.0, "sides": named | sides}
+    return {
+        "dtype": "bfloat16",
+        "device": "cuda",
+        "commit": "abc1234",
+        "info": {"gpus": [{"name": "a GPU"}], "packages": {"triton": "3.6"}, "torch": {"version": "2.11"}},
+        "shapes": [shape],
+    }
+
+
+def written(folder, result):
+    (folder / "linear_layer.cuda.bfloat16.json").write_text(json.dumps(result))
+    lines, all_met = summary.summary(folder)
+    return "\n".join(lines), all_met
+
+
+def test_ratios_and_targets(tmp_path):
+    text, all_met = written(tmp_path, layer_result())
+    assert all_met
+    assert "a GPU; torch 2.11, triton 3.6, peft None; commit abc1234" in text
+    assert "1.05 / 1.05" in text and "15.00 / –" in text
+    assert "not measured: PEFT BOFT b=32 m=2: OutOfMemoryError" in text
+    assert text.count("  met  ") == 4
+    assert "llama_step.cuda.json: not there" in text
+    assert "tests: not run" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "verdict"),
+    [
+        ("hybrid 16 + 16", side(2.17), "MISSED"),
+        ("PEFT LoRA r=32", side(2.5), "MISSED"),
+        ("PEFT HRA r=16", {"failed": "no"}, "NOT MEASURED"),
+        ("torch.compile 16 + 16", side(2.0), "MISSED"),
+    ],
+)
+def test_a_target_that_is_not_met(tmp_path, name, row, verdict):
+    text, all_met = written(tmp_path, layer_result(**{name: row}))
+    assert not all_met
+    assert verdict in text
+
+
+def test_nothing_measured(tmp_path):
+    lines, all_met = summary.summary(tmp_path)
+    assert not all_met
+    assert sum("NOT MEASURED" in line for line in lines) == len(summary.TARGETS)
+
+
+def test_what_the_tests_said(tmp_path):
+    path = tmp_path / "tests.cuda.txt"
+    path.write_text("FAILED tests/a.py::b\n===== 1 failed, 20 passed in 3.21s =====\n")
+    assert summary.tests_line(path) == "tests: 1 failed, 20 passed in 3.21s"
+    path.write_text("!!!! KeyboardInterrupt !!!!\n===== 20 passed in 3.21s =====\n")
+    assert summary.tests_line(path).endswith("3.21s, then stopped")
+    path.write_text("killed")
+    assert "no count" in summary.tests_line(path)
