@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hybrid_kernels import __version__, _extension
-from hybrid_kernels.ops.backend import BACKENDS, OPERATORS, current_backend, unavailable
+from hybrid_kernels.ops.backend import BACKENDS, OPERATORS, current_backend, current_variant, unavailable
+from triton_ops import selection
 
 _PACKAGES = ("triton", "peft", "transformers", "accelerate", "datasets", "safetensors")
 
@@ -50,6 +51,18 @@ def _operators() -> dict[str, dict[str, str]]:
     }
 
 
+def _selection() -> dict[str, Any]:
+    """Where the measured choices of Triton variants come from, and how many rows there are for each GPU."""
+    files = {"package": selection.COMMITTED, "user": selection.cache_file()}
+    return {
+        name: {
+            "file": str(path),
+            "rows": {device: len(found["rows"]) for device, found in selection.read(path).items()},
+        }
+        for name, path in files.items()
+    }
+
+
 def collect() -> dict[str, Any]:
     """A JSON-able dict; `hybrid-kernels info` prints it."""
     return {
@@ -66,6 +79,13 @@ def collect() -> dict[str, Any]:
             "reason": _extension.load(),
         },
         "backend_requested": current_backend(),
+        "variant_requested": current_variant(),
+        "selection": _selection(),
+        "variants_run": sorted(
+            f"{operation}: {variant}, {str(dtype).removeprefix('torch.')} on {device}, "
+            + ("tiles of the table" if tiles is None else f"tiles {'x'.join(map(str, tiles[:3]))}")
+            for operation, variant, tiles, device, dtype in selection.RAN
+        ),
         "operators": _operators(),
     }
 

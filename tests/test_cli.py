@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hybrid_kernels import cli
 from tests.training.support import tiny_data, tiny_model, values, write_config  # noqa: F401
@@ -33,9 +34,47 @@ def test_help_imports_nothing_heavy():
         "print('heavy:', sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("run", "train", "evaluate", "report", "govern", "info"):
+    for name in ("run", "train", "evaluate", "report", "govern", "info", "bench"):
         assert name in done.stdout
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_bench_tune(command, tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setenv("HYBRID_KERNELS_CACHE", str(tmp_path))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments = ["bench", "--tune", "--device", device, "--shapes", "24x32x48", "--rank", "4"]
+    code, out, err = command(*arguments, "--dtype", "float32", "--limit", "0")
+    assert code == 0, err
+    assert "24x32x48 R=4  forward: " in out
+    (device_rows,) = json.loads((tmp_path / "selection.json").read_text()).values()
+    assert {row["operation"] for row in device_rows["rows"]} >= {"forward", "low_rank_linear"}
+    blocked = tmp_path / "file"
+    blocked.touch()
+    code, _, err = command(*arguments, "--output", str(blocked / "selection.json"))
+    assert code == 2 and str(blocked) in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --tune"),
+        (["--tune", "--shapes", "3x4"], "--shapes has '3x4'; each must be MxKxN"),
+        (["--tune", "--shapes", "3x4x0"], "--shapes has '3x4x0'"),
+        (["--tune", "--dtype", "int8"], "--dtype is 'int8'; it may be one of 'bfloat16'"),
+        (["--tune", "--rank", "300"], "--rank is 300; it must lie between 1 and 256"),
+    ],
+)
+def test_bench_says_what_is_wrong(arguments, message, command):
+    code, _, err = command("bench", *arguments)
+    assert code == 2 and message in err
+
+
+def test_bench_without_a_gpu_says_so(command):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, _, err = command("bench", "--tune")
+    assert code == 2 and "nothing to tune here: --device is 'cuda', and torch sees no GPU" in err
 
 
 def test_train_evaluate_report(command, values, write_config):  # noqa: F811

@@ -321,6 +321,7 @@ def search(
 
     An interruption loses the shape under way and nothing else.
     """
+    write(path, device, ())  # a folder that cannot be written to is found out before the work, not after
     end = time.monotonic() + limit
 
     def out_of_time() -> bool:
