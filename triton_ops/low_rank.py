@@ -141,6 +141,8 @@ def one_pass_kernel(
     low_rank = (ranks < dropped)[None, :]
     y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     p = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
     for start in range(0, K, BLOCK_K):
         across = True if EVEN_K else (inner < K - start)[None, :]
         along = True if EVEN_K else (inner < K - start)[:, None]
@@ -149,7 +151,7 @@ def one_pass_kernel(
         down = common.rounded(tl.load(down_ptrs, mask=in_ranks & along, other=0.0), x.dtype)
         y = common.dot(x, weight, y, PRECISION)
         if DROPOUT:
-            kept = kept_tile(rows, start, tl.load(seed_ptr), threshold, BLOCK_K)
+            kept = kept_tile(rows, start, seed, threshold, BLOCK_K)
             zero = tl.zeros_like(down)
             seen = tl.where(kept, x, tl.zeros_like(x))
             p = common.dot(seen, tl.where(low_rank, down, zero), p, PRECISION)

@@ -50,6 +50,8 @@ def skinny_matmul_kernel(
     in_cols = (cols < R)[None, :]
     low_rank = (cols < dropped)[None, :]
     accumulator = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    if DROPOUT != 0:
+        seed = tl.load(seed_ptr)
     for start in range(begin, end, BLOCK_L):
         left = end - start
         a_mask = in_rows if EVEN_L else in_rows & (tl.arange(0, BLOCK_L) < left)[None, :]
@@ -60,10 +62,10 @@ def skinny_matmul_kernel(
             accumulator = common.dot(a, b, accumulator, PRECISION)
         else:
             if DROPOUT == 1:
-                kept = kept_tile(rows, start, tl.load(seed_ptr), threshold, BLOCK_L)
+                kept = kept_tile(rows, start, seed, threshold, BLOCK_L)
             else:
                 steps = start + tl.arange(0, BLOCK_L)
-                kept = tl.trans(kept_tile(steps, first_row, tl.load(seed_ptr), threshold, BLOCK_M))
+                kept = tl.trans(kept_tile(steps, first_row, seed, threshold, BLOCK_M))
             zero = tl.zeros_like(b)
             seen = tl.where(kept, a, tl.zeros_like(a))
             accumulator = common.dot(seen, tl.where(low_rank, b, zero), accumulator, PRECISION)
