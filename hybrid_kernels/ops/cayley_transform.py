@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
 
@@ -25,6 +26,7 @@ def _adjoint(x: Tensor) -> Tensor:
     return x.mT.conj_physical()
 
 
+@without_tf32
 def _eager(skew: Tensor) -> Tensor:
     a = (skew - _adjoint(skew)) / 2
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -39,16 +41,19 @@ def unpack(packed: Tensor, block_size: int) -> Tensor:
     return a - _adjoint(a)
 
 
+@without_tf32
 def _eager_packed(packed: Tensor, block_size: int) -> Tensor:
     return _eager(unpack(packed, block_size))
 
 
+@without_tf32
 def _eager_backward(grad_q: Tensor, q: Tensor) -> Tensor:
     m = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device) + _adjoint(q)
     d_a = -0.5 * (m @ grad_q @ m)
     return (d_a - _adjoint(d_a)) / 2
 
 
+@without_tf32
 def _eager_packed_backward(grad_q: Tensor, q: Tensor) -> Tensor:
     b = q.shape[-1]
     row, column = torch.triu_indices(b, b, offset=1, device=q.device)

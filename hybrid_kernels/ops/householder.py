@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
 
@@ -31,6 +32,7 @@ def _inverse_norm(u: Tensor) -> Tensor:
     return torch.where(norm > 0, 1.0 / norm, 0.0)
 
 
+@without_tf32
 def _eager(u: Tensor) -> tuple[Tensor, Tensor]:
     v = (u * _inverse_norm(u)).contiguous()
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
@@ -38,6 +40,7 @@ def _eager(u: Tensor) -> tuple[Tensor, Tensor]:
     return v, torch.linalg.solve_triangular(s, identity, upper=True).contiguous()
 
 
+@without_tf32
 def _eager_backward(u: Tensor, v: Tensor, t: Tensor, dv: Tensor | None, dt: Tensor | None) -> Tensor:
     total = torch.zeros_like(v) if dv is None else dv
     if dt is not None:

@@ -25,11 +25,13 @@ import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import householder, projection
 from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+@without_tf32
 def _eager(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float, *_: Any
 ) -> Factors:
@@ -40,6 +42,7 @@ def _eager(
     return down, up, v, t, c
 
 
+@without_tf32
 def _eager_backward(
     d_down: Tensor,
     d_up: Tensor,

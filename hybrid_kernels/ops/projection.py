@@ -14,9 +14,11 @@ from torch import Tensor
 
 from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
 
+@without_tf32
 def _eager(weight: Tensor, z: Tensor) -> Tensor:
     # Written so that W and Wᵀ alike are multiplied from the side that BLAS reads along W's rows.
     return (z.mT @ weight.mT).mT.contiguous()
