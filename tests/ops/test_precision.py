@@ -47,8 +47,8 @@ def test_nothing_is_touched_on_the_cpu(matmul, monkeypatch):
         hybrid._eager,
         hybrid._eager_backward,
         projection._eager,
-    ]
-    + [cayley_transform._eager],
+        cayley_transform._eager,
+    ],
 )
 def test_the_plain_factorisation_is_wrapped(function):
     assert function.__wrapped__ is not None
