@@ -288,7 +288,7 @@ def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
     with _no_autocast(x):
         v, t = householder_factors(u)
         # x Hᵀ = x − (x v) (v t)ᵀ
-        return ops.householder_rotate(x, v, v @ (t.mT if transpose else t))[0]
+        return ops.householder_rotate(x, v, ops.project(v, t.mT if transpose else t))[0]
 
 
 def hybrid_factors(
@@ -322,7 +322,7 @@ def hybrid_factors(
             ready = reflections or ()
             return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling, *ready)[:2]
         v, t = householder_factors(u)
-        z = v @ t
+        z = ops.project(v, t)
         rotated = weight @ z.to(weight.dtype) if isinstance(weight, Tensor) else weight(z)
         down = torch.cat([lora_A, v.mT])
         up = torch.cat([lora_B * (mixing * scaling), rotated.to(dtype) * (mixing - 1.0)], dim=1)

@@ -20,8 +20,6 @@ import triton.language as tl
 
 from triton_ops import common, low_rank, skinny
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 @triton.jit
 def load_blocks(q_ptr, inner, cols, end, stride_qk, stride_qi, stride_qj, B: tl.constexpr):
@@ -228,14 +226,14 @@ def _tiles(small: Table, large: Table, x: torch.Tensor, b: int) -> tuple[common.
 
 def unsupported(x: torch.Tensor, q: torch.Tensor) -> str | None:
     """Why `rotate` or `weight_gradient` cannot run here for x and blocks q, or None when they can."""
-    return common.unsupported_mixed(DTYPES, x=x, q=q)
+    return common.unsupported_mixed(common.DTYPES, x=x, q=q)
 
 
 def unsupported_project(x: torch.Tensor, q: torch.Tensor, down: torch.Tensor) -> str | None:
     """Why `rotate_project` cannot run here, or None when it can."""
     if not 1 <= down.shape[0] <= low_rank.MAX_RANK:
         return f"rank = {down.shape[0]}, the kernel takes 1 to {low_rank.MAX_RANK}"
-    return common.unsupported_mixed(DTYPES, x=x, q=q, down=down)
+    return common.unsupported_mixed(common.DTYPES, x=x, q=q, down=down)
 
 
 def rotate(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ from triton_ops.selection import Tiles, dot_precision
 
 __all__ = ["Tiles", "dot_precision"]
 
+#: What kernels take and give, but for those that say otherwise.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Fixed at import, like the decoration of the kernels themselves.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 

@@ -25,9 +25,6 @@ class Dropout(NamedTuple):
     seed: torch.Tensor
 
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
 @triton.jit
 def kept_tile(rows, first_col, seed, threshold, BLOCK_COLS: tl.constexpr):
     """kept (rows, BLOCK_COLS) from column `first_col` on, which is a multiple of 8 as BLOCK_COLS is."""
@@ -70,7 +67,7 @@ def dropout_kernel(
 
 def unsupported(x: torch.Tensor) -> str | None:
     """Why `dropout(x, …)` cannot run here, or None when it can."""
-    return common.unsupported_tensors(DTYPES, x=x)
+    return common.unsupported_tensors(common.DTYPES, x=x)
 
 
 def dropout(x: torch.Tensor, threshold: int, seed: torch.Tensor) -> torch.Tensor:

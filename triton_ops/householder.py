@@ -34,7 +34,6 @@ import triton.language as tl
 
 from triton_ops import common
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_REFLECTIONS = 128
 FACTORS_FIELDS = tl.constexpr(8)  # int64 values a layer takes in the table of the factors
 BACKWARD_FIELDS = tl.constexpr(14)
@@ -380,7 +379,7 @@ def unsupported(u: torch.Tensor) -> str | None:
     """Why `factors(u)` cannot run here, or None when it can."""
     if not 1 <= u.shape[-1] <= MAX_REFLECTIONS:
         return f"n = {u.shape[-1]} reflections, the kernel takes 1 to {MAX_REFLECTIONS}"
-    return common.unsupported_tensors(DTYPES, u=u)
+    return common.unsupported_tensors(common.DTYPES, u=u)
 
 
 def _launch_factors(

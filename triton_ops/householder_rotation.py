@@ -23,7 +23,6 @@ import triton.language as tl
 
 from triton_ops import common, skinny
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_REFLECTIONS = 256
 
 
@@ -108,7 +107,7 @@ def unsupported(x: torch.Tensor, v: torch.Tensor, z: torch.Tensor) -> str | None
     """Why these inputs cannot run here, or None when they can."""
     if not 1 <= v.shape[1] <= MAX_REFLECTIONS:
         return f"n = {v.shape[1]} reflections, the kernel takes 1 to {MAX_REFLECTIONS}"
-    reason = common.unsupported_tensors(DTYPES, x=x)
+    reason = common.unsupported_tensors(common.DTYPES, x=x)
     if reason is not None:
         return reason
     for name, factor in (("v", v), ("z", z)):

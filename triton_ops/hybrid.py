@@ -22,8 +22,6 @@ import triton.language as tl
 
 from triton_ops import common, householder, skinny
 
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 @triton.jit
 def join_factors_kernel(
@@ -113,7 +111,7 @@ def unsupported(weight: torch.Tensor, u: torch.Tensor) -> str | None:
     """Why these inputs cannot run here, or None when they can."""
     if u.dtype != torch.float32:
         return f"u is {u.dtype}, the kernel takes float32"
-    return householder.unsupported(u) or common.unsupported_mixed(WEIGHT_DTYPES, weight=weight, u=u)
+    return householder.unsupported(u) or common.unsupported_mixed(common.DTYPES, weight=weight, u=u)
 
 
 def _blocks(*sizes: int) -> tuple[int, int]:

@@ -26,7 +26,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from triton_ops import common, selection, skinny
 from triton_ops.dropout import Dropout, dropout_scale, kept_tile
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_RANK = 256
 # One tile holds all columns of p beside the accumulator of y.
 ONE_PASS_MAX_RANK = 64
@@ -336,10 +335,10 @@ def unsupported(
     if variant == "one_pass" and weight is not None and rank > ONE_PASS_MAX_RANK:
         return f"rank = {rank}, variant 'one_pass' takes 1 to {ONE_PASS_MAX_RANK}"
     if weight is not None:
-        reason = common.unsupported_tensors(DTYPES, x=x, weight=weight)
+        reason = common.unsupported_tensors(common.DTYPES, x=x, weight=weight)
         if reason is not None:
             return reason
-    return common.unsupported_mixed(DTYPES, x=x, down=down, up=up)
+    return common.unsupported_mixed(common.DTYPES, x=x, down=down, up=up)
 
 
 def project(

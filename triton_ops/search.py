@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 from triton.errors import TritonError
 
-from triton_ops import common, householder, hybrid, low_rank, selection
+from triton_ops import common, householder, hybrid, low_rank, selection, skinny
 from triton_ops.selection import Tiles
 
 logger = logging.getLogger("hybrid_kernels")
@@ -292,6 +292,13 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
 
     mine, simple = _medians((lambda: householder.factors(u), plain_factors), u.device, rounds)
     yield _row("householder_factors", (1, k, 1, reflections), u.dtype, "triton", None, mine / simple)
+    z = problem.narrow_down[:reflections].mT
+
+    def project() -> Tensor:
+        return skinny.matmul(problem.weight, z, exact=True)
+
+    mine, simple = _medians((project, lambda: (z.mT @ problem.weight.mT).mT.contiguous()), x.device, rounds)
+    yield _row("project", (1, k, n, reflections), x.dtype, "triton", None, mine / simple)
     mixing = torch.full((), 0.5, device=u.device)
 
     def factors() -> Any:

@@ -160,6 +160,11 @@ OUTPUT_GRADIENT_TILES = {
 OUTPUT_GRADIENT_MAX_RANK = 128
 
 
+def unsupported(a: torch.Tensor, b: torch.Tensor) -> str | None:
+    """Why `matmul(a, b)` cannot run here, or None when it can."""
+    return common.unsupported_mixed(common.DTYPES, a=a, b=b)
+
+
 def _sum_partials(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The sum of partial (splits, rows, columns) over its first dimension, in `dtype`."""
     if partial.shape[0] == 1 and partial.dtype == dtype:

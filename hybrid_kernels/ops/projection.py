@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
@@ -24,8 +25,31 @@ def _eager(weight: Tensor, z: Tensor) -> Tensor:
     return (z.mT @ weight.mT).mT.contiguous()
 
 
+def _triton_unsupported(weight: Tensor, z: Tensor) -> str | None:
+    reason = triton_ops.unavailable()
+    if reason is not None:
+        return reason
+    from triton_ops import skinny
+
+    return skinny.unsupported(weight, z)
+
+
+def _triton(weight: Tensor, z: Tensor) -> Tensor:
+    from triton_ops import skinny
+
+    return skinny.matmul(weight, z, exact=True)
+
+
 _product = Operator(
     "project",
+    Implementation(
+        "triton",
+        _triton,
+        _triton_unsupported,
+        automatic=lambda weight, z: triton_wins(
+            "project", weight, 1, weight.shape[1], weight.shape[0], z.shape[1]
+        ),
+    ),
     Implementation(
         "cpp",
         lambda weight, z: torch.ops.hybrid_kernels_cpp.project.default(weight, z),
@@ -52,7 +76,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, Tensor | None]:
     weight, z = ctx.saved_tensors
     need_weight, need_z = ctx.needs_input_grad
-    return d @ z.mT if need_weight else None, project(weight.mT, d) if need_z else None
+    return compute(d, z.mT) if need_weight else None, project(weight.mT, d) if need_z else None
 
 
 project = operator("project", compute, _fake, _setup, _backward)

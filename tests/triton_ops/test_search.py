@@ -33,6 +33,7 @@ def test_writes_a_row_for_every_operation_that_the_choice_then_follows(cache):
         "low_rank_backward",
         "low_rank_add",
         "householder_factors",
+        "project",
         "hybrid_factors",
     ]
     searched = ["projection", "forward", "output_gradient", "input_gradient", "down_gradient"]
@@ -63,7 +64,7 @@ def test_rows_of_other_shapes_and_devices_stay(cache):
     assert content["another GPU"] == {"rows": [old]}
     rows = content[name]["rows"]
     assert rows[0] == old
-    assert len(rows) == 1 + 10
+    assert len(rows) == 1 + 11
 
 
 def test_a_wrong_kernel_is_left_out_and_named(cache, monkeypatch, caplog):
