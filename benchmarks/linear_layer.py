@@ -156,7 +156,12 @@ class Sides:
             "hybrid, eager": on("hybrid, eager", "eager", None),
         }
         if hk.ops.backend.unavailable("triton") is None:
-            for variant in ("addmm", "epilogue", *(["one_pass"] if self.m <= ONE_PASS_ROWS else [])):
+            for variant in (
+                "addmm",
+                "accumulate",
+                "epilogue",
+                *(["one_pass"] if self.m <= ONE_PASS_ROWS else []),
+            ):
                 name = f"hybrid, Triton {variant}"
                 result[name] = on(name, "triton", variant)
         result["plain PyTorch 16 + 16"] = plain("plain PyTorch 16 + 16", plain_hybrid)

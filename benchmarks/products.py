@@ -130,7 +130,12 @@ def products(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -
             large + thin_x + thin_y,
             {
                 variant: forward(variant, None)
-                for variant in ("epilogue", "addmm", *(["one_pass"] if m <= ONE_PASS_ROWS else []))
+                for variant in (
+                    "epilogue",
+                    "addmm",
+                    "accumulate",
+                    *(["one_pass"] if m <= ONE_PASS_ROWS else []),
+                )
             }
             | {ATEN: lambda: linear(x, weight, bias).addmm_(x @ down.mT, up.mT)},
         ),

@@ -14,6 +14,8 @@ Variants of y, and of dx in the same words:
               the bias (y only; every tile of columns repeats the projection, so it is for few rows)
     epilogue  p first, then one kernel whose float32 accumulator of the large product takes the rank-R term and the bias
     addmm     the large product is cuBLAS's, and the rank-R term is added to it in place
+    accumulate  the rank-R term and the bias are written first, and cuBLAS adds the large product to them as it stores:
+              one pass over y less than addmm
 q and d_up: "fused" reads dy once for both, "separate" twice. d_down, and p or q alone: our "kernel". cuBLAS for any of
 these: "matmul".
 """
@@ -384,6 +386,8 @@ def forward(
     selection.note("forward", variant, tiles, x)
     if variant == "epilogue":
         return _matmul_low_rank(x, weight.mT, p, up.mT, bias, tiles=tiles), p
+    if variant == "accumulate":
+        return _matmul_low_rank(None, None, p, up.mT, bias).addmm_(x, weight.mT), p
     y = torch.nn.functional.linear(x, weight, bias)
     return y.addmm_(p, up.mT.to(y.dtype)), p
 
@@ -470,6 +474,8 @@ def input_gradient(
     selection.note("input_gradient", chosen, tiles, dy)
     if chosen == "epilogue":
         return _matmul_low_rank(dy, weight, q, down, tiles=tiles, dropout=dropout)
+    if chosen == "accumulate":
+        return _matmul_low_rank(None, None, q, down, dropout=dropout).addmm_(dy, weight)
     dx = dy @ weight
     if dropout is not None:
         return _matmul_low_rank(None, None, q, down, base=dx, out=dx, dropout=dropout)

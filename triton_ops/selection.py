@@ -29,8 +29,8 @@ logger = logging.getLogger("hybrid_kernels")
 
 #: The variants of each operation; how each works stands at the head of the kernel's file.
 VARIANTS = {
-    "forward": ("one_pass", "epilogue", "addmm"),
-    "input_gradient": ("epilogue", "addmm"),
+    "forward": ("one_pass", "epilogue", "addmm", "accumulate"),
+    "input_gradient": ("epilogue", "addmm", "accumulate"),
     "output_gradient": ("fused", "separate", "matmul"),
     "down_gradient": ("kernel", "matmul"),
     "projection": ("kernel", "matmul"),

@@ -114,7 +114,7 @@ def test_every_backend_by_the_scale_free_rule(kind, backend) -> None:
         assert_close_by_scale(actual, truth, plain, 2 if index == 0 else 3)
 
 
-@pytest.mark.parametrize("variant", ["one_pass", "epilogue", "addmm"])
+@pytest.mark.parametrize("variant", ["one_pass", "epilogue", "addmm", "accumulate"])
 def test_every_variant_is_reached(variant) -> None:
     layer = trained("plain").float().to(DEVICE)
     exact = copy.deepcopy(layer).double()

@@ -97,6 +97,7 @@ VARIANTS = [  # forward, and what is asked for in the backward
     ("one_pass", "fused"),
     ("epilogue", "epilogue"),
     ("addmm", "addmm"),
+    ("accumulate", "accumulate"),
     ("epilogue", "separate"),
     ("addmm", "matmul"),
 ]
@@ -111,7 +112,7 @@ def test_linear_and_its_gradients(shape, dtype, variants, ran):
     expected = {asked[variants[0]]: variants[0]}
     if shape[3] > low_rank.ONE_PASS_MAX_RANK and variants[0] == "one_pass":
         expected = {"forward": "epilogue"}
-    if variants[1] in ("epilogue", "addmm"):
+    if variants[1] in ("epilogue", "addmm", "accumulate"):
         expected["input_gradient"] = variants[1]
     if variants[1] == "matmul":
         expected |= {"down_gradient": "matmul", "output_gradient": "matmul"}

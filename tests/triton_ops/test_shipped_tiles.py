@@ -42,7 +42,13 @@ KINDS = {
     "bfloat16": (torch.bfloat16, False),
 }
 # Forward, and what is asked for in the backward.
-VARIANTS = [("epilogue", "epilogue"), ("addmm", "addmm"), ("epilogue", "separate"), ("addmm", "matmul")]
+VARIANTS = [
+    ("epilogue", "epilogue"),
+    ("addmm", "addmm"),
+    ("accumulate", "accumulate"),
+    ("epilogue", "separate"),
+    ("addmm", "matmul"),
+]
 
 
 @pytest.fixture(params=KINDS)
