@@ -19,6 +19,7 @@ SHAPES = {  # M, K, N, R
     "rank in two tiles": (19, 33, 50, 150),
     "rank 256": (20, 18, 35, 256),
     "rank 1": (35, 17, 33, 1),
+    "one tile of columns": (20, 35, 9, 4),
 }
 
 
@@ -137,6 +138,17 @@ def test_output_gradient_in_one_pass(shape, rank, dtype):
     q, d_up, exact_q, exact_d_up, plain_q, plain_d_up = map(torch.stack, zip(*columns, strict=True))
     assert_close_by_scale(q, exact_q, plain_q, 2)
     assert_close_by_scale(d_up, exact_d_up, plain_d_up, 2)
+
+
+@pytest.mark.parametrize("shape", [(32, 18), (18, 32), (32, 32)], ids=str)
+def test_output_gradient_reads_nothing_beside_dy(shape):
+    """Whole tiles in one direction, partial ones in the other, and NaN all around."""
+    m, n = shape
+    larger = torch.full((m + 16, n + 16), torch.nan, device=DEVICE)
+    dy = larger[:m, :n].copy_(random_tensors(m, 4, n, 4, torch.float32)[-1])
+    up, p = torch.ones(n, 4, device=DEVICE), torch.ones(m, 4, device=DEVICE)
+    for result, truth in zip(skinny.output_gradient(dy, up, p), (dy.sum(1), dy.sum(0)), strict=True):
+        torch.testing.assert_close(result, truth[:, None].expand_as(result))
 
 
 @pytest.mark.parametrize("variant", selection.VARIANTS["forward"])
