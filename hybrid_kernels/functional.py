@@ -124,7 +124,7 @@ def low_rank_linear(
     if bias is not None and _shape(bias) != (n,):
         raise ValueError(f"bias has shape {_shape(bias)}; it must be ({n},), the out_features of weight")
     _check_factors(down, up, n, k, x)
-    seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x)
+    seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x) if dropout else None
     dtype = _autocast_dtype(x)
     if dtype is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -156,7 +156,7 @@ def low_rank_add(
             f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}"
         )
     _check_factors(down, up, base.shape[-1], x.shape[-1], x)
-    seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x)
+    seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x) if dropout else None
     # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
     x = x.to(base.dtype)
     _check_together(base=base, x=x)
@@ -198,14 +198,10 @@ def dropout_seed(device: torch.device | str) -> Tensor:
     return torch.randint(-(2**63), 2**63 - 1, (), device=device)
 
 
-def _check_dropout(
-    dropout: float, dropped_rank: int, rank: int, seed: Tensor | None, x: Tensor
-) -> Tensor | None:
-    """The seed, or None where nothing is dropped."""
+def _check_dropout(dropout: float, dropped_rank: int, rank: int, seed: Tensor | None, x: Tensor) -> Tensor:
+    """The seed of a dropout that is not 0."""
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
-    if not dropout:
-        return None
     if not 0 <= dropped_rank <= rank:
         raise ValueError(
             f"dropped_rank is {dropped_rank}; it must lie between 0 and the rank of down, {rank}"
@@ -315,7 +311,7 @@ def hybrid_factors(
     with _no_autocast(u):
         if isinstance(weight, Tensor) and current_backend() != "reference":
             coefficient = (
-                mixing.to(dtype)
+                mixing.reshape(()).to(dtype)
                 if isinstance(mixing, Tensor)
                 else torch.tensor(mixing, dtype=dtype, device=u.device)
             )
@@ -360,13 +356,14 @@ def hybrid_linear(
             raise ValueError(
                 f"mixing has shape {_shape(mixing)}; it must be a number or a tensor of one element"
             )
+        _check_device("mixing", mixing, "weight", weight)
     elif not 0.0 <= mixing <= 1.0:
         raise ValueError(f"mixing is {mixing}; it must lie between 0 and 1")
     for name, tensor in (("lora_A", lora_A), ("lora_B", lora_B), ("u", u)):
         _check_device(name, tensor, "weight", weight)
     if current_backend() == "reference":
         arguments = (lora_A.to(x.dtype), lora_B.to(x.dtype), u.to(x.dtype))
-        seed = _check_dropout(dropout, 0, 0, seed, x)
+        seed = _check_dropout(dropout, 0, 0, seed, x) if dropout else None
         return reference.hybrid_linear(x, weight, bias, *arguments, mixing, scaling, dropout, seed)
     down, up = hybrid_factors(weight, lora_A, lora_B, u, mixing, scaling)
     return low_rank_linear(x, weight, bias, down, up, dropout, lora_A.shape[0], seed)

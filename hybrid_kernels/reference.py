@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def _philox(counter: list[Tensor], key: list[int], rounds: int) -> list[Tensor]:
+def _philox(counter: list[Tensor], key: list[Tensor], rounds: int) -> list[Tensor]:
     """Four 32-bit words (in int64) of Philox4x32 for a counter of four words and a key of two.
 
     Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011. A product of two 32-bit words
@@ -47,26 +47,30 @@ def _philox(counter: list[Tensor], key: list[int], rounds: int) -> list[Tensor]:
     return counter
 
 
+def dropout_threshold(probability: float) -> int:
+    """The probability in units of 2⁻¹⁶, in which it takes effect: below 2¹⁶, so that something can be kept."""
+    return min(round(probability * 2**16), 2**16 - 1)
+
+
 def seeded_dropout(x: Tensor, probability: float, seed: Tensor) -> Tensor:
     """x (..., features) with elements dropped and the others scaled up, which ones depending on ``seed`` alone.
 
-    With t = round(2¹⁶ · probability), x[i, j] of the rows laid out one below the other is kept, times 2¹⁶/(2¹⁶ − t),
-    where bits[i, j] ≥ t. bits[i, j] is half j mod 2, the low one first, of word (j div 2) mod 4 of
+    With t = `dropout_threshold` of the probability, x[i, j] of the rows laid out one below the other is kept, times
+    2¹⁶/(2¹⁶ − t), where bits[i, j] ≥ t. bits[i, j] is half j mod 2, the low one first, of word (j div 2) mod 4 of
     Philox4x32-7(counter = (i mod 2³², i div 2³², j div 8, 0), key = seed), ``seed`` a 0-dim int64 tensor.
     """
-    threshold = round(probability * 2**16)
+    threshold = dropout_threshold(probability)
     flat = x.reshape(-1, x.shape[-1])
     row = torch.arange(flat.shape[0], device=x.device)[:, None]
     octet = torch.arange((flat.shape[1] + 7) // 8, device=x.device)[None, :]
     zero = torch.zeros_like(row + octet)
-    number = int(seed)
     words = _philox(
         [row % 2**32 + zero, row // 2**32 + zero, octet + zero, zero],
-        [number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF],
+        [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF],
         rounds=7,
     )
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    bits = torch.stack(halves, dim=-1).reshape(flat.shape[0], -1)[:, : flat.shape[1]]
+    bits = torch.stack(halves, dim=-1).reshape(flat.shape[0], 8 * octet.numel())[:, : flat.shape[1]]
     kept = (bits >= threshold).reshape(x.shape)
     return torch.where(kept, x * (2**16 / (2**16 - threshold)), torch.zeros_like(x))
 

@@ -146,6 +146,42 @@ def test_dropout_of_the_low_rank_branch_alone(dtype) -> None:
     compare(of(F.hybrid_linear), of(R.hybrid_linear), lambda: [make(*shape, dtype=dtype) for shape in shapes])
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager", "reference", "triton"])
+def test_dropout_of_no_rows_and_of_nearly_everything(backend) -> None:
+    a, b, seed = make(2, 6), make(5, 2), torch.tensor(3, device=DEVICE)
+    with use_backend(backend):
+        assert F.low_rank_linear(make(0, 6), make(5, 6), None, a, b, 0.5, 2, seed).shape == (0, 5)
+        y = F.low_rank_linear(make(4, 6), make(5, 6), None, a, b, 0.9999999, 2, seed)
+        assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager", "triton"])
+def test_backward_inside_autocast_is_the_backward_outside(backend) -> None:
+    x, w, u = make(4, 16), make(12, 16), make(16, 4)
+    a, b = make(3, 16), make(12, 3)
+
+    def gradients(inside: bool) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (x, a, b, u)]
+        with use_backend(backend):
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+                y = F.hybrid_linear(leaves[0], w, None, *leaves[1:], 0.4, 0.5) + F.householder_rotate(
+                    leaves[0], leaves[3]
+                ).sum(-1, keepdim=True)
+                if inside:
+                    return list(torch.autograd.grad(y.float().sum(), leaves))
+            return list(torch.autograd.grad(y.float().sum(), leaves))
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_mixing_of_one_element() -> None:
+    mixing = torch.full((1,), 0.3, device=DEVICE, requires_grad=True)
+    y = F.hybrid_linear(make(4, 6), make(5, 6), None, make(2, 6), make(5, 2), make(6, 2), mixing, 1.0)
+    (gradient,) = torch.autograd.grad(y.sum(), mixing)
+    assert gradient.shape == (1,)
+
+
 def test_seeds_follow_the_generator() -> None:
     torch.manual_seed(3)
     first, second = F.dropout_seed(DEVICE), F.dropout_seed(DEVICE)
@@ -371,6 +407,7 @@ BAD = [  # call, error, what its message names
     (lambda: F.householder_factors_many([make(4, 3).int()]), TypeError, r"us\[0\] has dtype torch.int32"),
     (lambda: F.hybrid_linear(X, W, None, A, B, U, 1.5, 1.0), ValueError, "mixing is 1.5"),
     (lambda: F.hybrid_linear(X, W, None, A, B, U, torch.ones(2), 1.0), ValueError, r"mixing has shape \(2,\)"),
+    (lambda: F.hybrid_linear(X, W, None, A, B, U, SEED.float().to("meta"), 1.0), TypeError, "mixing is on meta"),
     (lambda: F.hybrid_linear(X, W, None, A, B, make(7, 2), 0.5, 1.0), ValueError, r"u has shape \(7, 2\)"),
     (lambda: F.hybrid_linear(X, W, None, A.int(), B, U, 0.5, 1.0), TypeError, "lora_A has dtype torch.int32"),
     (lambda: F.cayley(make(3, 4)), ValueError, r"skew has shape \(3, 4\)"),

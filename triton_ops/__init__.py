@@ -3,7 +3,18 @@
 The modules of the kernels import Triton; this one does not, so that `unavailable` can be asked anywhere.
 """
 
+from typing import NamedTuple
+
 import torch
+
+
+class Dropout(NamedTuple):
+    """Low-rank dropout: the first ``dropped_rank`` rows of down see x with elements dropped, of the probability
+    ``threshold`` · 2⁻¹⁶ and by the mask of ``seed``, a 0-dim int64 tensor. None stands for no dropout."""
+
+    dropped_rank: int
+    threshold: int
+    seed: torch.Tensor
 
 
 def unavailable() -> str | None:

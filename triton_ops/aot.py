@@ -26,8 +26,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_ops import block_rotation, common, householder, householder_rotation, hybrid, low_rank, skinny
-from triton_ops.dropout import Dropout
+from triton_ops import (
+    Dropout,
+    block_rotation,
+    common,
+    householder,
+    householder_rotation,
+    hybrid,
+    low_rank,
+    skinny,
+)
 from triton_ops.dropout import dropout as seeded_dropout
 
 

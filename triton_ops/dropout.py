@@ -8,21 +8,11 @@ Shapes: x, y (M, K), the row number i taking two of the four counter words; seed
 the fewest that pass BigCrush: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from triton_ops import common
-
-
-class Dropout(NamedTuple):
-    """Low-rank dropout: the first ``dropped`` rows of down see x with elements dropped; None stands for no dropout."""
-
-    dropped: int
-    threshold: int
-    seed: torch.Tensor
 
 
 @triton.jit

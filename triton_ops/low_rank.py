@@ -25,8 +25,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_ops import common, selection, skinny
-from triton_ops.dropout import Dropout, dropout_scale, kept_tile
+from triton_ops import Dropout, common, selection, skinny
+from triton_ops.dropout import dropout_scale, kept_tile
 
 MAX_RANK = 256
 # One tile holds all columns of p beside the accumulator of y.
@@ -256,8 +256,8 @@ def _matmul_low_rank(
         programs = triton.cdiv(m, tiles.rows) * triton.cdiv(n, tiles.cols)
         if a is None or b is None or programs < common.processors(c.device):
             tiles = common.tiles(SMALL_MATMUL_TILES, c.device, c.dtype)
-        if dropout is not None:  # the bits of the mask need registers beside the accumulator
-            tiles = tiles._replace(cols=max(tiles.cols // 2, 16))
+    if dropout is not None:  # the bits of the mask need registers beside the accumulator
+        tiles = tiles._replace(cols=max(tiles.cols // 2, 16))
     if a is not None and b is not None and not common.aligned(a, b):
         tiles = common.narrowed(common.tiles(SMALL_MATMUL_TILES, c.device, c.dtype))
     if out is None:

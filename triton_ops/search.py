@@ -24,7 +24,16 @@ import triton
 from torch import Tensor
 from triton.errors import TritonError
 
-from triton_ops import common, householder, hybrid, low_rank, selection, skinny
+from triton_ops import (
+    block_rotation,
+    common,
+    householder,
+    householder_rotation,
+    hybrid,
+    low_rank,
+    selection,
+    skinny,
+)
 from triton_ops.selection import Tiles
 
 logger = logging.getLogger("hybrid_kernels")
@@ -40,6 +49,8 @@ SHAPES = (
 #: What each contender is timed for at least, in rounds.
 ROUNDS = 15
 ONE_PASS_MAX_ROWS = 512
+#: Of the rotations that are timed; the rows serve blocks of half and of twice the size.
+BLOCK_SIZE = 32
 Outcome = tuple[Tensor, ...]
 
 
@@ -255,10 +266,11 @@ def _row(
     variant: str,
     tiles: Tiles | None,
     ratio: float,
+    exact: bool = False,
 ) -> dict[str, Any]:
     return {
         "operation": operation,
-        "kind": selection.kind(dtype),
+        "kind": selection.kind(dtype, exact),
         **dict(zip("mknr", shape, strict=True)),
         "variant": variant,
         "tiles": None if tiles is None else list(tiles),
@@ -291,14 +303,17 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
         return v, torch.linalg.solve_triangular(s, identity, upper=True)
 
     mine, simple = _medians((lambda: householder.factors(u), plain_factors), u.device, rounds)
-    yield _row("householder_factors", (1, k, 1, reflections), u.dtype, "triton", None, mine / simple)
+    yield _row(
+        "householder_factors", (1, k, 1, reflections), u.dtype, "triton", None, mine / simple, exact=True
+    )
     z = problem.narrow_down[:reflections].mT
+    yield from _rotation_rows(problem, rounds)
 
     def project() -> Tensor:
         return skinny.matmul(problem.weight, z, exact=True)
 
     mine, simple = _medians((project, lambda: (z.mT @ problem.weight.mT).mT.contiguous()), x.device, rounds)
-    yield _row("project", (1, k, n, reflections), x.dtype, "triton", None, mine / simple)
+    yield _row("project", (1, k, n, reflections), x.dtype, "triton", None, mine / simple, exact=True)
     mixing = torch.full((), 0.5, device=u.device)
 
     def factors() -> Any:
@@ -311,7 +326,43 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
         return torch.cat([down, v.mT]), torch.cat([up * mixing, c * (mixing - 1.0)], dim=1)
 
     mine, simple = _medians((factors, plain_hybrid), u.device, rounds)
-    yield _row("hybrid_factors", (1, k, n, reflections), x.dtype, "triton", None, mine / simple)
+    yield _row("hybrid_factors", (1, k, n, reflections), x.dtype, "triton", None, mine / simple, exact=True)
+
+
+def _rotation_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
+    """Rotations of x: a chain of reflections, blocks of 32, and these before the layer."""
+    m, k, n, r = problem.shape
+    x, weight, bias, down, up = problem.x, problem.weight, problem.bias, problem.down, problem.up
+    v, device = problem.narrow_down[: max(r // 2, 2)].mT, x.device
+
+    def plain_reflections() -> Tensor:
+        return torch.addmm(x, x @ v, v.mT, alpha=-1)
+
+    mine, simple = _medians(
+        (lambda: householder_rotation.forward(x, v, v), plain_reflections), device, rounds
+    )
+    yield _row("householder_rotate", (m, k, 1, v.shape[1]), x.dtype, "triton", None, mine / simple)
+    if k % BLOCK_SIZE:
+        return
+    q = torch.randn(k // BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE, device=device)
+
+    def plain_blocks() -> Tensor:
+        blocks = x.reshape(m, -1, BLOCK_SIZE).transpose(0, 1)
+        return torch.bmm(blocks, q.to(x.dtype)).transpose(0, 1).reshape(m, k)
+
+    mine, simple = _medians((lambda: block_rotation.rotate(x, q), plain_blocks), device, rounds)
+    yield _row("block_rotate", (m, k, 1, BLOCK_SIZE), x.dtype, "triton", None, mine / simple)
+
+    def rotated() -> Any:
+        xr, p = block_rotation.rotate_project(x, q, down)
+        return low_rank.forward(xr, weight, bias, down, up, p=p)
+
+    def plain_rotated() -> Tensor:
+        xr = plain_blocks()
+        return torch.addmm(bias, xr, weight.mT).addmm_(xr @ down.mT.to(x.dtype), up.mT.to(x.dtype))
+
+    mine, simple = _medians((rotated, plain_rotated), device, rounds)
+    yield _row("rotated_low_rank_linear", (m, k, n, r), x.dtype, "triton", None, mine / simple)
 
 
 def search(
@@ -335,23 +386,25 @@ def search(
         return time.monotonic() > end
 
     rows: list[dict[str, Any]] = []
-    for m, k, n in shapes:
-        if rows and out_of_time():
-            progress(f"out of time after {limit:g} s: {m}x{k}x{n} and what follows are left out")
-            break
-        problem = Problem(m, k, n, rank, dtype, device)
-        found: list[dict[str, Any]] = []
-        for operation in ("projection", "forward", "output_gradient", "input_gradient", "down_gradient"):
-            row = _search_operation(operation, problem, rounds, out_of_time)
-            found.append(row)
-            progress(_line(row))
-            selection.prefer(selection.device_name(device), found)
-        for row in _operator_rows(problem, rounds):
-            found.append(row)
-            progress(_line(row))
-        rows += found
-        write(path, device, rows)
-    selection.forget()
+    try:
+        for m, k, n in shapes:
+            if rows and out_of_time():
+                progress(f"out of time after {limit:g} s: {m}x{k}x{n} and what follows are left out")
+                break
+            problem = Problem(m, k, n, rank, dtype, device)
+            found: list[dict[str, Any]] = []
+            for operation in ("projection", "forward", "output_gradient", "input_gradient", "down_gradient"):
+                row = _search_operation(operation, problem, rounds, out_of_time)
+                found.append(row)
+                progress(_line(row))
+                selection.prefer(selection.device_name(device), found)
+            for row in _operator_rows(problem, rounds):
+                found.append(row)
+                progress(_line(row))
+            rows += found
+            write(path, device, rows)
+    finally:
+        selection.forget()
     return rows
 
 

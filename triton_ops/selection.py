@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,25 +75,55 @@ def cache_file() -> Path:
     folder = os.environ.get("HYBRID_KERNELS_CACHE")
     if folder:
         return Path(folder) / "selection.json"
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-kernels" / "selection.json"
-    )
+    folder = os.environ.get("XDG_CACHE_HOME")
+    if not folder:
+        try:
+            folder = str(Path.home() / ".cache")
+        except RuntimeError:  # a user without a home
+            folder = tempfile.gettempdir()
+    return Path(folder) / "hybrid-kernels" / "selection.json"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """{device name: {"rows": [...], …}} of a selection file; empty, with a warning, where it cannot be used."""
+    """{device name: {"rows": [...], …}} of a selection file, without what cannot be used, which a warning names."""
     try:
         content = json.loads(path.read_text())
-        for device in content.values():
-            for row in device["rows"]:
-                _row(row)
-                math.log2(row["m"] * row["k"] * row["n"] * row["r"])
-        return content
+        devices = {str(name): {**device, "rows": list(device["rows"])} for name, device in content.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s is ignored: %s: %s", path, type(error).__name__, error)
         return {}
+    for device in devices.values():
+        for row in list(device["rows"]):
+            reason = _why_unusable(row)
+            if reason is not None:
+                logger.warning("%s: a row is ignored: %s", path, reason)
+                device["rows"].remove(row)
+    return devices
+
+
+def _why_unusable(row: Any) -> str | None:
+    """None, or what is wrong with a row of a file."""
+    if not isinstance(row, dict):
+        return f"{row!r} is no object"
+    for key in ("m", "k", "n", "r"):
+        if not isinstance(row.get(key), int) or row[key] < 1:
+            return f"{key} is {row.get(key)!r}; it must be a whole number from 1"
+    if not isinstance(row.get("operation"), str) or row.get("kind") not in ("half", "tf32", "ieee"):
+        return f"operation {row.get('operation')!r} of kind {row.get('kind')!r} is not known"
+    if row.get("variant") not in VARIANTS.get(row["operation"], ("triton",)):
+        return f"variant {row.get('variant')!r} of {row['operation']!r} is not known"
+    if not isinstance(row.get("ratio"), (int, float)):
+        return f"ratio is {row.get('ratio')!r}; it must be a number"
+    tiles = row.get("tiles")
+    if tiles is None:
+        return None
+    if not isinstance(tiles, list) or not 5 <= len(tiles) <= 6 or not all(isinstance(t, int) for t in tiles):
+        return f"tiles is {tiles!r}; it must be five whole numbers and whether there are descriptors"
+    if any(size and size & (size - 1) for size in tiles[:4]) or not tiles[0] or min(tiles[:5]) < 0:
+        return f"tiles is {tiles!r}; sizes and warps must be powers of two"
+    return None
 
 
 def _row(row: dict[str, Any]) -> Row:
@@ -141,16 +172,20 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed else "ieee"
 
 
-def kind(dtype: torch.dtype) -> str:
-    """ "half", "tf32" or "ieee": the arithmetic of a product of this dtype."""
-    return dot_precision(dtype) if dtype == torch.float32 else "half"
+def kind(dtype: torch.dtype, exact: bool = False) -> str:
+    """ "half", "tf32" or "ieee": the arithmetic of a product of this dtype, ``exact`` if it never takes TF32."""
+    if dtype != torch.float32:
+        return "half"
+    return "ieee" if exact else dot_precision(dtype)
 
 
-def find(operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int) -> Row | None:
-    """The measured row for an operation on tensors like this one, or None."""
+def find(
+    operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int, exact: bool = False
+) -> Row | None:
+    """The measured row for an operation on tensors like this one, or None; ``exact`` if it never takes TF32."""
     if not (m and k and n and r):
         return None
-    return _find(operation, device_name(like.device), kind(like.dtype), m, k, n, r)
+    return _find(operation, device_name(like.device), kind(like.dtype, exact), m, k, n, r)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -191,11 +226,11 @@ def choose(
     return variant, row.tiles if row else None
 
 
-def wins(operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int) -> bool:
+def wins(operation: str, like: torch.Tensor, m: int, k: int, n: int, r: int, exact: bool = False) -> bool:
     """Whether a measurement on this GPU showed the Triton operator to beat plain PyTorch on such a shape."""
     if like.device.type != "cuda":
         return False
-    row = find(operation, like, m, k, n, r)
+    row = find(operation, like, m, k, n, r, exact)
     return row is not None and row.ratio < WINS_BELOW
 
 

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_ops import common
-from triton_ops.dropout import Dropout, dropout_scale, kept_tile
+from triton_ops import Dropout, common
+from triton_ops.dropout import dropout_scale, kept_tile
 
 # Which way round `a` is, to the mask: its rows are rows of x, or its columns are.
 NO_DROPOUT, DROPOUT_BY_ROW, DROPOUT_BY_COLUMN = 0, 1, 2

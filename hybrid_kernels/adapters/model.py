@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,31 +16,49 @@ from hybrid_kernels.nn.hybrid_linear import has_plain_weight
 from hybrid_kernels.ops import householder
 
 
-@contextlib.contextmanager
-def reflections_prepared(layers: Sequence[HybridLayer]) -> Iterator[None]:
-    """While it lasts, the layers find the factors of their reflections made, all in one launch where Triton makes them.
+class PreparedReflections:
+    """Makes the factors of the reflections of a model's layers in one launch before the model's forward, on Triton.
 
-    Only values are made together: each layer differentiates its own, so that checkpointing (which makes them again, a
-    layer at a time and to the same bits) and data parallelism see nothing of it. Sharded parameters are left alone.
+    Hooks on the model, however it is called. Only values are made together: each layer differentiates its own, so that
+    checkpointing (which makes them again, a layer at a time and to the same bits) and data parallelism see nothing of
+    it. Sharded parameters, CUDA graph capture and torch.compile are left alone, and evaluation has its cache.
     """
-    adapters = [
-        adapter
-        for layer in layers
-        if has_plain_weight(layer.get_base_layer())
-        for adapter in layer.applied()
-        if adapter.householder_u.shape == (layer.in_features, adapter.reflections)
-    ]
-    prepared = householder.prepare([adapter.householder_u for adapter in adapters])
-    if prepared is None:
-        yield
-        return
-    for adapter, factors in zip(adapters, prepared, strict=True):
-        adapter.prepared_reflections = factors
-    try:
-        yield
-    finally:
-        for adapter in adapters:
-            adapter.prepared_reflections = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: list[HybridLayer] = []
+        self._handles = [
+            model.register_forward_pre_hook(self._before),
+            model.register_forward_hook(self._after, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, model: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not any(
+            householder.prepares(a.householder_u) for layer in self.layers[:1] for a in layer.applied()
+        ):
+            return
+        adapters = [
+            adapter
+            for layer in self.layers
+            if has_plain_weight(layer.get_base_layer())
+            for adapter in layer.applied()
+            if adapter.householder_u.shape == (layer.in_features, adapter.reflections)
+        ]
+        prepared = householder.prepare([adapter.householder_u for adapter in adapters])
+        for adapter, factors in zip(adapters, prepared or (), strict=False):
+            adapter.prepared_reflections = factors
+
+    def _after(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        for layer in self.layers:
+            for adapter in layer.applied():
+                adapter.prepared_reflections = None
 
 
 class HybridLinearLayer(HybridLayer):
@@ -106,16 +122,10 @@ class HybridModel(BaseTuner):
             layer.requires_grad_(False)  # a further adapter does not become trainable by being added
         self._replace_module(parent, target_name, layer, target)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if (
-            torch.compiler.is_compiling() or not torch.is_grad_enabled()
-        ):  # without gradients each layer has a cache
-            return super().forward(*args, **kwargs)
-        with reflections_prepared(self._hybrid_layers):
-            return super().forward(*args, **kwargs)
-
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        self._hybrid_layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
+        if not hasattr(self, "_prepared"):
+            self._prepared = PreparedReflections(model)
+        self._prepared.layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
         if config.unitary_modules is not None and not any(
             adapter_name in layer.hybrid_adapters and layer.adapter(adapter_name).has_rotation
             for layer in model.modules()
@@ -125,6 +135,11 @@ class HybridModel(BaseTuner):
                 f"unitary_modules is {config.unitary_modules!r} but matches none of the target modules "
                 f"{sorted(self.targeted_module_names)}"
             )
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        self._prepared.remove()  # it would keep the adapters alive
+        return model
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -71,9 +71,10 @@ def hybrid_forward(
     if any(adapter.has_rotation for adapter in adapters):
         (adapter,) = adapters  # the callers see to it that a rotation stands alone
         q = cache.get("rotation", sources, adapter.rotation, training)
-        if drops or not plain:  # else the rotation is fused with the projection
+        if drops or not plain:  # else one operator takes both
             x, q = functional.block_rotate(x, q), None
     if drops:
+        cache.clear()  # as every training step does
         return _dropping_forward(base_layer, x, adapters, plain)
     down, up = cache.get("factors", sources, lambda: adapter_factors(base_layer, adapters, plain), training)
     if not plain:

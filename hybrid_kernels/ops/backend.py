@@ -33,12 +33,12 @@ VARIANT_VARIABLE = "HYBRID_KERNELS_VARIANT"
 VARIANTS = sorted({variant for variants in selection.VARIANTS.values() for variant in variants})
 
 
-def triton_wins(operator: str, like: Any, m: int, k: int, n: int, r: int) -> bool:
+def triton_wins(operator: str, like: Any, m: int, k: int, n: int, r: int, exact: bool = False) -> bool:
     """``automatic`` of Triton kernels: only where a measurement on this GPU showed them to beat plain PyTorch.
 
-    M = m, K = k, N = n and rank r are the operator's shape, 1 for what it does not have.
+    M = m, K = k, N = n and rank r are the operator's shape, 1 for what it does not have; ``exact`` if it takes no TF32.
     """
-    return selection.wins(operator, like, m, k, n, r)
+    return like.is_cuda and selection.wins(operator, like, m, k, n, r, exact)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def _triton_unsupported(u: Tensor) -> str | None:
 
 
 def _triton_wins(u: Tensor, *_: Any) -> bool:
-    return triton_wins("householder_factors", u, 1, u.shape[0], 1, u.shape[1])
+    return triton_wins("householder_factors", u, 1, u.shape[0], 1, u.shape[1], exact=True)
 
 
 def _triton(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,11 +176,19 @@ class _FactorsMany(torch.autograd.Function):
         return tuple(dus)
 
 
+def prepares(u: Tensor) -> bool:
+    """Whether a layer like this one, by itself, would be factorised by Triton: a quick look before `prepare`."""
+    return u.ndim == 2 and _factors.select(u).backend == "triton"
+
+
 def _one_launch(us: list[Tensor]) -> bool:
     """Whether Triton takes all of us together: plain tensors of one dtype and device for which it is the choice."""
     return (
         len(us) > 1
         and not torch.compiler.is_compiling()
+        and prepares(us[0])
+        # What a CUDA graph replays must not read a table that only this process keeps.
+        and not (us[0].is_cuda and torch.cuda.is_current_stream_capturing())
         and all(type(u) in (Tensor, nn.Parameter) for u in us)
         and all(u.dtype == us[0].dtype and u.device == us[0].device for u in us)
         and all(_factors.select(u).backend == "triton" for u in us)

@@ -33,10 +33,20 @@ Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @without_tf32
 def _eager(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float, *_: Any
+    weight: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    v: Tensor | None = None,
+    t: Tensor | None = None,
+    z: Tensor | None = None,
 ) -> Factors:
-    v, t = householder.compute(u)
-    c = projection.compute(weight, (v @ t).to(weight.dtype)).to(u.dtype)
+    if v is None or t is None or z is None:
+        v, t = householder.compute(u)
+        z = v @ t
+    c = projection.compute(weight, z.to(weight.dtype)).to(u.dtype)
     down = torch.cat([lora_A, v.mT])
     up = torch.cat([lora_B * (mixing * scaling), c * (mixing - 1.0)], dim=1)
     return down, up, v, t, c
@@ -106,7 +116,7 @@ def _triton_backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor |
 
 
 def _triton_wins(weight: Tensor, u: Tensor) -> bool:
-    return triton_wins("hybrid_factors", weight, 1, u.shape[0], weight.shape[0], u.shape[1])
+    return triton_wins("hybrid_factors", weight, 1, u.shape[0], weight.shape[0], u.shape[1], exact=True)
 
 
 def _cpp_unsupported(weight: Tensor, u: Tensor) -> str | None:
@@ -164,15 +174,26 @@ def _forward(
     t: Optional[Tensor] = None,  # noqa: UP045
     z: Optional[Tensor] = None,  # noqa: UP045
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(down, up, v, t, c); A, B, u of one dtype, W of the same or a narrower one."""
-    return _factors(weight, lora_A, lora_B, u, mixing, scaling, v, t, z)
+    """(down, up, v, t, c); A, B, u of one dtype, W of the same or a narrower one. v and t are empty where given."""
+    down, up, made_v, made_t, c = _factors(weight, lora_A, lora_B, u, mixing, scaling, v, t, z)
+    if v is not None:  # an operator must not return its inputs
+        made_v, made_t = u.new_empty(0), u.new_empty(0)
+    return down, up, made_v, made_t, c
 
 
 def _fake(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float, *_: Any
+    weight: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    u: Tensor,
+    mixing: Tensor,
+    scaling: float,
+    v: Tensor | None = None,
+    *_: Any,
 ) -> Factors:
     (n, r), (k, h) = lora_B.shape, u.shape
-    shapes = ((r + h, k), (n, r + h), (k, h), (h, h), (n, h))
+    of_v, of_t = ((k, h), (h, h)) if v is None else ((0,), (0,))
+    shapes = ((r + h, k), (n, r + h), of_v, of_t, (n, h))
     down, up, v, t, c = (u.new_empty(shape) for shape in shapes)
     return down, up, v, t, c
 
@@ -215,10 +236,12 @@ hybrid_factors_backward = operator("hybrid_factors_backward", _backward_forward,
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    weight, _, lora_B, u, mixing, ctx.scaling, *_ready = inputs
+    weight, _, lora_B, u, mixing, ctx.scaling, *ready = inputs
     _, _, v, t, c = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(v, t, c)
+    if ready and ready[0] is not None:
+        v, t = ready[:2]
     ctx.save_for_backward(weight, lora_B, u, v, t, c, mixing)
 
 

@@ -24,15 +24,16 @@ import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import dropout as seeded
 from hybrid_kernels.ops.backend import Implementation, Operator, current_variant, triton_wins
-from hybrid_kernels.ops.dropout import Dropout
 from hybrid_kernels.ops.registration import operator
+from triton_ops import Dropout
 
 Pair = tuple[Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _eager_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Pair:
-    down, up = down.to(x.dtype), up.to(x.dtype)
+    if not down.dtype == up.dtype == x.dtype:
+        down, up = down.to(x.dtype), up.to(x.dtype)
     p = x @ down.t()
     y = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
     return y.addmm_(p, up.t()), p
@@ -133,26 +134,18 @@ def _triton_unsupported(x: Tensor, weight: Tensor | None, down: Tensor, up: Tens
     return low_rank.unsupported(x, weight, down, up, current_variant())
 
 
-def _triton_dropout(dropout: Dropout | None) -> Any:
-    from triton_ops.dropout import Dropout as KernelDropout
-
-    if dropout is None:
-        return None
-    return KernelDropout(dropout.dropped_rank, dropout.threshold, dropout.seed)
-
-
 def _triton_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, dropout: Dropout | None
 ) -> Pair:
     from triton_ops import low_rank
 
-    return low_rank.forward(x, weight, bias, down, up, _triton_dropout(dropout), current_variant())
+    return low_rank.forward(x, weight, bias, down, up, dropout, current_variant())
 
 
 def _triton_add(base: Tensor, x: Tensor, down: Tensor, up: Tensor, dropout: Dropout | None) -> Pair:
     from triton_ops import low_rank
 
-    return low_rank.add_forward(base, x, down, up, _triton_dropout(dropout))
+    return low_rank.add_forward(base, x, down, up, dropout)
 
 
 def _triton_backward(
@@ -168,8 +161,9 @@ def _triton_backward(
     from triton_ops import low_rank
 
     need_x, need_down, need_up = needs
-    mask = _triton_dropout(dropout)
-    return low_rank.backward(dy, x, weight, down, up, p, need_x, need_down, need_up, mask, current_variant())
+    return low_rank.backward(
+        dy, x, weight, down, up, p, need_x, need_down, need_up, dropout, current_variant()
+    )
 
 
 def _cpp_preferred(x: Tensor, down: Tensor, up: Tensor) -> bool:

@@ -47,7 +47,7 @@ _product = Operator(
         _triton,
         _triton_unsupported,
         automatic=lambda weight, z: triton_wins(
-            "project", weight, 1, weight.shape[1], weight.shape[0], z.shape[1]
+            "project", weight, 1, weight.shape[1], weight.shape[0], z.shape[1], exact=True
         ),
     ),
     Implementation(

@@ -16,6 +16,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward`` with autocast off, which a call of backward() within an autocast block would bring in."""
+
+    def run(ctx: Any, *gradients: Any) -> Any:
+        device = next((g.device.type for g in gradients if isinstance(g, Tensor)), None)
+        if device is None or not torch.is_autocast_enabled(device):
+            return backward(ctx, *gradients)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *gradients)
+
+    return run
+
+
 def operator(
     name: str,
     forward: Callable[..., Any],
@@ -33,6 +46,7 @@ def operator(
     custom_op.register_fake(fake)
     direct = forward
     if setup_context is not None and backward is not None:
+        backward = _without_autocast(backward)
         custom_op.register_autograd(backward, setup_context=setup_context)
 
         # With a setup_context of its own, Function.apply would inspect the signature of forward at every call.

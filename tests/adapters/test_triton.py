@@ -16,10 +16,13 @@ pytest.importorskip("triton", reason="triton is not installed")
 from triton_ops import common, selection
 
 
-@pytest.fixture
-def made(make_base, batch):
-    """A trained adapter on query and value of both layers, and its input, on the device."""
-    model = get_peft_model(make_base(), config(target_modules=["query", "value"]))
+@pytest.fixture(params=["SEQ_CLS", None])
+def made(request, make_base, batch):
+    """A trained adapter on query and value of both layers, and its input, on the device.
+
+    With a task type and without one PEFT reaches the model by different ways.
+    """
+    model = get_peft_model(make_base(), config(target_modules=["query", "value"], task_type=request.param))
     train(model, batch)
     return model.to(DEVICE), {name: tensor.to(DEVICE) for name, tensor in batch.items()}
 
@@ -89,3 +92,22 @@ def test_an_error_leaves_nothing_behind(made):
         model(input_ids="nonsense")
     layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
     assert all(layer.adapter("default").prepared_reflections is None for layer in layers)
+
+
+def test_unloading_takes_the_hooks_along(made):
+    model, _ = made
+    base = model.unload()
+    assert not base._forward_pre_hooks and not base._forward_hooks
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_layers_take_prepared_reflections(backend, made):
+    """Blocks are compiled, the model around them is not."""
+    model, batch = made
+    expected, _ = factor_launches(model, batch)
+    for layer in model.base_model.model.bert.encoder.layer:
+        layer.attention.self.query.compile(backend=backend)
+    compiled, launches = factor_launches(model, batch)
+    assert launches == 1
+    for one, other in zip(expected, compiled, strict=True):
+        torch.testing.assert_close(one, other)

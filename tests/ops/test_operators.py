@@ -15,6 +15,12 @@ def leaf(*shape: int, dtype: torch.dtype = D) -> torch.Tensor:
     return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
 
+def prepared() -> tuple[torch.Tensor, ...]:
+    """v, t and v t of some reflections (7, 4)."""
+    v, t = (factor.detach() for factor in ops.householder_factors(leaf(7, 4)))
+    return v, t, v @ t
+
+
 torch.manual_seed(0)
 CASES = {
     "low_rank_linear": (ops.low_rank_linear, (leaf(2, 3, 6), leaf(5, 6), leaf(5), leaf(2, 6), leaf(5, 2))),
@@ -34,6 +40,10 @@ CASES = {
     "hybrid_factors": (
         ops.hybrid_factors,
         (leaf(5, 7), leaf(2, 7), leaf(5, 2), leaf(7, 4), torch.tensor(0.3, dtype=D, requires_grad=True), 1.5),
+    ),
+    "hybrid_factors, reflections given": (
+        ops.hybrid_factors,
+        (leaf(5, 7), leaf(2, 7), leaf(5, 2), leaf(7, 4), torch.tensor(0.3, dtype=D), 1.5, *prepared()),
     ),
     "cayley": (ops.cayley, (leaf(2, 4, 4),)),
     "cayley, complex": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128),)),
@@ -90,6 +100,8 @@ def test_opcheck_of_factors_wider_than_x(case) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_gradcheck(case) -> None:
     operator, arguments = CASES[case]
+    if "given" in case:  # of what u they were made, gradcheck does not know
+        arguments = (*arguments[:3], arguments[3].detach(), *arguments[4:])
     assert torch.autograd.gradcheck(operator, arguments)
 
 

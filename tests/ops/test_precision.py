@@ -1,5 +1,7 @@
 """TF32 stays out of the factorise stage."""
 
+import threading
+
 import pytest
 import torch
 
@@ -31,6 +33,29 @@ def test_off_while_it_runs_and_back_afterwards(allowed, matmul, monkeypatch):
         product(True)
     assert seen in (["ieee"] * 2, [False] * 2)
     assert matmul.allow_tf32 is allowed
+
+
+def test_overlapping_calls_put_back_what_was_there_before_the_first(matmul, monkeypatch):
+    monkeypatch.setattr(precision, "_on_gpu", lambda args: True)
+    matmul.allow_tf32 = True
+    inside, leave = threading.Event(), threading.Event()
+
+    @precision.without_tf32
+    def slow():
+        inside.set()
+        leave.wait(10)
+
+    thread = threading.Thread(target=slow)
+
+    @precision.without_tf32
+    def outer():
+        thread.start()
+        inside.wait(10)
+
+    outer()
+    leave.set()
+    thread.join()
+    assert matmul.allow_tf32
 
 
 def test_nothing_is_touched_on_the_cpu(matmul, monkeypatch):

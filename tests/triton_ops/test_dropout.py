@@ -19,7 +19,8 @@ def test_the_generator_is_philox():
         (*pi[0], *pi[1]): "4dfccaba 190a87f0 c47362ba b6b5242a",
     }
     for numbers, answer in answers.items():
-        words = reference._philox([torch.tensor(number) for number in numbers[:4]], list(numbers[4:]), 7)
+        counter, key = (list(map(torch.tensor, part)) for part in (numbers[:4], numbers[4:]))
+        words = reference._philox(counter, key, 7)
         assert " ".join(f"{int(word):08x}" for word in words) == answer
 
 
@@ -50,7 +51,9 @@ def test_any_strides_and_no_rows():
 def test_rows_beyond_32_bits_have_bits_of_their_own():
     row = torch.tensor([5, 5 + 2**32])
     words = [
-        reference._philox([r % 2**32, r // 2**32, torch.tensor(0), torch.tensor(0)], [9, 0], 7)[0]
+        reference._philox(
+            [r % 2**32, r // 2**32, torch.tensor(0), torch.tensor(0)], list(torch.tensor([9, 0])), 7
+        )[0]
         for r in row
     ]
     assert words[0] != words[1]

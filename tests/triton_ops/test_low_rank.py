@@ -7,8 +7,7 @@ from hybrid_kernels import reference
 from tests.support import DEVICE, assert_close_by_scale
 
 pytest.importorskip("triton", reason="triton is not installed")
-from triton_ops import common, low_rank, selection, skinny
-from triton_ops.dropout import Dropout
+from triton_ops import Dropout, common, low_rank, selection, skinny
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Under the interpreter tiles are 16 x 16 x 16, so these have partial tiles on every side.
@@ -57,7 +56,7 @@ def plain_dropout(x, dropout):
 
 def plain_low_rank_add(base, x, down, up, dropout=None):
     down, up = down.to(x.dtype), up.to(x.dtype)
-    r = 0 if dropout is None else dropout.dropped
+    r = 0 if dropout is None else dropout.dropped_rank
     p = torch.cat([plain_dropout(x, dropout) @ down[:r].mT, x @ down[r:].mT], dim=-1)
     return base + p @ up.mT
 
@@ -74,7 +73,7 @@ def with_gradients(function, dy, inputs, *options):
 
 
 def in_float64(function, dy, inputs, dropout):
-    options = () if dropout is None else (dropout.threshold / 2**16, dropout.dropped, dropout.seed)
+    options = () if dropout is None else (dropout.threshold / 2**16, dropout.dropped_rank, dropout.seed)
     return with_gradients(function, dy.double(), [i if i is None else i.double() for i in inputs], *options)
 
 

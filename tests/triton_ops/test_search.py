@@ -33,6 +33,9 @@ def test_writes_a_row_for_every_operation_that_the_choice_then_follows(cache):
         "low_rank_backward",
         "low_rank_add",
         "householder_factors",
+        "householder_rotate",
+        "block_rotate",
+        "rotated_low_rank_linear",
         "project",
         "hybrid_factors",
     ]
@@ -64,7 +67,7 @@ def test_rows_of_other_shapes_and_devices_stay(cache):
     assert content["another GPU"] == {"rows": [old]}
     rows = content[name]["rows"]
     assert rows[0] == old
-    assert len(rows) == 1 + 11
+    assert len(rows) == 1 + 14
 
 
 def test_a_wrong_kernel_is_left_out_and_named(cache, monkeypatch, caplog):

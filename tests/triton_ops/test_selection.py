@@ -105,8 +105,21 @@ def test_triton_wins_on_a_gpu_by_more_than_noise(cache, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"cpu": {}}', '{"cpu": {"rows": [{"operation": "forward"}]}}', '{"cpu": {"rows": 3}}']
-    + [json.dumps({"cpu": {"rows": [{**ROW, **bad}]}}) for bad in ({"m": 0}, {"tiles": [1]}, {"k": "x"})],
+    ["", "{", "[]", '{"cpu": {}}', '{"cpu": {"rows": [3]}}', '{"cpu": {"rows": 3}}']
+    + [
+        json.dumps({"cpu": {"rows": [{**ROW, **bad}]}})
+        for bad in (
+            {"m": 0},
+            {"k": "x"},
+            {"operation": None},
+            {"kind": "quarter"},
+            {"variant": "fused"},
+            {"ratio": None},
+            {"tiles": [1]},
+            {"tiles": [100, 128, 64, 8, 4]},
+            {"tiles": "128"},
+        )
+    ],
 )
 def test_a_damaged_file_is_ignored_and_named(content, cache, caplog):
     cache.write_text(content)
@@ -114,6 +127,34 @@ def test_a_damaged_file_is_ignored_and_named(content, cache, caplog):
     with caplog.at_level(logging.WARNING, logger="hybrid_kernels"):
         assert selection.choose("forward", half(), *SHAPE) == ("addmm", None)
     assert [str(cache) in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_bad_row_costs_no_other(cache, caplog):
+    keep(cache, {**ROW, "m": -1}, ROW)
+    assert selection.choose("forward", half(), *SHAPE)[0] == "epilogue"
+    assert len(caplog.records) == 1
+
+
+def test_what_never_takes_tf32_has_rows_of_its_own(cache):
+    keep(cache, {**ROW, "operation": "project", "kind": "ieee", "variant": "triton", "tiles": None})
+    single, matmul = half().float(), torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        for matmul.allow_tf32 in (True, False):
+            assert selection.find("project", single, *SHAPE, exact=True) is not None
+            assert (selection.find("project", single, *SHAPE) is None) is matmul.allow_tf32
+    finally:
+        matmul.allow_tf32 = before
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HYBRID_KERNELS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(selection.Path, "home", homeless)
+    assert selection.cache_file().parts[-2:] == ("hybrid-kernels", "selection.json")
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -18,8 +18,16 @@ from tests.triton_ops import test_block_rotation as rotation_checks
 from tests.triton_ops import test_householder as householder_checks
 from tests.triton_ops import test_householder_rotation as reflection_checks
 from tests.triton_ops import test_low_rank as low_rank_checks
-from triton_ops import block_rotation, common, householder, householder_rotation, low_rank, selection, skinny
-from triton_ops.dropout import Dropout
+from triton_ops import (
+    Dropout,
+    block_rotation,
+    common,
+    householder,
+    householder_rotation,
+    low_rank,
+    selection,
+    skinny,
+)
 
 ON_GPU = DEVICE.type == "cuda"
 pytestmark = pytest.mark.skipif(
