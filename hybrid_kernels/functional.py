@@ -256,8 +256,8 @@ def householder_factors_many(us: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]
     """`householder_factors` of each of many layers, whose u (in_features, n) may differ in shape.
 
     On the Triton backend, layers of one dtype and device take one launch forward and one backward for each power of two
-    that their n round up to; a training step whose parameters stay where they are copies nothing to the device for it.
-    Elsewhere, and under torch.compile, one layer after the other.
+    that their n round up to; their addresses go along in a small table, which is copied anew only when they change.
+    Elsewhere, under torch.compile and in the capture of a CUDA graph, one layer after the other.
     """
     for index, u in enumerate(us):
         _check_reflections(u, name=f"us[{index}]")

@@ -226,7 +226,7 @@ def test_what_runs_by_itself(monkeypatch, rows, rank, dtype, backend) -> None:
     monkeypatch.setattr(_extension, "_cpu_capability", lambda: "AVX2")
     x, weight, bias, _, down, up, _, _ = arguments(rows, 64, 48, rank, dtype)
     with use_backend("auto"):
-        assert low_rank._linear.select(x, weight, bias, down, up).backend == backend
+        assert low_rank._linear.select(x, weight, bias, down, up, None).backend == backend
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set only, off x86-64")

@@ -3,7 +3,7 @@ from unittest import mock
 import pytest
 import torch
 
-from hybrid_kernels import functional, ops, reference, use_backend
+from hybrid_kernels import functional, reference, use_backend
 from tests.support import DEVICE, assert_close_by_scale
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -80,10 +80,16 @@ def check_rotation(x, q, dy):
     assert y.is_contiguous() and dx.is_contiguous() and dq.is_contiguous()
 
 
+def kernels_with_gradients(dxr, dp, x, q, down):
+    """What the kernels give, the two products with dp in plain PyTorch."""
+    xr, p = block_rotation.rotate_project(x, q, down)
+    total = torch.addmm(dxr, dp, down.to(dp.dtype))
+    d_down = (dp.mT @ xr).to(down.dtype)
+    return [xr, p, block_rotation.rotate(total, q.mT), block_rotation.weight_gradient(x, total, q), d_down]
+
+
 def check_projection(x, q, down, dxr, dp):
-    """Through the operator, its gradients on the kernels above."""
-    with use_backend("triton"):
-        actual = with_gradients(ops.rotate_project, [dxr, dp], x, q, down)
+    actual = kernels_with_gradients(dxr, dp, x, q, down)
     expected = in_float64(reference_rotate_project, [dxr, dp], x, q, down)
     plain = with_gradients(plain_rotate_project, [dxr, dp], x, q, down)
     for index, (mine, true, simple) in enumerate(zip(actual, expected, plain, strict=True)):
@@ -205,9 +211,7 @@ def test_zero_rows(dtype):
         xr, p = block_rotation.rotate_project(x, q, down)
         assert (xr.shape, p.shape) == ((0, 15), (0, r))
         assert xr.dtype == p.dtype == dtype
-        with use_backend("triton"):
-            gradients = with_gradients(ops.rotate_project, [dxr, dp], x, q, down)[2:]
-        assert not any(gradient.any() for gradient in gradients)
+        assert not any(gradient.any() for gradient in kernels_with_gradients(dxr, dp, x, q, down)[2:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -271,24 +275,25 @@ def test_block_rotate_on_triton(dtype):
 
 def test_only_the_needed_gradients():
     """Frozen blocks cost no gradient of blocks, a frozen input no rotation of the gradient."""
-    x, q, down, dxr, dp = random_tensors(6, 3, 5, 4, torch.float32)
-    used = {"x": "rotate_kernel", "q": "block_gradient_kernel", "down": None}
-    for needed, kernel in used.items():
+    x, q, down, _, up = random_tensors(6, 3, 5, 4, torch.float32)
+    weight, up = torch.randn(6, 15, device=DEVICE), up.contiguous()
+    used = {"x": ["rotate_kernel"], "q": ["block_gradient_kernel"], "down": []}
+    for needed, expected in used.items():
         leaves = {name: t.detach() for name, t in (("x", x), ("q", q), ("down", down))}
         leaves[needed].requires_grad_()
         with use_backend("triton"):
-            results = ops.rotate_project(*leaves.values())
+            y = functional.rotated_low_rank_linear(leaves["x"], leaves["q"], weight, None, leaves["down"], up)
             with mock.patch.object(common, "launch", side_effect=common.launch) as launch:
-                torch.autograd.grad(results, leaves[needed], [dxr, dp])
+                torch.autograd.grad(y.sum(), leaves[needed])
         kernels = [call.args[0].__name__ for call in launch.call_args_list]
-        assert kernels == ([] if kernel is None else [kernel])
+        assert [name for name in kernels if name in ("rotate_kernel", "block_gradient_kernel")] == expected
 
 
 def test_triton_is_not_chosen_unasked():
     x, q, down, _, _ = random_tensors(2, 3, 5, 4, torch.float32)
     with mock.patch.object(common, "launch") as launch:
         functional.block_rotate(x, q)
-        ops.rotate_project(x, q, down)
+        functional.rotated_low_rank_linear(x, q, x.new_zeros(4, 15), None, down, x.new_zeros(4, 4))
     assert not launch.called
 
 
