@@ -51,15 +51,12 @@ def _operators() -> dict[str, dict[str, str]]:
     }
 
 
-def _selection() -> dict[str, Any]:
-    """Where the measured choices of Triton variants come from, and how many rows there are for each GPU."""
+def _selection() -> dict[str, dict[str, int]]:
+    """{whose: {GPU: measured rows}} behind the choice of Triton variants: the package's, and the user's own."""
     files = {"package": selection.COMMITTED, "user": selection.cache_file()}
     return {
-        name: {
-            "file": str(path),
-            "rows": {device: len(found["rows"]) for device, found in selection.read(path).items()},
-        }
-        for name, path in files.items()
+        whose: {device: len(found["rows"]) for device, found in selection.read(path).items()}
+        for whose, path in files.items()
     }
 
 
