@@ -57,7 +57,14 @@ def block_rotate(x: Tensor, q: Tensor) -> Tensor:
 
 def products(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -> list[Product]:
     """p = x downᵀ, y = x Wᵀ + b + p upᵀ and the rest of the apply stage, then the factorise stage and the rotations."""
-    from triton_ops import block_rotation, householder, householder_rotation, low_rank, skinny
+    from triton_ops import (
+        block_rotation,
+        householder,
+        householder_many,
+        householder_rotation,
+        low_rank,
+        skinny,
+    )
     from triton_ops import hybrid as hybrid_kernels
 
     torch.manual_seed(0)
@@ -79,7 +86,7 @@ def products(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -
     wide_down, wide_up = torch.randn(rank, k, **wide), torch.randn(n, rank, **wide)
     blocks = random(k // BLOCK, BLOCK, BLOCK) if k % BLOCK == 0 else None
     us = [random(k, REFLECTIONS, kind=torch.float32) for _ in range(LAYERS)]
-    many = householder.factors_many(us)
+    many = householder_many.factors_many(us)
     dvs, dts = [torch.randn_like(u)] * LAYERS, [dt] * LAYERS
     large, thin_x, thin_y = 2.0 * m * k * n, 2.0 * m * k * rank, 2.0 * m * n * rank
 
@@ -212,7 +219,7 @@ def products(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -
             LAYERS * size(u, v, t, z),
             0.0,
             {
-                "ours": lambda: householder.factors_many(us),
+                "ours": lambda: householder_many.factors_many(us),
                 ATEN: lambda: [factors_eager(u) for u in us],
             },
         ),
@@ -221,7 +228,7 @@ def products(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -
             LAYERS * size(u, v, t, z, t, u),
             0.0,
             {
-                "ours": lambda: householder.backward_many(
+                "ours": lambda: householder_many.backward_many(
                     us, [f[0] for f in many], [f[1] for f in many], dvs, dts
                 ),
                 ATEN: lambda: [

@@ -354,6 +354,19 @@ def test_rotated_low_rank_linear(with_bias, dtype, backend) -> None:
         )
 
 
+def test_one_pass_is_of_few_ranks_and_of_unrotated_layers() -> None:
+    """Where it cannot be, the forward says so; a rotated layer, which has no such variant, runs whole."""
+    x, q, w, a, b = (make(*shape) for shape in ((3, 70), (7, 10, 10), (9, 70), (66, 70), (9, 66)))
+    with use_backend("triton", variant="one_pass"):
+        with pytest.raises(RuntimeError, match="rank = 66, variant 'one_pass' takes 1 to 64"):
+            F.low_rank_linear(x, w, None, a, b)
+        compare(
+            lambda x, a: F.rotated_low_rank_linear(x, q.to(x.dtype), w.to(x.dtype), None, a, b.to(x.dtype)),
+            lambda x, a: R.rotated_low_rank_linear(x, q.to(x.dtype), w.to(x.dtype), None, a, b.to(x.dtype)),
+            lambda: [make(3, 70), make(66, 70)],
+        )
+
+
 def test_autocast_computes_in_its_dtype_and_factorises_in_float32() -> None:
     x, w, u = make(8, 16), make(12, 16), make(16, 4)
     a, b = make(3, 16), make(12, 3)

@@ -31,6 +31,7 @@ from triton_ops import (
     block_rotation,
     common,
     householder,
+    householder_many,
     householder_rotation,
     hybrid,
     low_rank,
@@ -142,9 +143,9 @@ def _householder(k: int, reflections: int) -> None:
 
 def _householder_many(k: int, reflections: int) -> None:
     u = torch.empty(k, reflections, device="meta")
-    householder.factors_many([u, u], product=False)
-    ((v, t, z),) = householder.factors_many([u])
-    householder.backward_many([u], [v], [t], [z], [t])
+    householder_many.factors_many([u, u], product=False)
+    ((v, t, z),) = householder_many.factors_many([u])
+    householder_many.backward_many([u], [v], [t], [z], [t])
 
 
 def _householder_cases() -> Iterator[Case]:

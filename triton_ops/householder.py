@@ -19,13 +19,10 @@ layer's factors do not depend on what else is in the launch.
 S⁻¹ is exact, by back substitution; a truncated series would not give H = I for equal pairs of columns.
 The compact WY form is Schreiber and Van Loan's (1989), S as the inverse of its t is Puglisi's (1992).
 
-Many layers of different shapes take one launch of each kernel for each padded n: addresses, shapes and strides come
-from a table on the device, which is kept as long as the tensors stay where they are.
+Many layers of different shapes in one launch, through a table of addresses: triton_ops.householder_many.
 """
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -353,7 +350,7 @@ class Group(NamedTuple):
 
     @property
     def block(self) -> int:
-        return _padded(self.n)
+        return padded(self.n)
 
     @property
     def parts(self) -> int:
@@ -371,7 +368,7 @@ class Group(NamedTuple):
         return torch.empty((self.layers, *shape), device=device, dtype=torch.float32)
 
 
-def _padded(n: int) -> int:
+def padded(n: int) -> int:
     return max(triton.next_power_of_2(n), 16)
 
 
@@ -382,7 +379,7 @@ def unsupported(u: torch.Tensor) -> str | None:
     return common.unsupported_tensors(common.DTYPES, u=u)
 
 
-def _launch_factors(
+def launch_factors(
     group: Group,
     u: torch.Tensor,
     strides: tuple[int, ...],
@@ -420,7 +417,7 @@ def _factors(u: torch.Tensor, product: bool) -> tuple[torch.Tensor, torch.Tensor
     t = torch.empty((len(flat), n, n), device=u.device, dtype=torch.float32)
     z = torch.empty(flat.shape, device=u.device, dtype=torch.float32) if product else None
     if len(flat):
-        _launch_factors(Group(len(flat), k, len(flat) * k, n, None), flat, flat.stride(), v, t, z)
+        launch_factors(Group(len(flat), k, len(flat) * k, n, None), flat, flat.stride(), v, t, z)
     return v.reshape(u.shape), t.reshape(*layers, n, n), None if z is None else z.reshape(u.shape)
 
 
@@ -451,7 +448,7 @@ def backward(
     du = torch.empty(flat.shape, device=u.device, dtype=u.dtype)
     if du.numel():
         # Of a gradient of no rows the kernels read nothing, so v and t can stand for it.
-        _launch_backward(
+        launch_backward(
             Group(count, k, count * k, n, None),
             flat,
             v,
@@ -465,7 +462,7 @@ def backward(
     return du.reshape(u.shape)
 
 
-def _launch_backward(
+def launch_backward(
     group: Group,
     u: torch.Tensor,
     v: torch.Tensor,
@@ -501,132 +498,3 @@ def _launch_backward(
         BLOCK_K=blocks.rows, BLOCK=block, BLOCK_C=blocks.cols, BLOCK_I=BLOCK_D, PARTS=blocks.parts,
         num_warps=blocks.rows_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
-
-
-# What a tensor's place comes to: address, shape, strides.
-Place = tuple[int, tuple[int, ...], tuple[int, ...]]
-
-
-class Plan(NamedTuple):
-    """The launches of many layers, the offsets of each layer's results in one memory, and the size of that."""
-
-    groups: list[Group]
-    offsets: list[list[int]]
-    size: int
-
-
-def _place(tensor: torch.Tensor) -> Place:
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
-
-
-def _stream(device: torch.device) -> int:
-    """A table copied on one stream is not known to have arrived on another."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def _on_device(rows: list[list[int]], device: torch.device) -> torch.Tensor:
-    """The rows as int64 on the device, without waiting for it."""
-    if device.type != "cuda":
-        return torch.tensor(rows, dtype=torch.int64, device=device)
-    return torch.tensor(rows, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
-
-
-def _plan(
-    shapes: list[tuple[int, int]], sizes: list[list[int]], rows: list[list[int]], device: torch.device
-) -> Plan:
-    """Layers of one padded n go together. `rows` are the layers' tables but for the offsets, which end them."""
-    offsets: list[list[int]] = []
-    size = 0
-    for each in sizes:
-        offsets.append([])
-        for count in each:
-            offsets[-1].append(size)
-            size += triton.cdiv(count, 16) * 16  # every result on an aligned address
-    groups = []
-    for block in BLOCKS:
-        members = [index for index, (_, n) in enumerate(shapes) if _padded(n) == block]
-        if members:
-            lengths = [shapes[index][0] for index in members]
-            table = _on_device([rows[index] + offsets[index] for index in members], device)
-            widest = max(shapes[index][1] for index in members)
-            groups.append(Group(len(members), max(lengths), sum(lengths), widest, table))
-    return Plan(groups, offsets, size)
-
-
-@functools.lru_cache(maxsize=64)
-def _factors_plan(us: tuple[Place, ...], product: bool, device: torch.device, stream: int) -> Plan:
-    shapes = [(k, n) for _, (k, n), _ in us]
-    sizes = [[k * n, n * n, k * n if product else 0] for k, n in shapes]
-    rows = [[address, k, n, *strides] for address, (k, n), strides in us]
-    return _plan(shapes, sizes, rows, device)
-
-
-@functools.lru_cache(maxsize=64)
-def _backward_plan(
-    places: tuple[tuple[Place, int, int, Place | None, Place | None], ...], device: torch.device, stream: int
-) -> Plan:
-    shapes, rows = [], []
-    for (address, (k, n), strides), v, t, dv, dt in places:
-        gradients = [(0, (), (0, 0)) if place is None else place for place in (dv, dt)]
-        shapes.append((k, n))
-        rows.append(
-            [address, v, t, *(gradient[0] for gradient in gradients), k, n, *strides]
-            + [stride for gradient in gradients for stride in gradient[2]]
-        )
-    return _plan(shapes, [[k * n] for k, n in shapes], rows, device)
-
-
-def factors_many(
-    us: Sequence[torch.Tensor], product: bool = True
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """(v, t, z) as `factors_with_product` for layers u (K, n) of any shapes; z is None without ``product``.
-
-    All us share a dtype and device. One launch of each kernel for all layers of a padded n. The results are views of
-    one allocation.
-    """
-    if not us:
-        return []
-    device = us[0].device
-    plan = _factors_plan(tuple(map(_place, us)), product, device, _stream(device))
-    memory = torch.empty(plan.size, device=device, dtype=torch.float32)
-    for group in plan.groups:
-        _launch_factors(group, us[0], (0, 0, 0), memory, memory, memory if product else None)
-    results = []
-    for u, (v, t, z) in zip(us, plan.offsets, strict=True):
-        k, n = u.shape
-        stride = (n, 1)
-        results.append(
-            (
-                memory.as_strided((k, n), stride, v),
-                memory.as_strided((n, n), stride, t),
-                memory.as_strided((k, n), stride, z) if product else None,
-            )
-        )
-    return results
-
-
-def backward_many(
-    us: Sequence[torch.Tensor],
-    vs: Sequence[torch.Tensor],
-    ts: Sequence[torch.Tensor],
-    dvs: Sequence[torch.Tensor | None],
-    dts: Sequence[torch.Tensor | None],
-) -> list[torch.Tensor]:
-    """du of every layer as `backward`, for what `factors_many` takes. The results are views of one allocation."""
-    if not us:
-        return []
-    device = us[0].device
-    vs, ts = [v.contiguous() for v in vs], [t.contiguous() for t in ts]
-    places = tuple(
-        (_place(u), v.data_ptr(), t.data_ptr(), *(None if g is None else _place(g) for g in (dv, dt)))
-        for u, v, t, dv, dt in zip(us, vs, ts, dvs, dts, strict=True)
-    )
-    plan = _backward_plan(places, device, _stream(device))
-    memory = torch.empty(plan.size, device=device, dtype=us[0].dtype)
-    for group in plan.groups:
-        if group.longest:
-            _launch_backward(group, us[0], vs[0], ts[0], vs[0], ts[0], memory, 0, 0)
-    return [
-        memory.as_strided(u.shape, (u.shape[1], 1), offset)
-        for u, (offset,) in zip(us, plan.offsets, strict=True)
-    ]

@@ -146,10 +146,10 @@ class _FactorsMany(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *us: Tensor) -> tuple[Tensor, ...]:
-        from triton_ops import householder
+        from triton_ops import householder_many
 
         outputs = tuple(
-            factor for v, t, _ in householder.factors_many(us, product=False) for factor in (v, t)
+            factor for v, t, _ in householder_many.factors_many(us, product=False) for factor in (v, t)
         )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*us, *outputs)
@@ -158,12 +158,12 @@ class _FactorsMany(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        from triton_ops import householder
+        from triton_ops import householder_many
 
         count = len(ctx.needs_input_grad)
         us, factors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         needed = [index for index in range(count) if ctx.needs_input_grad[index]]
-        computed = householder.backward_many(
+        computed = householder_many.backward_many(
             [us[index] for index in needed],
             [factors[2 * index] for index in needed],
             [factors[2 * index + 1] for index in needed],
@@ -210,6 +210,6 @@ def prepare(us: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]] | None:
     """
     if not _one_launch(us):
         return None
-    from triton_ops import householder
+    from triton_ops import householder_many
 
-    return [(v, t, z) for v, t, z in householder.factors_many(us) if z is not None]
+    return [(v, t, z) for v, t, z in householder_many.factors_many(us) if z is not None]

@@ -125,13 +125,15 @@ def _dropping_backward(backward: Callable[..., Gradients]) -> Callable[..., Grad
 
 
 # Triton is imported when a kernel is first asked for: it costs more than importing this whole package.
-def _triton_unsupported(x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor) -> str | None:
+def _triton_unsupported(
+    x: Tensor, weight: Tensor | None, down: Tensor, up: Tensor, variant: str | None = None
+) -> str | None:
     reason = triton_ops.unavailable()
     if reason is not None:
         return reason
     from triton_ops import low_rank
 
-    return low_rank.unsupported(x, weight, down, up, current_variant())
+    return low_rank.unsupported(x, weight, down, up, variant)
 
 
 def _triton_linear(
@@ -193,7 +195,7 @@ _linear = Operator(
     Implementation(
         "triton",
         _triton_linear,
-        lambda x, weight, bias, down, up, _: _triton_unsupported(x, weight, down, up),
+        lambda x, weight, bias, down, up, _: _triton_unsupported(x, weight, down, up, current_variant()),
         automatic=lambda x, weight, bias, down, up, _: triton_wins("low_rank_linear", x, *x.shape, *up.shape),
     ),
     Implementation(

@@ -7,7 +7,7 @@ from hybrid_kernels import reference
 from tests.support import DEVICE, assert_close_by_scale
 
 pytest.importorskip("triton", reason="triton is not installed")
-from triton_ops import common, householder
+from triton_ops import common, householder, householder_many
 
 # With tiles of 64 rows for n ≤ 16, 32 to 64 and 16 beyond, a sum over K is split past four of them.
 SHAPES = [
@@ -189,9 +189,9 @@ def test_backward_of_any_strides():
 
     for of_u, of_gradients in (transposed, transposed), (spaced, spaced), (spaced, one_value):
         check_backward(of_u(u), of_gradients(dv), of_gradients(dt))
-        ((v, t, _),) = householder.factors_many([of_u(u)])
+        ((v, t, _),) = householder_many.factors_many([of_u(u)])
         check(of_u(u), (v, t, v @ t))
-        (du,) = householder.backward_many([of_u(u)], [v], [t], [of_gradients(dv)], [of_gradients(dt)])
+        (du,) = householder_many.backward_many([of_u(u)], [v], [t], [of_gradients(dv)], [of_gradients(dt)])
         check_backward(u, of_gradients(dv), of_gradients(dt), du)
     v, t = householder.factors(u)
     elsewhere = [transposed(v), transposed(t)]
@@ -224,17 +224,17 @@ MANY = [(601, 9), (45, 1), (33, 16), (64, 17), (20, 5), (150, 70), (285, 20), (3
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_layers_of_different_shapes_in_one_launch(dtype):
     shapes = MANY if dtype == torch.float32 else MANY[:5]
-    launches = 2 * len({householder._padded(n) for _, n in shapes})
+    launches = 2 * len({householder.padded(n) for _, n in shapes})
     us = [random_reflections(*shape, dtype=dtype) for shape in shapes]
     with mock.patch.object(common, "launch", side_effect=common.launch) as launch:
-        results = householder.factors_many(us)
+        results = householder_many.factors_many(us)
         assert len(launch.call_args_list) == launches
         launch.reset_mock()
         gradients = [random_gradients(u) for u in us]
         dvs = [None if index == 2 else dv for index, (dv, _) in enumerate(gradients)]
         dts = [None if index in (0, 2, 3) else dt for index, (_, dt) in enumerate(gradients)]
         vs, ts, _ = zip(*results, strict=True)
-        dus = householder.backward_many(us, vs, ts, dvs, dts)
+        dus = householder_many.backward_many(us, vs, ts, dvs, dts)
         assert len(launch.call_args_list) == launches
     for u, result, dv, dt, du in zip(us, results, dvs, dts, dus, strict=True):
         check(u, result)
@@ -246,41 +246,41 @@ def test_layers_of_different_shapes_in_one_launch(dtype):
             assert torch.count_nonzero(du) == 0
         else:
             check_backward(u, dv, dt, du)
-    without = householder.factors_many(us, product=False)
+    without = householder_many.factors_many(us, product=False)
     for (v, t, z), (same_v, same_t, none) in zip(results, without, strict=True):
         assert torch.equal(v, same_v) and torch.equal(t, same_t)
         assert z.is_contiguous() and none is None
-    assert householder.factors_many([]) == householder.backward_many([], [], [], [], []) == []
+    assert householder_many.factors_many([]) == householder_many.backward_many([], [], [], [], []) == []
 
 
 def test_a_shorter_layer_may_have_more_parts():
     """32 tiles of 16 rows make 8 parts of 4, a row more makes 7 of 5."""
     us = [random_reflections(512, 70), random_reflections(513, 66)]
-    (short_v, short_t, _), longer = householder.factors_many(us)
+    (short_v, short_t, _), longer = householder_many.factors_many(us)
     check(us[1], longer)
     v, t = householder.factors(us[0])
     assert torch.equal(short_v, v) and torch.equal(short_t, t)
     dv, dt = random_gradients(us[0])
-    du, _ = householder.backward_many(us, [v, us[1]], [t, us[1][:66]], [dv, None], [dt, None])
+    du, _ = householder_many.backward_many(us, [v, us[1]], [t, us[1][:66]], [dv, None], [dt, None])
     assert torch.equal(du, householder.backward(us[0], v, t, dv, dt))
 
 
 def test_the_table_is_made_once_for_tensors_that_stay_and_anew_for_others():
     us = [random_reflections(*shape) for shape in MANY[:4]]
-    with mock.patch.object(householder, "_on_device", side_effect=householder._on_device) as made:
-        first = householder.factors_many(us)
+    with mock.patch.object(householder_many, "_on_device", side_effect=householder_many._on_device) as made:
+        first = householder_many.factors_many(us)
         tables = made.call_count
         assert tables > 0
         us[0].mul_(-2)  # values may change where they are
-        second = householder.factors_many(us)
+        second = householder_many.factors_many(us)
         assert made.call_count == tables
         assert torch.equal(second[0][0], -first[0][0])
         moved = [u.clone() for u in us]
         us[1].zero_()
-        for mine, moved_u in zip(householder.factors_many(moved), moved, strict=True):
+        for mine, moved_u in zip(householder_many.factors_many(moved), moved, strict=True):
             check(moved_u, mine)
         assert made.call_count == 2 * tables
-        householder.factors_many([moved[0][:300], *moved[1:]])  # the same address, another shape
+        householder_many.factors_many([moved[0][:300], *moved[1:]])  # the same address, another shape
         assert made.call_count == 3 * tables
 
 
@@ -289,7 +289,7 @@ def test_no_rows():
     assert v.shape == z.shape == (0, 1)
     assert torch.equal(t, torch.full((1, 1), 2.0, device=DEVICE))
     u = random_reflections(45, 5)
-    (empty, _, _), (full, _, _) = householder.factors_many([u[:0, :1], u])
+    (empty, _, _), (full, _, _) = householder_many.factors_many([u[:0, :1], u])
     assert empty.shape == (0, 1)
     assert torch.equal(full, householder.factors(u)[0])
 

@@ -23,6 +23,7 @@ from triton_ops import (
     block_rotation,
     common,
     householder,
+    householder_many,
     householder_rotation,
     low_rank,
     selection,
@@ -185,7 +186,7 @@ def test_householder_factors_and_their_gradient(n):
     ):
         assert_close_by_scale(mine, exact, plain, 2)
     householder_checks.check_backward(u, dv, dt)
-    ((many_v, many_t, many_z), _) = householder.factors_many([u, u[: FEATURES // 2]])
+    ((many_v, many_t, many_z), _) = householder_many.factors_many([u, u[: FEATURES // 2]])
     assert torch.equal(many_v, v) and torch.equal(many_t, t) and torch.equal(many_z, z)
     check_repeats(lambda: (*householder.factors_with_product(u), householder.backward(u, v, t, dv, dt)))
 
