@@ -231,6 +231,25 @@ def test_half_precision_base_with_float32_adapter(make_base, batch) -> None:
     torch.testing.assert_close(logits(model, batch), y, rtol=0.05, atol=0.05)
 
 
+def test_dropout_of_the_configuration_acts_in_training_alone(make_base, batch, tmp_path) -> None:
+    model = get_peft_model(make_base(), config(lora_dropout=0.5))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the model's own
+    train(model, batch)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path)
+    assert {layer.adapter("default").dropout for layer in hybrid_layers(loaded).values()} == {0.5}
+
+    def outputs(training: bool) -> list[torch.Tensor]:
+        model.train(training)
+        with torch.no_grad():
+            return [model(batch["input_ids"]).logits for _ in range(2)]
+
+    assert torch.equal(*outputs(training=False))
+    assert not torch.equal(*outputs(training=True))
+
+
 def test_autocast_and_gradient_checkpointing(make_base, batch) -> None:
     model = get_peft_model(make_base(), config())
     train(model, batch, 1)

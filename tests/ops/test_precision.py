@@ -53,8 +53,10 @@ def test_overlapping_calls_put_back_what_was_there_before_the_first(matmul, monk
         inside.wait(10)
 
     outer()
+    off = matmul.fp32_precision == "ieee" if hasattr(matmul, "fp32_precision") else not matmul.allow_tf32
     leave.set()
     thread.join()
+    assert off, "on again while the other call was still at work"
     assert matmul.allow_tf32
 
 
