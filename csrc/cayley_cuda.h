@@ -1,0 +1,59 @@
+// CUDA kernels of the Cayley transform: contiguous device arrays in, contiguous device arrays out, no torch.
+//
+// T is float, double, std::complex<float> or std::complex<double>. Every function puts its kernels on `stream`, on the
+// current device, and returns the error of the launches, cudaSuccess for an empty batch without launching any. A
+// result depends on its own matrix alone, bit for bit. The conventions are those of cayley_cpu.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <complex>
+#include <cstdint>
+
+namespace hybrid_kernels {
+
+// Entries of A above this in real or imaginary part call for row pivoting; the measurement is in cayley_cpu_kernels.h.
+constexpr double cayley_unpivoted_limit(int64_t block_size) { return block_size < 8 ? 2.0 : 4.0; }
+
+// The largest block_size that cayley_forward_cuda (and shifted_inverse_cuda) and cayley_backward_cuda take: blocks up
+// to 32 are computed in a warp's registers, larger ones, up to 128, in the shared memory that one block of threads of
+// the current device can have. Negative if the device cannot be asked.
+template <class T>
+int64_t cayley_forward_max_block_cuda();
+template <class T>
+int64_t cayley_backward_max_block_cuda();
+
+// Q of `batch` matrices. Those with an entry above the limit are eliminated with row pivoting, the others without.
+template <class T>
+cudaError_t cayley_forward_cuda(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q,
+                                cudaStream_t stream);
+
+// The gradient with respect to `skew`.
+template <class T>
+cudaError_t cayley_backward_cuda(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size,
+                                 T* grad_skew, cudaStream_t stream);
+
+// What larger blocks are made of, whose products are left to the caller.
+
+// A (batch, b, b), and for each matrix whether an entry of it is above the limit.
+template <class T>
+cudaError_t cayley_expand_cuda(const T* skew, bool packed, int64_t batch, int64_t block_size, T* a, bool* beyond,
+                               cudaStream_t stream);
+
+// Replaces C by (I + C)⁻¹ − I, without pivoting, for any C such that the Hermitian part of I + C is at least I. C is
+// n × n, its rows `row_stride` apart and its columns next to each other, the matrices `batch_stride` apart.
+template <class T>
+cudaError_t shifted_inverse_cuda(T* c, int64_t batch, int64_t n, int64_t row_stride, int64_t batch_stride,
+                                 cudaStream_t stream);
+
+// Q, by row pivoting, of those matrices that are marked `beyond`; the others stay as they are. Any block_size.
+template <class T>
+cudaError_t cayley_pivoted_cuda(const T* skew, bool packed, int64_t batch, int64_t block_size, const bool* beyond,
+                                T* q, cudaStream_t stream);
+
+// The gradient with respect to `skew` from D = (I + Q)ᴴ G (I + Q)ᴴ (batch, b, b): projected, scaled by −½ and packed.
+template <class T>
+cudaError_t cayley_project_cuda(const T* d, bool packed, int64_t batch, int64_t block_size, T* grad_skew,
+                                cudaStream_t stream);
+
+}  // namespace hybrid_kernels
