@@ -31,7 +31,11 @@ struct BlockAlgebra {
   // ---- layout ----
 
   static HK_INLINE int64_t columns(int64_t b) { return kBatched ? b : (b + L::width - 1) / L::width; }
-  static HK_INLINE int64_t row_stride(int64_t b) { return columns(b) * L::size; }
+  // A register apart where rows would lie a multiple of 1 KiB apart: columns of such rows share few cache sets.
+  static HK_INLINE int64_t row_stride(int64_t b) {
+    const int64_t stride = columns(b) * L::size;
+    return kBatched || stride * sizeof(Real) % 1024 ? stride : stride + L::size;
+  }
   static HK_INLINE int64_t position(int64_t j) {
     if constexpr (kBatched) return j * L::size;
     if constexpr (kPlanes == 1) return j;
@@ -154,9 +158,8 @@ struct BlockAlgebra {
 
   // The same for kRows rows and the pivots [first, last) at once, whose rows are reduced among themselves.
   template <int kRows>
-  static HK_INLINE void eliminate_panel(Real* row, const Real* panel, int64_t first, int64_t last,
+  static HK_INLINE void eliminate_panel(Real* row, int64_t stride, const Real* panel, int64_t first, int64_t last,
                                         int64_t width) {
-    const int64_t stride = width * L::size;
     alignas(L) Real left[kRows * kPanel * kFactor];
     for (int i = 0; i < kRows; ++i)
       for (int64_t k = first; k < last; ++k) {
@@ -218,10 +221,10 @@ struct BlockAlgebra {
         if (i == first) {
           i = last;
         } else if (i + kTileRows <= (i < first ? first : b)) {
-          eliminate_panel<kTileRows>(c + i * stride, panel, first, last, width);
+          eliminate_panel<kTileRows>(c + i * stride, stride, panel, first, last, width);
           i += kTileRows;
         } else {
-          eliminate_panel<1>(c + i * stride, panel, first, last, width);
+          eliminate_panel<1>(c + i * stride, stride, panel, first, last, width);
           ++i;
         }
       }

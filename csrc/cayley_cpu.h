@@ -4,6 +4,8 @@
 #include <complex>
 #include <cstdint>
 
+#include "cayley.h"
+
 namespace hybrid_kernels {
 
 // Blocks up to this size are computed together, kCayleyGroup consecutive matrices at a time; ranges of
@@ -33,6 +35,17 @@ struct CayleyBackward {
   bool packed;
   int64_t block_size;
   T* grad_skew;
+  int64_t begin, end;
+};
+
+// What larger blocks are made of, whose products are left to the caller (cayley_blocks.h).
+
+// Replaces C by (I + C)⁻¹ − I, without pivoting, for any C such that the Hermitian part of I + C is at least I. C is
+// n × n, its rows `row_stride` apart and its columns next to each other, the matrices `batch_stride` apart.
+template <class T>
+struct ShiftedInverse {
+  T* c;
+  int64_t n, row_stride, batch_stride;
   int64_t begin, end;
 };
 

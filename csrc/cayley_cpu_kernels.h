@@ -12,14 +12,6 @@
 namespace hybrid_kernels {
 namespace {
 
-// Elimination without pivoting is stable while the entries of A are moderate: its pivots have real part >= 1,
-// but intermediate entries can grow to ‖A‖². A matrix with an entry above this limit is eliminated with row
-// pivoting. Largest mean error, relative to torch.linalg.solve in float32, of unpivoted elimination over
-// dense, sparse, graded and rank-two A of sizes 2 to 128: 2.1 up to the limit, 2.7 up to twice, 6.8 up to
-// four times.
-constexpr double unpivoted_limit(int64_t block_size) { return block_size < 8 ? 2.0 : 4.0; }
-
-constexpr int64_t packed_size(int64_t block_size) { return block_size * (block_size - 1) / 2; }
 
 // One matrix per lane.
 template <class T, int Bytes>
@@ -148,7 +140,7 @@ struct RowCayley : BlockAlgebra<T, Bytes, false> {
   static Real expand(const Real* skew, bool packed, int64_t b, Real* c) {
     const int64_t stride = row_stride(b);
     Real largest = 0;
-    for (int64_t i = 0; i < b; ++i) constant(0).store(c + (i + 1) * stride - L::size);  // the padding
+    for (int64_t i = 0; i < b; ++i) constant(0).store(c + i * stride + (columns(b) - 1) * L::size);  // the padding
     for (int64_t i = 0; i < b; ++i) {
       Real* row = c + i * stride;
       const Real phase = kPlanes == 2 && !packed ? skew[(i * b + i) * 2 + 1] : Real(0);
@@ -180,9 +172,29 @@ struct RowCayley : BlockAlgebra<T, Bytes, false> {
     }
   }
 
+  // (I + C)⁻¹ − I in place of C, whose rows are `row_stride` scalars apart; `c` holds n padded rows.
+  static void shifted_inverse(Real* matrix, int64_t row_stride, int64_t n, Real* c) {
+    for (int64_t i = 0; i < n; ++i) {
+      Real* row = c + i * Algebra::row_stride(n);
+      constant(0).store(row + (columns(n) - 1) * L::size);  // the padding
+      for (int64_t j = 0; j < n; ++j) {
+        const Real* p = matrix + (i * row_stride + j) * kPlanes;
+        put(row + position(j), L::width, p[0], p[kPlanes - 1]);
+      }
+    }
+    Algebra::invert(c, n);
+    for (int64_t i = 0; i < n; ++i) {
+      const Real* row = c + i * Algebra::row_stride(n);
+      for (int64_t j = 0; j < n; ++j) {
+        const Real* p = row + position(j);
+        put(matrix + (i * row_stride + j) * kPlanes, 1, p[0], kPlanes == 1 ? Real(0) : p[L::width]);
+      }
+    }
+  }
+
   // `c` holds b padded rows and `pivots` b indices.
   static void forward(const Real* skew, bool packed, int64_t b, Real* q, Real* c, int64_t* pivots) {
-    if (expand(skew, packed, b, c) <= unpivoted_limit(b)) {
+    if (expand(skew, packed, b, c) <= cayley_unpivoted_limit(b)) {
       Algebra::invert(c, b);
       store(c, b, 1, q);
     } else {
@@ -249,7 +261,7 @@ void run(const CayleyForward<T>& task) {
     const auto largest = Batched::forward(skew + first * stored * kPlanes, task.packed, b, count,
                                           q + first * area * kPlanes, tiles.at(0), tiles.at(area * kSize));
     for (int64_t lane = 0; lane < count; ++lane)
-      if (!(largest[lane] <= unpivoted_limit(b)))
+      if (!(largest[lane] <= cayley_unpivoted_limit(b)))
         Rows::forward(skew + (first + lane) * stored * kPlanes, task.packed, b,
                       q + (first + lane) * area * kPlanes, row_space.at(0), pivots.at(0));
   }
@@ -282,6 +294,16 @@ void run(const CayleyBackward<T>& task) {
                       tiles.at(0), tiles.at(tile), tiles.at(2 * tile));
 }
 
+template <int Bytes, class T>
+void run(const ShiftedInverse<T>& task) {
+  using Rows = RowCayley<T, Bytes>;
+  using Real = typename Rows::Real;
+  const Workspace<Real> space(task.n * Rows::row_stride(task.n));
+  for (int64_t m = task.begin; m < task.end; ++m)
+    Rows::shifted_inverse(reinterpret_cast<Real*>(task.c + m * task.batch_stride), task.row_stride, task.n,
+                          space.at(0));
+}
+
 }  // namespace
 
 #define HK_INSTANTIATE_CAYLEY(run)                               \
@@ -292,6 +314,10 @@ void run(const CayleyBackward<T>& task) {
   template void run(const CayleyBackward<float>&);               \
   template void run(const CayleyBackward<double>&);              \
   template void run(const CayleyBackward<std::complex<float>>&); \
-  template void run(const CayleyBackward<std::complex<double>>&);
+  template void run(const CayleyBackward<std::complex<double>>&); \
+  template void run(const ShiftedInverse<float>&);                \
+  template void run(const ShiftedInverse<double>&);               \
+  template void run(const ShiftedInverse<std::complex<float>>&);  \
+  template void run(const ShiftedInverse<std::complex<double>>&);
 
 }  // namespace hybrid_kernels

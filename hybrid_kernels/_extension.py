@@ -68,6 +68,18 @@ def load() -> str | None:
     return None
 
 
+@functools.cache
+def cuda_unavailable() -> str | None:
+    """None where the compiled CUDA operators can run, else a sentence that says why not. Never raises."""
+    reason = load()
+    if reason is not None:
+        return reason
+    info = build_info()
+    if not info["cuda"]:
+        return f"the CUDA kernels are not built: {info['cuda_reason']}"
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
 def unsupported_floating(x: torch.Tensor) -> str | None:
     """None, or why no compiled operator of real numbers can take ``x``."""
     reason = load()

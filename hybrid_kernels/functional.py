@@ -374,11 +374,13 @@ def _as_cayley_input(name: str, tensor: Tensor) -> Tensor:
     return tensor.to(_widened(tensor.dtype))
 
 
-def cayley(skew: Tensor) -> Tensor:
+def cayley(skew: Tensor, refine: bool = False) -> Tensor:
     """Q = (I − A)(I + A)⁻¹, A = (X − Xᴴ)/2 the skew-Hermitian part of ``skew`` X (..., b, b): exact, for every A.
 
     Q (..., b, b) is orthogonal, unitary for complex input. Half types are computed and returned in float32. Backward
-    is closed-form, saves Q only, and yields the gradient projected on the skew-Hermitian matrices.
+    is closed-form, saves Q only, and yields the gradient projected on the skew-Hermitian matrices. ``refine`` adds one
+    step of iterative refinement with a residual in float64: the last digits of float32 where ‖A‖ is large, at the
+    price of three products in float64.
     """
     if skew.ndim < 2 or skew.shape[-1] != skew.shape[-2] or skew.shape[-1] < 1:
         raise ValueError(f"skew has shape {_shape(skew)}; it must be (..., b, b) with b ≥ 1")
@@ -386,10 +388,10 @@ def cayley(skew: Tensor) -> Tensor:
     if current_backend() == "reference":
         return reference.cayley(skew)
     with _no_autocast(skew):
-        return ops.cayley(skew)
+        return ops.cayley(skew, refine)
 
 
-def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
+def cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tensor:
     """`cayley` of A given by its strict upper triangle, row by row: A[i, j] = p, A[j, i] = −conj(p) for i < j.
 
     packed (..., b(b−1)/2) for block_size b ≥ 1; the diagonal of A is zero. Returns Q (..., b, b).
@@ -402,7 +404,7 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
     if current_backend() == "reference":
         return reference.cayley_packed(packed, block_size)
     with _no_autocast(packed):
-        return ops.cayley_packed(packed, block_size)
+        return ops.cayley_packed(packed, block_size, refine)
 
 
 def _check_blocks(q: Tensor, x: Tensor) -> None:

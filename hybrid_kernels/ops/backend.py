@@ -27,14 +27,15 @@ BACKENDS = {
     "eager": "the factor form in ATen calls",
     "triton": "Triton kernels (a GPU, or the interpreter with TRITON_INTERPRET=1)",
     "cpp": "the compiled C++ extension, on the CPU",
+    "cuda": "the compiled CUDA extension, on the GPU",
 }
 ENVIRONMENT_VARIABLE = "HYBRID_KERNELS_BACKEND"
 VARIANT_VARIABLE = "HYBRID_KERNELS_VARIANT"
 VARIANTS = sorted({variant for variants in selection.VARIANTS.values() for variant in variants})
 
 
-def triton_wins(operator: str, like: Any, m: int, k: int, n: int, r: int, exact: bool = False) -> bool:
-    """``automatic`` of Triton kernels: only where a measurement on this GPU showed them to beat plain PyTorch.
+def gpu_wins(operator: str, like: Any, m: int, k: int, n: int, r: int, exact: bool = False) -> bool:
+    """``automatic`` of kernels on a GPU: only where a measurement there showed them to beat plain PyTorch.
 
     M = m, K = k, N = n and rank r are the operator's shape, 1 for what it does not have; ``exact`` if it takes no TF32.
     """
@@ -131,9 +132,9 @@ def current_backend() -> str:
 class use_backend:
     """Ask for a backend by name, for the whole process, from now on or, as a context manager, within a block.
 
-    ``name``: "auto", "reference", "eager", "triton" or "cpp". ``variant``: of the Triton kernels, such as "one_pass",
-    "epilogue" or "addmm" (`triton_ops.selection.VARIANTS`), None for the measured choice; an operation that has no
-    variant of that name keeps its own. Raises ValueError for another name and RuntimeError, with the reason, for a
+    ``name``: "auto", "reference", "eager", "triton", "cpp" or "cuda". ``variant``: of the Triton kernels, such as
+    "one_pass", "epilogue" or "addmm" (`triton_ops.selection.VARIANTS`), None for the measured choice; an operation that
+    has no variant of that name keeps its own. Raises ValueError for another name and RuntimeError, with the reason, for a
     backend that this machine does not have at all.
 
         hk.use_backend("eager")
@@ -171,4 +172,8 @@ def unavailable(backend: str) -> str | None:
         from hybrid_kernels import _extension
 
         return _extension.load()
+    if backend == "cuda":
+        from hybrid_kernels import _extension
+
+        return _extension.cuda_unavailable()
     return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import triton_ops
-from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.registration import operator
 
 
@@ -42,7 +42,7 @@ def _triton_unsupported(x: Tensor, q: Tensor) -> str | None:
 
 def _triton_wins(x: Tensor, q: Tensor) -> bool:
     rows = x.numel() // max(x.shape[-1], 1)
-    return triton_wins("block_rotate", x, rows, x.shape[-1], 1, q.shape[-1])
+    return gpu_wins("block_rotate", x, rows, x.shape[-1], 1, q.shape[-1])
 
 
 def _triton(x: Tensor, q: Tensor) -> Tensor:

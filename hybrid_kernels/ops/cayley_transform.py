@@ -10,15 +10,19 @@ float32, float64, complex64 and complex128.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
+
+#: dtypes whose shapes `hybrid-kernels bench --tune` measures, and their operation in its rows
+MEASURED = {torch.float32: "cayley", torch.complex64: "cayley_complex"}
 
 
 def _adjoint(x: Tensor) -> Tensor:
@@ -60,14 +64,37 @@ def _eager_packed_backward(grad_q: Tensor, q: Tensor) -> Tensor:
     return 2.0 * _eager_backward(grad_q, q)[..., row, column]
 
 
-def _cpp_unsupported(x: Tensor, *_: Any) -> str | None:
-    reason = _extension.load()
-    if reason is not None:
+def _residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+@without_tf32
+def _refined(a: Tensor, q: Tensor) -> Tensor:
+    """Q after one step of iterative refinement, of the skew-Hermitian A (..., b, b).
+
+    Q + R M with the residual R = (I − A) − Q (I + A), computed in float64, and M = ½ (I + Q): Higham, "Accuracy and
+    stability of numerical algorithms", 2002, ch. 12. It leaves float32 with about one rounding of the exact result.
+    """
+    dtype = _residual_dtype(q.dtype)
+    a, wide = a.to(dtype), q.to(dtype)
+    residual = torch.eye(a.shape[-1], dtype=dtype, device=a.device) - a - wide - wide @ a
+    return (wide + (residual + residual @ wide) / 2).to(q.dtype)
+
+
+def _device_is(kind: str, unavailable: Callable[[], str | None]) -> Callable[..., str | None]:
+    """``unsupported`` of the kernels for the devices of a kind."""
+
+    def unsupported(x: Tensor, *_: Any) -> str | None:
+        reason = unavailable()
+        if reason is None and x.device.type != kind:
+            reason = f"these kernels run on {kind} tensors, the input is on {x.device}"
         return reason
-    return None if x.device.type == "cpu" else f"the C++ kernels run on the CPU, the input is on {x.device}"
+
+    return unsupported
 
 
 def _block_size(x: Tensor, *rest: Any) -> int:
+    """b, from an operator's arguments: packed values and b, or full matrices."""
     return rest[0] if rest and isinstance(rest[0], int) else x.shape[-1]
 
 
@@ -75,14 +102,26 @@ def _cpp_preferred(x: Tensor, *rest: Any) -> bool:
     return x.device.type == "cpu" and _block_size(x, *rest) <= _extension.CAYLEY_CPU_MAX_BLOCK
 
 
+def _cuda_preferred(x: Tensor, *rest: Any) -> bool:
+    b = _block_size(x, *rest)
+    if not x.is_cuda or x.dtype not in MEASURED or b < 2:
+        return False
+    matrix = x.shape[-1] if rest and isinstance(rest[0], int) else b * b
+    return gpu_wins(MEASURED[x.dtype], x, x.numel() // matrix, b, 1, 1, exact=True)
+
+
 def _operator(name: str, eager: Any) -> Operator:
+    def compiled(*args: Any) -> Tensor:
+        return getattr(torch.ops.hybrid_kernels_cpp, name)(*args)
+
     return Operator(
         name,
+        Implementation("cpp", compiled, _device_is("cpu", _extension.load), automatic=_cpp_preferred),
         Implementation(
-            "cpp",
-            lambda *args: getattr(torch.ops.hybrid_kernels_cpp, name)(*args),
-            _cpp_unsupported,
-            automatic=_cpp_preferred,
+            "cuda",
+            without_tf32(compiled),  # the products of large blocks are torch's
+            _device_is("cuda", _extension.cuda_unavailable),
+            automatic=_cuda_preferred,
         ),
         Implementation("eager", eager),
     )
@@ -94,14 +133,16 @@ _backward = _operator("cayley_backward", _eager_backward)
 _packed_backward = _operator("cayley_packed_backward", _eager_packed_backward)
 
 
-def _cayley(skew: Tensor) -> Tensor:
-    """Q (..., b, b) of the skew-Hermitian part of ``skew`` (..., b, b)."""
-    return _forward(skew)
+def _cayley(skew: Tensor, refine: bool = False) -> Tensor:
+    """Q (..., b, b) of the skew-Hermitian part of ``skew`` (..., b, b), after a step of refinement if asked for."""
+    q = _forward(skew)
+    return _refined((skew - _adjoint(skew)) / 2, q) if refine else q
 
 
-def _cayley_packed(packed: Tensor, block_size: int) -> Tensor:
-    """Q (..., b, b) of the matrices packed in (..., b(b−1)/2)."""
-    return _packed_forward(packed, block_size)
+def _cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tensor:
+    """Q (..., b, b) of the matrices packed in (..., b(b−1)/2), after a step of refinement if asked for."""
+    q = _packed_forward(packed, block_size)
+    return _refined(unpack(packed, block_size), q) if refine else q
 
 
 def _cayley_backward(grad_q: Tensor, q: Tensor, packed: bool) -> Tensor:
@@ -124,14 +165,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 cayley = operator(
     "cayley",
     _cayley,
-    lambda skew: skew.new_empty(skew.shape),
+    lambda skew, refine=False: skew.new_empty(skew.shape),
     _setup,
-    lambda ctx, grad_q: cayley_backward(grad_q, ctx.saved_tensors[0], False),
+    lambda ctx, grad_q: (cayley_backward(grad_q, ctx.saved_tensors[0], False), None),
 )
 cayley_packed = operator(
     "cayley_packed",
     _cayley_packed,
-    lambda packed, block_size: packed.new_empty(*packed.shape[:-1], block_size, block_size),
+    lambda packed, block_size, refine=False: packed.new_empty(*packed.shape[:-1], block_size, block_size),
     _setup,
-    lambda ctx, grad_q: (cayley_backward(grad_q, ctx.saved_tensors[0], True), None),
+    lambda ctx, grad_q: (cayley_backward(grad_q, ctx.saved_tensors[0], True), None, None),
 )

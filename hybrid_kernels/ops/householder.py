@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
@@ -63,7 +63,7 @@ def _triton_unsupported(u: Tensor) -> str | None:
 
 
 def _triton_wins(u: Tensor, *_: Any) -> bool:
-    return triton_wins("householder_factors", u, 1, u.shape[0], 1, u.shape[1], exact=True)
+    return gpu_wins("householder_factors", u, 1, u.shape[0], 1, u.shape[1], exact=True)
 
 
 def _triton(u: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.low_rank import row_count, rows
 from hybrid_kernels.ops.registration import operator
 
@@ -60,7 +60,7 @@ def _triton_unsupported(x: Tensor, v: Tensor, z: Tensor) -> str | None:
 
 
 def _triton_wins(x: Tensor, v: Tensor) -> bool:
-    return triton_wins("householder_rotate", x, x.shape[0], x.shape[1], 1, v.shape[1])
+    return gpu_wins("householder_rotate", x, x.shape[0], x.shape[1], 1, v.shape[1])
 
 
 def _triton(x: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import householder, projection
-from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
@@ -116,7 +116,7 @@ def _triton_backward(*args: Any) -> tuple[Tensor | None, Tensor | None, Tensor |
 
 
 def _triton_wins(weight: Tensor, u: Tensor) -> bool:
-    return triton_wins("hybrid_factors", weight, 1, u.shape[0], weight.shape[0], u.shape[1], exact=True)
+    return gpu_wins("hybrid_factors", weight, 1, u.shape[0], weight.shape[0], u.shape[1], exact=True)
 
 
 def _cpp_unsupported(weight: Tensor, u: Tensor) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops import dropout as seeded
-from hybrid_kernels.ops.backend import Implementation, Operator, current_variant, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, current_variant, gpu_wins
 from hybrid_kernels.ops.registration import operator
 from triton_ops import Dropout
 
@@ -196,7 +196,7 @@ _linear = Operator(
         "triton",
         _triton_linear,
         lambda x, weight, bias, down, up, _: _triton_unsupported(x, weight, down, up, current_variant()),
-        automatic=lambda x, weight, bias, down, up, _: triton_wins("low_rank_linear", x, *x.shape, *up.shape),
+        automatic=lambda x, weight, bias, down, up, _: gpu_wins("low_rank_linear", x, *x.shape, *up.shape),
     ),
     Implementation(
         "cpp",
@@ -212,7 +212,7 @@ _add = Operator(
         "triton",
         _triton_add,
         lambda base, x, down, up, _: _triton_unsupported(x, None, down, up),
-        automatic=lambda base, x, down, up, _: triton_wins("low_rank_add", x, *x.shape, *up.shape),
+        automatic=lambda base, x, down, up, _: gpu_wins("low_rank_add", x, *x.shape, *up.shape),
     ),
     Implementation(
         "cpp",
@@ -228,9 +228,7 @@ _backward = Operator(
         "triton",
         _triton_backward,
         lambda dy, x, weight, down, up, *_: _triton_unsupported(x, weight, down, up),
-        automatic=lambda dy, x, weight, down, up, *_: triton_wins(
-            "low_rank_backward", x, *x.shape, *up.shape
-        ),
+        automatic=lambda dy, x, weight, down, up, *_: gpu_wins("low_rank_backward", x, *x.shape, *up.shape),
     ),
     Implementation(
         "cpp",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
@@ -46,7 +46,7 @@ _product = Operator(
         "triton",
         _triton,
         _triton_unsupported,
-        automatic=lambda weight, z: triton_wins(
+        automatic=lambda weight, z: gpu_wins(
             "project", weight, 1, weight.shape[1], weight.shape[0], z.shape[1], exact=True
         ),
     ),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import triton_ops
 from hybrid_kernels.ops import block_rotation, low_rank
-from hybrid_kernels.ops.backend import Implementation, Operator, current_variant, triton_wins
+from hybrid_kernels.ops.backend import Implementation, Operator, current_variant, gpu_wins
 from hybrid_kernels.ops.registration import operator
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -52,7 +52,7 @@ _linear = Operator(
         "triton",
         _triton,
         lambda x, q, weight, bias, down, up: _triton_unsupported(x, q, weight, down, up),
-        automatic=lambda x, q, weight, bias, down, up: triton_wins(
+        automatic=lambda x, q, weight, bias, down, up: gpu_wins(
             "rotated_low_rank_linear", x, *x.shape, *up.shape
         ),
     ),
