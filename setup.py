@@ -1,8 +1,9 @@
 """Builds csrc as ``hybrid_kernels._C``: C++ always, CUDA where csrc has CUDA sources and torch and toolkit allow it.
 
 Environment variables: ``HYBRID_KERNELS_SKIP_CUDA=1`` leaves CUDA out, ``HYBRID_KERNELS_DEBUG=1`` builds without
-optimisation and with debug information; ``CXX``, ``MAX_JOBS`` and ``TORCH_CUDA_ARCH_LIST`` mean what they mean to
-torch.
+optimisation and with debug information; ``CXX``, ``CUDA_HOME``, ``MAX_JOBS`` and ``TORCH_CUDA_ARCH_LIST`` mean what
+they mean to torch. Without the last, the CUDA kernels are built for the GPUs of this machine or, where there is none,
+for `ARCHITECTURES`.
 
 Installing without a working compiler is no error: the package runs on its other backends. What was built, or why
 not, is written to ``hybrid_kernels/_build_info.json``, which ``hybrid-kernels info`` reads. Naming the step, as in
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,16 +30,31 @@ ROOT = Path(__file__).parent
 DEBUG = os.environ.get("HYBRID_KERNELS_DEBUG", "0") == "1"
 
 
+#: What the CUDA kernels are built for where no GPU is seen: A100, H100 and H200, B200, and PTX for newer ones.
+ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+
 def why_no_cuda() -> str | None:
     """The reason for leaving the CUDA sources out, or None."""
-    if not any(ROOT.glob("csrc/*.cu")):
-        return "csrc has no CUDA sources"
     if os.environ.get("HYBRID_KERNELS_SKIP_CUDA", "0") == "1":
         return "HYBRID_KERNELS_SKIP_CUDA is set"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if CUDA_HOME is None:
-        return "no CUDA toolkit found (nvcc on PATH, or CUDA_HOME)"
+        return f"no CUDA toolkit found (nvcc on PATH, or CUDA_HOME); torch needs CUDA {torch.version.cuda}"
+    nvcc = Path(CUDA_HOME, "bin", "nvcc")
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        toolkit = re.search(r"release (\d+)\.(\d+)", text)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"the CUDA toolkit in {CUDA_HOME} does not work: {error}"
+    # Within a major version toolkit and runtime are compatible.
+    if toolkit is None or toolkit[1] != torch.version.cuda.split(".")[0]:
+        found = "of unknown version" if toolkit is None else f"{toolkit[1]}.{toolkit[2]}"
+        return (
+            f"the CUDA toolkit in {CUDA_HOME} is {found}, but torch {torch.__version__} was built with CUDA "
+            f"{torch.version.cuda}: set CUDA_HOME to a toolkit of that major version, or install a torch for this one"
+        )
     return None
 
 
@@ -65,7 +82,7 @@ def extension(with_cuda: bool) -> Extension:
     return CUDAExtension(
         "hybrid_kernels._C",
         sources,
-        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        extra_compile_args={"cxx": [*cxx, "-DHYBRID_KERNELS_CUDA"], "nvcc": nvcc},
         py_limited_api=True,
     )
 
@@ -88,8 +105,13 @@ class Build(BuildExtension):
         package = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
         path = package / "hybrid_kernels" / "_build_info.json"
         try:
-            super().run()
-            info.update(cpp=True, cuda=no_cuda is None, compiler=self._compiler())
+            if no_cuda is None:
+                self._run_with_cuda(info)
+            else:
+                if torch.version.cuda is not None:
+                    print(f"hybrid-kernels is built without its CUDA kernels: {no_cuda}", file=sys.stderr)
+                super().run()
+            info.update(cpp=True, compiler=self._compiler())
         except Exception as error:
             info["reason"] = self._reason(error)
             for built in (package / "hybrid_kernels").glob("_C.*"):
@@ -103,6 +125,24 @@ class Build(BuildExtension):
         finally:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(info, indent=1) + "\n")
+
+    def _run_with_cuda(self, info: dict[str, Any]) -> None:
+        """Build everything; where the CUDA part fails in an installation, the C++ part alone."""
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        try:
+            super().run()
+            info["cuda"] = True
+        except Exception as error:
+            info["cuda_reason"] = self._reason(error)
+            if "build_ext" in sys.argv:
+                raise
+            print(f"hybrid-kernels is built without its CUDA kernels: {info['cuda_reason']}", file=sys.stderr)
+            cpp = vars(extension(with_cuda=False))
+            (planned,) = self.extensions
+            for name in ("sources", "include_dirs", "libraries", "library_dirs", "extra_compile_args"):
+                setattr(planned, name, cpp[name])
+            super().run()
 
     def _compiler(self) -> str:
         command = self.compiler.compiler_cxx[0]

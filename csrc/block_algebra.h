@@ -196,8 +196,9 @@ struct BlockAlgebra {
     }
   }
 
-  // Replaces C by (I + C)⁻¹ − I. The identity is kept out of the diagonal throughout: what is stored is the
-  // deviation from it, so that a small A costs no digits.
+  // Replaces C by (I + C)⁻¹ or, kLessIdentity, by (I + C)⁻¹ − I. In the latter the identity is kept out of the
+  // diagonal throughout, so that a small C costs no digits; the former has all digits of a small inverse.
+  template <bool kLessIdentity>
   static void invert(Real* c, int64_t b) {
     const int64_t stride = row_stride(b), width = columns(b);
     for (int64_t first = 0; first < b; first += kPanel) {
@@ -228,7 +229,8 @@ struct BlockAlgebra {
           ++i;
         }
       }
-      for (int64_t k = first; k < last; ++k) set(c + k * stride, k, deviation[k - first]);
+      if constexpr (kLessIdentity)
+        for (int64_t k = first; k < last; ++k) set(c + k * stride, k, deviation[k - first]);
     }
   }
 

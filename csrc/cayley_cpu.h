@@ -38,9 +38,9 @@ struct CayleyBackward {
   int64_t begin, end;
 };
 
-// What larger blocks are made of, whose products are left to the caller (cayley_blocks.h).
+// What larger blocks are made of, whose products are left to the caller (cayley_torch.h).
 
-// Replaces C by (I + C)⁻¹ − I, without pivoting, for any C such that the Hermitian part of I + C is at least I. C is
+// Replaces C by (I + C)⁻¹, without pivoting, for any C such that the Hermitian part of I + C is at least I. C is
 // n × n, its rows `row_stride` apart and its columns next to each other, the matrices `batch_stride` apart.
 template <class T>
 struct ShiftedInverse {

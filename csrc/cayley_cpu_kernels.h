@@ -79,7 +79,7 @@ struct BatchedCayley : BlockAlgebra<T, Bytes, true> {
                         Real* c) {
     gather(skew, packed ? packed_size(b) : b * b, count, input);
     const Vector largest = expand(input, packed, b, c);
-    Algebra::invert(c, b);
+    Algebra::template invert<true>(c, b);
     for (int64_t i = 0; i < b; ++i)
       for (int64_t j = 0; j < b; ++j) {
         Real* p = c + (i * b + j) * L::size;
@@ -172,7 +172,7 @@ struct RowCayley : BlockAlgebra<T, Bytes, false> {
     }
   }
 
-  // (I + C)⁻¹ − I in place of C, whose rows are `row_stride` scalars apart; `c` holds n padded rows.
+  // (I + C)⁻¹ in place of C, whose rows are `row_stride` scalars apart; `c` holds n padded rows.
   static void shifted_inverse(Real* matrix, int64_t row_stride, int64_t n, Real* c) {
     for (int64_t i = 0; i < n; ++i) {
       Real* row = c + i * Algebra::row_stride(n);
@@ -182,7 +182,7 @@ struct RowCayley : BlockAlgebra<T, Bytes, false> {
         put(row + position(j), L::width, p[0], p[kPlanes - 1]);
       }
     }
-    Algebra::invert(c, n);
+    Algebra::template invert<false>(c, n);
     for (int64_t i = 0; i < n; ++i) {
       const Real* row = c + i * Algebra::row_stride(n);
       for (int64_t j = 0; j < n; ++j) {
@@ -195,7 +195,7 @@ struct RowCayley : BlockAlgebra<T, Bytes, false> {
   // `c` holds b padded rows and `pivots` b indices.
   static void forward(const Real* skew, bool packed, int64_t b, Real* q, Real* c, int64_t* pivots) {
     if (expand(skew, packed, b, c) <= cayley_unpivoted_limit(b)) {
-      Algebra::invert(c, b);
+      Algebra::template invert<true>(c, b);
       store(c, b, 1, q);
     } else {
       Algebra::invert_pivoted(c, b, pivots);

@@ -151,13 +151,11 @@ struct Cuda {
 };
 #endif
 
-// Replaces C (batch, n, n), a view with columns next to each other, by (I + C)⁻¹ − I. With P = I + C₁₁, Z = P⁻¹ C₁₂,
+// Replaces C (batch, n, n), a view with columns next to each other, by (I + C)⁻¹. With P = I + C₁₁, Z = P⁻¹ C₁₂,
 // W = C₂₁ P⁻¹ and the Schur complement S = I + C₂₂ − C₂₁ Z, whose Hermitian part is at least I as well,
 //
 //   (I + C)⁻¹ = [ P⁻¹ + Z S⁻¹ W   −Z S⁻¹ ]
 //               [ −S⁻¹ W           S⁻¹   ]
-//
-// in which every matrix is stored as its deviation from I, so that a small A costs no digits.
 template <class Device>
 void invert_by_blocks(const Tensor& c, int64_t leaf) {
   const int64_t n = c.size(-1);
@@ -173,11 +171,11 @@ void invert_by_blocks(const Tensor& c, int64_t leaf) {
   Tensor c11 = top.narrow(2, 0, first), c12 = top.narrow(2, first, second);
   Tensor c21 = bottom.narrow(2, 0, first), c22 = bottom.narrow(2, first, second);
   invert_by_blocks<Device>(c11, leaf);
-  const Tensor z = at::baddbmm(c12, c11, c12), w = at::baddbmm(c21, c21, c11);
+  const Tensor z = at::bmm(c11, c12), w = at::bmm(c21, c11);
   c22.baddbmm_(c21, z, 1, -1);
   invert_by_blocks<Device>(c22, leaf);
-  at::baddbmm_out(c12, z, z, c22, -1, -1);
-  at::baddbmm_out(c21, w, c22, w, -1, -1);
+  at::baddbmm_out(c12, z, z, c22, 0, -1);
+  at::baddbmm_out(c21, w, c22, w, 0, -1);
   c11.baddbmm_(c12, w, 1, -1);
 }
 
@@ -195,12 +193,18 @@ Tensor forward(const Tensor& skew, bool packed, int64_t block_size) {
                 Device::forward(input<scalar_t>(source), packed, batch, block_size, output<scalar_t>(q)));
     return q.view(shape);
   }
-  Tensor beyond = at::empty({batch}, source.options().dtype(at::kBool));
+  Tensor a = at::empty_like(q), beyond = at::empty({batch}, source.options().dtype(at::kBool));
   bool* marks = beyond.mutable_data_ptr<bool>();
   HK_DISPATCH(source.scalar_type(), "cayley_expand",
-              Device::expand(input<scalar_t>(source), packed, batch, block_size, output<scalar_t>(q), marks));
+              Device::expand(input<scalar_t>(source), packed, batch, block_size, output<scalar_t>(a), marks));
+  q.copy_(a);
   invert_by_blocks<Device>(q, Device::leaf(q));
-  q.mul_(2).diagonal(0, -2, -1).add_(1);
+  // Of a small A, the diagonal of M = (I + A)⁻¹ has lost to rounding what M − I = M Aᴴ still has.
+  const Tensor excess = (q * a.conj_physical()).sum(-1);
+  const Tensor small = at::real(a * a.conj_physical()).sum(-1) < 1;
+  q.mul_(2);
+  Tensor diagonal = q.diagonal(0, -2, -1);
+  diagonal.copy_(at::where(small, 1 + 2 * excess, diagonal - 1));
   HK_DISPATCH(source.scalar_type(), "cayley_pivoted",
               Device::pivoted(input<scalar_t>(source), packed, batch, block_size, marks, output<scalar_t>(q)));
   return q.view(shape);

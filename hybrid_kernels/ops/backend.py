@@ -134,8 +134,8 @@ class use_backend:
 
     ``name``: "auto", "reference", "eager", "triton", "cpp" or "cuda". ``variant``: of the Triton kernels, such as
     "one_pass", "epilogue" or "addmm" (`triton_ops.selection.VARIANTS`), None for the measured choice; an operation that
-    has no variant of that name keeps its own. Raises ValueError for another name and RuntimeError, with the reason, for a
-    backend that this machine does not have at all.
+    has no variant of that name keeps its own. Raises ValueError for another name and RuntimeError, with the reason, for
+    a backend that this machine does not have at all.
 
         hk.use_backend("eager")
         with hk.use_backend("triton", variant="epilogue"):
