@@ -240,7 +240,7 @@ def show(entry: dict[str, Any], on_gpu: bool) -> None:
 
 
 def exact(packed: Tensor, size: int) -> np.ndarray:
-    """Q in numpy's longdouble: the float64 inverse M of I + A and one step M + M (I − (I + A) M) on it."""
+    """Q to about ‖A‖ ε of numpy's longdouble: the float64 inverse M of I + A and one step M + M (I − (I + A) M)."""
     wide = unpack(packed.cpu().to(torch.complex128 if packed.is_complex() else torch.float64), size).numpy()
     identity = np.eye(size)
     extended = (identity + wide).astype(np.result_type(wide.dtype, np.longdouble))
@@ -368,6 +368,8 @@ def main() -> None:
         sys.exit("--device is 'cuda', and no GPU is visible to torch; it may be 'cpu' here")
     if options.rounds < 1:
         sys.exit(f"--rounds is {options.rounds}; it must be at least 1")
+    if options.accuracy and options.shapes:
+        sys.exit("--accuracy measures sizes of its own: leave out --shapes")
     if options.accuracy:
         run_accuracy(options)
         return
