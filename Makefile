@@ -1,7 +1,7 @@
 # make demo   the study on an embedded default: sets up, fetches the demo model, trains, reports
 # make test   sets up, then lint, types and all tests
 # make lint   ruff and mypy
-# make bench  the benchmark of one adapted layer, with ratios to the frozen layer and the peers
+# make bench  the benchmarks of one adapted layer and of the Cayley transform, with ratios to their peers
 # make gpu    the GPU session: build, tests, benchmarks, with what is installed and no network
 #
 # Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
@@ -52,6 +52,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/linear_layer.py
+	$(BIN)/python benchmarks/cayley.py
 
 gpu:
 	PYTHON="$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))" benchmarks/gpu_session.sh

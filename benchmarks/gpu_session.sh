@@ -10,14 +10,15 @@
 #    75  build the extension
 #    10  what is installed and would run                info.cuda.json
 #   130  tests on the GPU, failures listed              tests.cuda.txt
-#   100  tune: which variant wins on which shape        selection.cuda.json
-#    95  one layer, bfloat16, variants and peers        linear_layer.cuda.bfloat16.json
+#    85  tune: which variant wins on which shape        selection.cuda.json
+#    85  one layer, bfloat16, variants and peers        linear_layer.cuda.bfloat16.json
+#    25  the Cayley transform, float32, and peers       cayley.cuda.float32.json
 #    30  the single products of a layer                 products.cuda.bfloat16.json
 #    45  a step of a Llama-shaped model, profiled       llama_step.cuda.json
 #    35  one layer, float32 without TF32                linear_layer.cuda.float32.json
 #     5  all ratios, and the targets                    summary.cuda.txt
 #
-# A step that fails or runs out of time is named, and the next one begins; none begins after 520 seconds. These eight
+# A step that fails or runs out of time is named, and the next one begins; none begins after 520 seconds. These nine
 # files replace those of an earlier session. After each step what is there is copied to the folder OUT, where it is
 # given, so that nothing done is lost. The exit status is 0 if no step failed, whatever the targets say. What the tuning
 # finds is used by the steps after it and stays out of the user's cache; to ship it, copy selection.cuda.json's rows
@@ -26,8 +27,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 PYTHON="${PYTHON:-python3}"
 RESULTS=benchmarks/results
-FILES=(info.cuda.json tests.cuda.txt selection.cuda.json linear_layer.cuda.bfloat16.json products.cuda.bfloat16.json
-  llama_step.cuda.json linear_layer.cuda.float32.json summary.cuda.txt)
+FILES=(info.cuda.json tests.cuda.txt selection.cuda.json linear_layer.cuda.bfloat16.json cayley.cuda.float32.json
+  products.cuda.bfloat16.json llama_step.cuda.json linear_layer.cuda.float32.json summary.cuda.txt)
 LAYERS=8192x4096x4096,2048x4096x4096,512x4096x4096,8192x4096x14336,8192x5120x5120,8192x8192x8192,256x4096x4096
 END=520
 SECONDS=0
@@ -131,7 +132,7 @@ if [ -f "$WORK/tests.txt" ]; then
   grep -vE ' (PASSED|SKIPPED) |^tests/.*::.* $' "$WORK/tests.txt" | tail -c 4000000 > "$RESULTS/tests.cuda.txt"
   tail -n 40 "$RESULTS/tests.cuda.txt"
 fi
-step "tune" 100 "$PYTHON" -m hybrid_kernels bench --tune --dtype bfloat16 --limit 90 \
+step "tune" 85 "$PYTHON" -m hybrid_kernels bench --tune --dtype bfloat16 --limit 75 \
   --output "$RESULTS/selection.cuda.json"
 if [ -f "$RESULTS/selection.cuda.json" ]; then
   cp "$RESULTS/selection.cuda.json" "$HYBRID_KERNELS_CACHE/selection.json"
@@ -149,7 +150,9 @@ layer() {
     --shapes "$shapes" --rounds 30 --seconds-each 0.3 --limit $((limit - 20)) "${without[@]}" \
     --output "$RESULTS/linear_layer.cuda.$dtype.json"
 }
-layer bfloat16 95 "$LAYERS"
+layer bfloat16 85 "$LAYERS"
+step "the Cayley transform" 25 "$PYTHON" benchmarks/cayley.py --device cuda --rounds 20 --seconds-each 0.1 --limit 14 \
+  --output "$RESULTS/cayley.cuda.float32.json"
 step "the single products" 30 "$PYTHON" benchmarks/products.py --device cuda --dtype bfloat16 \
   --shapes 8192x4096x4096,512x4096x4096 --limit 25 --output "$RESULTS/products.cuda.bfloat16.json"
 step "a training step" 45 "$PYTHON" benchmarks/llama_step.py --device cuda --output "$RESULTS/llama_step.cuda.json"

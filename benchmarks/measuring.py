@@ -100,8 +100,11 @@ def interleaved(
     return times
 
 
-def summarised(times: Times, floor: str) -> dict[str, dict[str, Any]]:
-    """Median, ratio of medians to that of the side ``floor``, and the quartiles of the ratio within a round."""
+def summarised(times: Times, floor: str, ratio: str = "ratio_to_frozen") -> dict[str, dict[str, Any]]:
+    """Median, ratio of medians to that of the side ``floor``, and the quartiles of the ratio within a round.
+
+    ``ratio`` is the name that the ratio of medians gets in the result.
+    """
     base = times[floor]
     floor_median = statistics.median(base.values())
     table = {}
@@ -111,7 +114,7 @@ def summarised(times: Times, floor: str) -> dict[str, dict[str, Any]]:
         median = statistics.median(mine.values())
         table[name] = {
             "median_seconds": median,
-            "ratio_to_frozen": median / floor_median,
+            ratio: median / floor_median,
             "ratio_quartiles": [low, high],
             "rounds": len(mine),
         }
@@ -195,15 +198,17 @@ def head(benchmark: str, device: torch.device, **options: Any) -> dict[str, Any]
     }
 
 
-def shapes_of(text: str) -> list[tuple[int, int, int]]:
-    """MxKxN[,MxKxN…]; ValueError for anything else."""
+def shapes_of(text: str, form: str = "MxKxN") -> list[tuple[int, ...]]:
+    """Shapes of the given form with commas between them; ValueError for anything else."""
     try:
         shapes = [tuple(int(size) for size in shape.split("x")) for shape in text.split(",")]
-        if any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
+        if any(len(shape) != len(form.split("x")) or min(shape) < 1 for shape in shapes):
             raise ValueError
     except ValueError:
-        raise ValueError(f"--shapes is {text!r}; it must be MxKxN[,MxKxN…] of whole numbers from 1") from None
-    return shapes  # type: ignore[return-value]
+        raise ValueError(
+            f"--shapes is {text!r}; it must be {form}[,{form}…] of whole numbers from 1"
+        ) from None
+    return shapes
 
 
 def write(result: dict[str, Any], path: Path | None) -> None:

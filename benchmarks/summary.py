@@ -2,12 +2,14 @@
 
     python benchmarks/summary.py [FOLDER]
 
-Reads linear_layer.cuda.*.json, products.cuda.*.json and llama_step.cuda.json of the folder, benchmarks/results by
-default, as far as they are there. Exits with 1 unless every target was measured and met.
+Reads linear_layer.cuda.*.json, cayley.cuda.float32.json, products.cuda.*.json and llama_step.cuda.json of the folder,
+benchmarks/results by default, as far as they are there, and of cayley.cpu.float32.json the targets. Exits with 1 unless
+every target was measured and met.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -16,26 +18,52 @@ from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 FLOOR, HYBRID = "frozen layer", "hybrid 16 + 16"
-TARGET_SHAPE = (8192, 4096, 4096)
+CAYLEY, PEFT_SOLVE, ORTHOGONAL, MEMORY = "ours", "PEFT OFT, solve", "torch orthogonal, Cayley", "memory, once"
+LAYER = ("linear_layer.cuda.bfloat16.json", "8192x4096x4096")
+CAYLEY_CPU, CAYLEY_GPU = "cayley.cpu.float32.json", "cayley.cuda.float32.json"
 
 
 class Target(NamedTuple):
-    """A bound for the median of one side over that of another, on `TARGET_SHAPE` in bfloat16."""
+    """A bound for the median of one side over that of another, on one shape of a result file.
 
+    ``part`` names the shape's table; ``graph`` says that the times from CUDA graphs are judged, not the eager ones.
+    """
+
+    file: str
+    shape: str
     side: str
     over: str
     bound: float
-    at_most: bool
+    at_most: bool = False
+    part: str = "sides"
+    graph: bool = False
 
     def met(self, ratio: float) -> bool:
         return ratio <= self.bound if self.at_most else ratio >= self.bound
 
 
 TARGETS = [
-    Target(HYBRID, FLOOR, 1.08, True),
-    Target("PEFT LoRA r=32", HYBRID, 1.2, False),
-    Target("PEFT HRA r=16", HYBRID, 10.0, False),
-    Target("torch.compile 16 + 16", HYBRID, 1.0, False),
+    Target(*LAYER, HYBRID, FLOOR, 1.08, at_most=True),
+    Target(*LAYER, "PEFT LoRA r=32", HYBRID, 1.2),
+    Target(*LAYER, "PEFT HRA r=16", HYBRID, 10.0),
+    Target(*LAYER, "torch.compile 16 + 16", HYBRID, 1.0),
+    *(
+        Target(file, shape, peer, CAYLEY, bound)
+        for file, bounds in (
+            (
+                CAYLEY_CPU,
+                {"4096x8": 6, "2048x16": 8, "1024x32": 6, "512x64": 5, "128x128": 4, "32x256": 3},
+            ),
+            (CAYLEY_GPU, {"8192x32": 15, "2048x64": 8, "1024x128": 4}),
+        )
+        for shape, bound in bounds.items()
+        for peer in (PEFT_SOLVE, ORTHOGONAL)
+    ),
+    # What the device itself needs: at these sizes an eager forward is mostly the launch.
+    *(
+        Target(CAYLEY_GPU, shape, CAYLEY, MEMORY, 3.0, at_most=True, part="forward", graph=True)
+        for shape in ("8192x32", "2048x16", "4096x8")
+    ),
 ]
 
 
@@ -62,21 +90,25 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def layer_table(result: Json) -> list[str]:
-    """Ratios to the frozen layer, eager / graph, a column a shape."""
+def place(shape: Json) -> str:
+    return "x".join(str(shape[name]) for name in ("m", "k", "n", "blocks", "block_size") if name in shape)
+
+
+def ratio_table(result: Json, over: str) -> list[str]:
+    """Ratios to the side ``over``, eager / graph, a column a shape."""
     shapes = result["shapes"]
     names = list(dict.fromkeys(name for shape in shapes for name in shape["sides"]))
-    lines = [f"× frozen layer, {result['dtype']}, eager / CUDA graph"]
-    heads = [f"{shape['m']}x{shape['k']}x{shape['n']}" for shape in shapes]
-    lines.append(f"  {'':24}" + "".join(f"{head:>17}" for head in heads))
+    lines = [f"× {over}, {result['dtype']}, eager / CUDA graph"]
+    lines.append(f"  {'':30}" + "".join(f"{place(shape):>17}" for shape in shapes))
     for name in names:
         cells = [
-            " / ".join(number(ratio(shape["sides"], name, FLOOR, graph)) for graph in (False, True))
+            " / ".join(number(ratio(shape["sides"], name, over, graph)) for graph in (False, True))
             for shape in shapes
         ]
-        lines.append(f"  {name:24}" + "".join(f"{cell:>17}" for cell in cells))
-    rates = [f"{shape['frozen_tflops']:.0f}" for shape in shapes]
-    lines.append(f"  {'frozen layer, TFLOP/s':24}" + "".join(f"{rate:>17}" for rate in rates))
+        lines.append(f"  {name:30}" + "".join(f"{cell:>17}" for cell in cells))
+    if over == FLOOR:
+        rates = [f"{shape['frozen_tflops']:.0f}" for shape in shapes]
+        lines.append(f"  {'frozen layer, TFLOP/s':30}" + "".join(f"{rate:>17}" for rate in rates))
     failed = {
         (name, row["failed"]) for shape in shapes for name, row in shape["sides"].items() if "failed" in row
     }
@@ -112,32 +144,33 @@ def slower_products(result: Json) -> list[str]:
             for name, row in entry["sides"].items():
                 over = row.get("ratio_to_aten")
                 if over is not None and over > 1.02:
-                    where = f"{shape['m']}x{shape['k']}x{shape['n']}"
                     lines.append(
-                        f"  {where:17}{entry['product']:28}{name:12}{over:6.2f} × ATen,"
+                        f"  {place(shape):17}{entry['product']:28}{name:12}{over:6.2f} × ATen,"
                         f" {row['share_of_copy']:.0%} of the copy's rate"
                     )
     return lines if len(lines) > 1 else [*lines, "  none"]
 
 
-def judged(result: Json | None) -> tuple[list[str], bool]:
+def judged(folder: Path) -> tuple[list[str], bool]:
     """The targets with what was measured, and whether all are met."""
-    place = "x".join(map(str, TARGET_SHAPE))
-    lines, all_met = [f"targets, bfloat16, {place}"], True
-    shapes = [] if result is None else result["shapes"]
-    sides = next(
-        (shape["sides"] for shape in shapes if (shape["m"], shape["k"], shape["n"]) == TARGET_SHAPE), {}
-    )
-    for target in TARGETS:
-        value = ratio(sides, target.side, target.over)
-        met = value is not None and target.met(value)
-        all_met &= met
-        verdict = "NOT MEASURED" if value is None else "met" if met else "MISSED"
-        words = f"{target.side} / {target.over}"
-        bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
-        graph = number(ratio(sides, target.side, target.over, graph=True))
-        shown = "–" if value is None else f"{value:.3f}"
-        lines.append(f"  {words:42}{bound:>14}: {shown:>8}  {verdict}  (graph {graph})")
+    lines, all_met = [], True
+    for file, targets in itertools.groupby(TARGETS, lambda target: target.file):
+        result = read(folder / file)
+        shapes = {} if result is None else {place(shape): shape for shape in result["shapes"]}
+        lines.append(f"targets, {file}")
+        for target in targets:
+            sides = shapes.get(target.shape, {}).get(target.part, {})
+            value, other = (
+                ratio(sides, target.side, target.over, graph) for graph in (target.graph, not target.graph)
+            )
+            met = value is not None and target.met(value)
+            all_met &= met
+            verdict = "NOT MEASURED" if value is None else "met" if met else "MISSED"
+            words = f"{target.side} / {target.over}"
+            bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
+            shown = "–" if value is None else f"{value:.3f}"
+            beside = f"({'eager' if target.graph else 'graph'} {number(other)})"
+            lines.append(f"  {target.shape:16}{words:42}{bound:>14}: {shown:>8}  {verdict}  {beside}")
     return lines, all_met
 
 
@@ -167,14 +200,15 @@ def summary(folder: Path) -> tuple[list[str], bool]:
     lines.append(tests_line(folder / "tests.cuda.txt"))
     for result in layers.values():
         if result:
-            lines += ["", *layer_table(result)]
+            lines += ["", *ratio_table(result, FLOOR)]
     for name, table in (
+        (CAYLEY_GPU, lambda result: ratio_table(result, CAYLEY)),
         ("llama_step.cuda.json", model_table),
         ("products.cuda.bfloat16.json", slower_products),
     ):
         result = read(folder / name)
         lines += ["", *(table(result) if result else [f"{name}: not there"])]
-    targets, all_met = judged(layers["bfloat16"])
+    targets, all_met = judged(folder)
     return [*lines, "", *targets], all_met
 
 

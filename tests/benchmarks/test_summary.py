@@ -37,8 +37,30 @@ def layer_result(**sides):
     }
 
 
-def written(folder, result):
+def cayley_result(shapes, **sides):
+    """Ours takes 1 ms, forward 0.5 ms, and from a graph twice the memory's time of 0.1 ms."""
+    named = {
+        "ours": side(1.0, 0.9),
+        "PEFT OFT, solve": side(16.0),
+        "torch orthogonal, Cayley": side(20.0),
+        "ours, cuda": {"failed": "RuntimeError: no"},
+    }
+    forward = {"ours": side(0.5, 0.2), "memory, once": side(0.1, 0.1)}
+    entries = []
+    for shape in shapes:
+        blocks, size = map(int, shape.split("x"))
+        entries.append({"blocks": blocks, "block_size": size, "sides": named | sides, "forward": forward})
+    return {"dtype": "float32", "shapes": entries}
+
+
+CPU_SHAPES = ["4096x8", "2048x16", "1024x32", "512x64", "128x128", "32x256"]
+GPU_SHAPES = ["8192x32", "2048x64", "1024x128", "4096x8", "2048x16"]
+
+
+def written(folder, result, cpu=None, gpu=None):
     (folder / "linear_layer.cuda.bfloat16.json").write_text(json.dumps(result))
+    (folder / "cayley.cpu.float32.json").write_text(json.dumps(cpu or cayley_result(CPU_SHAPES)))
+    (folder / "cayley.cuda.float32.json").write_text(json.dumps(gpu or cayley_result(GPU_SHAPES)))
     lines, all_met = summary.summary(folder)
     return "\n".join(lines), all_met
 
@@ -49,7 +71,8 @@ def test_ratios_and_targets(tmp_path):
     assert "a GPU; torch 2.11, triton 3.6, peft None; commit abc1234" in text
     assert "1.05 / 1.05" in text and "15.00 / –" in text
     assert "not measured: PEFT BOFT b=32 m=2: OutOfMemoryError" in text
-    assert text.count("  met  ") == 4
+    assert "16.00 / –" in text and "not measured: ours, cuda: RuntimeError: no" in text
+    assert text.count("  met  ") == 4 + 2 * (6 + 3) + 3
     assert "llama_step.cuda.json: not there" in text
     assert "tests: not run" in text
 
@@ -67,6 +90,40 @@ def test_a_target_that_is_not_met(tmp_path, name, row, verdict):
     text, all_met = written(tmp_path, layer_result(**{name: row}))
     assert not all_met
     assert verdict in text
+
+
+@pytest.mark.parametrize(
+    ("name", "milliseconds", "missed"),
+    # Between the bounds of the shapes: 6, 8, 6, 5, 4 and 3 on the CPU, 15, 8 and 4 on the GPU.
+    [
+        ("PEFT OFT, solve", 5.5, 3 + 2),
+        ("torch orthogonal, Cayley", 7.5, 1 + 2),
+        ("PEFT OFT, solve", 3.5, 5 + 3),
+    ],
+)
+def test_each_shape_of_the_cayley_transform_has_its_bound(tmp_path, name, milliseconds, missed):
+    sides = {name: side(milliseconds)}
+    text, all_met = written(
+        tmp_path, layer_result(), cayley_result(CPU_SHAPES, **sides), cayley_result(GPU_SHAPES, **sides)
+    )
+    assert not all_met
+    assert text.count("  MISSED  ") == missed
+
+
+def test_the_forward_is_judged_by_its_graph(tmp_path):
+    gpu = cayley_result(GPU_SHAPES)
+    gpu["shapes"][0]["forward"] = {"ours": side(0.1, 0.31), "memory, once": side(0.1, 0.1)}
+    gpu["shapes"][3]["forward"] = {"ours": side(0.1), "memory, once": side(0.1, 0.1)}
+    text, all_met = written(tmp_path, layer_result(), gpu=gpu)
+    assert not all_met
+    assert text.count("  MISSED  ") == text.count("  NOT MEASURED  ") == 1
+    assert "3.100  MISSED  (eager 1.00)" in text
+
+
+def test_a_shape_without_its_target_is_not_measured(tmp_path):
+    text, all_met = written(tmp_path, layer_result(), cpu=cayley_result(CPU_SHAPES[1:]))
+    assert not all_met
+    assert text.count("  NOT MEASURED  ") == 2
 
 
 def test_nothing_measured(tmp_path):
