@@ -3,5 +3,13 @@
 from hybrid_kernels.nn.adapter import HybridAdapter
 from hybrid_kernels.nn.hybrid_linear import HybridLinear
 from hybrid_kernels.nn.rotations import CayleyRotation, HouseholderRotation
+from hybrid_kernels.nn.unitary import FullUnitary, StructuredUnitary
 
-__all__ = ["CayleyRotation", "HouseholderRotation", "HybridAdapter", "HybridLinear"]
+__all__ = [
+    "CayleyRotation",
+    "FullUnitary",
+    "HouseholderRotation",
+    "HybridAdapter",
+    "HybridLinear",
+    "StructuredUnitary",
+]
