@@ -472,19 +472,16 @@ def structured_unitary(x: Tensor, phases: Tensor, reflections: Tensor, permutati
     phases, reflections = phases.to(wide), reflections.to(wide)
     if x.numel() == 0:  # MKL's transforms take no empty batch
         return x * (phases.sum() + reflections.sum()).to(x.dtype)
-    with _no_autocast(x):
-        compute = torch.promote_types(x.dtype, torch.complex64)
-        z = x if x.is_complex() else torch.complex(*x.to(_widened(x.dtype)).unflatten(-1, (n, 2)).unbind(-1))
-        d1, d2, d3 = torch.complex(phases.cos(), phases.sin()).to(compute).unbind()
-        squared = reflections.square().sum((-2, -1), keepdim=True)
-        nonzero = squared > 0
-        # The inner `where` keeps 0/0 out of the gradient as well as out of the value.
-        unit = torch.where(nonzero, reflections * torch.where(nonzero, squared, 1.0).rsqrt(), 0.0)
-        v1, v2 = torch.complex(*unit.unbind(-1)).to(compute).unbind()
-        z = _reflect(torch.fft.fft(z * d1, norm="ortho"), v1)
-        z = _reflect(torch.fft.ifft(z[..., permutation] * d2, norm="ortho"), v2) * d3
-        y = z if x.is_complex() else torch.view_as_real(z).flatten(-2)
-        return y.to(x.dtype)
+    compute = torch.promote_types(x.dtype, torch.complex64)  # autocast leaves complex numbers alone
+    z = x if x.is_complex() else torch.complex(*x.to(_widened(x.dtype)).unflatten(-1, (n, 2)).unbind(-1))
+    d1, d2, d3 = torch.complex(phases.cos(), phases.sin()).to(compute).unbind()
+    squared = reflections.square().sum((-2, -1), keepdim=True)
+    unit = reflections * torch.where(squared > 0, squared, 1.0).rsqrt()
+    v1, v2 = torch.complex(*unit.unbind(-1)).to(compute).unbind()
+    z = _reflect(torch.fft.fft(z * d1, norm="ortho"), v1)
+    z = _reflect(torch.fft.ifft(z[..., permutation] * d2, norm="ortho"), v2) * d3
+    y = z if x.is_complex() else torch.view_as_real(z).flatten(-2)
+    return y.to(x.dtype)
 
 
 def _reflect(z: Tensor, v: Tensor) -> Tensor:

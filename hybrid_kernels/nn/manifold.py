@@ -126,11 +126,6 @@ def enable_unitary_groups(optimizer: AnyOptimizer) -> AnyOptimizer:
         raise ValueError(
             'optimizer has no parameter group with "unitary"; at least one must have it, True or "pairs"'
         )
-    if any(
-        isinstance(getattr(hook, "__self__", None), _UnitarySteps)
-        for hook in optimizer._optimizer_step_pre_hooks.values()
-    ):
-        return optimizer
     steps = _UnitarySteps()
     steps.check(optimizer)
     optimizer.register_step_pre_hook(steps.before)
@@ -157,7 +152,8 @@ class _UnitarySteps:
 
     def __init__(self) -> None:
         self.checked: set[int] = set()
-        # By parameter, so that a step within a step (of a subclass that calls its parent's) hides and updates once.
+        # Filled from what still has a gradient, so that a step within a step (of a subclass that calls its parent's),
+        # or a second enabling, updates once.
         self.hidden: dict[Tensor, tuple[dict[str, Any], Tensor]] = {}
 
     def check(self, optimizer: Optimizer) -> None:

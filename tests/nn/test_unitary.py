@@ -65,6 +65,7 @@ def test_structured_unitary_starts_as_in_the_paper() -> None:
         # The variance of U(−a, a) is a²/3; that of its estimate from N values is (4/45) a⁴/N.
         spread = bound**2 * (4 / 45 / values.numel()) ** 0.5
         assert abs(values.square().mean().item() - bound**2 / 3) < 5 * spread
+        assert abs(values.mean().item()) < 5 * bound / (3 * values.numel()) ** 0.5
     assert torch.equal(module.permutation.sort().values, torch.arange(2000))
     assert not torch.equal(module.permutation, torch.arange(2000))
     draws = [StructuredUnitary(40, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
