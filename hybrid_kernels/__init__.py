@@ -1,7 +1,7 @@
 """hybrid-kernels: fast hybrid adapters for large language models, and the governed multilingual study around them.
 
     hk.functional, hk.reference     the operations, fast and as plain PyTorch
-    hk.nn                           HybridLinear, HouseholderRotation, CayleyRotation
+    hk.nn                           HybridLinear, HouseholderRotation, CayleyRotation, unitary layers and their training
     hk.adapters                     the PEFT method, its initialisation, mixing, regulariser and export
     hk.governance, hk.evaluation, hk.training    the study
     hk.use_backend, hk.info         which implementation runs

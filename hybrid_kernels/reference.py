@@ -2,14 +2,16 @@
 
 This module is the truth that every fast path is tested against. It depends on torch alone, is differentiable by
 autograd, works in the dtype it is given (use float64 to check something), and on purpose shares no formula with the
-fast paths: reflections are applied one at a time, the mixed weight is formed, the Cayley transform is a linear solve
-and a block rotation is a dense product.
+fast paths: reflections are applied one at a time, the mixed weight is formed, the Cayley transform is a linear solve,
+a block rotation is a dense product and so is a Fourier transform.
 
 Shapes: ``x`` is (..., in_features); ``weight`` is (out_features, in_features); factors are ``down`` (R, in_features)
 and ``up`` (out_features, R); reflections are the columns of ``u`` (in_features, reflections).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ __all__ = [
     "low_rank_linear",
     "rotated_low_rank_linear",
     "seeded_dropout",
+    "structured_unitary",
 ]
 
 
@@ -114,7 +117,7 @@ def low_rank_add(
 
 def _reflection_vector(column: Tensor) -> Tensor:
     """The unit vector u/‖u‖, or the zero vector, with zero gradient, for u = 0 ("no reflection")."""
-    squared = (column * column).sum()
+    squared = (column * column.conj()).real.sum()
     nonzero = squared > 0
     # The inner `where` keeps 0/0 out of the gradient as well as out of the value.
     return torch.where(nonzero, column / torch.where(nonzero, squared, 1.0).sqrt(), torch.zeros_like(column))
@@ -210,3 +213,28 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
 def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     """x · diag(q₁, …, q_k): rows of ``x`` (..., k·b) times the block-diagonal matrix of ``q`` (k, b, b)."""
     return x @ torch.block_diag(*q)
+
+
+def structured_unitary(x: Tensor, phases: Tensor, reflections: Tensor, permutation: Tensor) -> Tensor:
+    """x Wᵀ, that is W h for each row h of x, with W = D₃ R₂ F⁻¹ D₂ Π R₁ F D₁ formed.
+
+    Arjovsky, Shah and Bengio, "Unitary evolution recurrent neural networks", arXiv 1511.06464. ``x`` is complex
+    (..., n), or real (..., 2n): x₀ + i x₁, x₂ + i x₃, … ``phases`` (3, n) are the ω of D = diag(exp(iω)), in the order
+    D₁, D₂, D₃; ``reflections`` (2, n, 2) the real and imaginary parts of the v of R = I − 2 v vᴴ/‖v‖², R₁ first (v = 0
+    is R = I); F is the unitary Fourier transform; ``permutation`` (n,) is π of (Π h)ᵢ = h at π(i).
+    """
+    if not x.is_complex():
+        z = torch.complex(x[..., 0::2], x[..., 1::2])
+        y = structured_unitary(z, phases, reflections, permutation)
+        return torch.stack([y.real, y.imag], dim=-1).reshape(x.shape)
+    n = phases.shape[1]
+    d1, d2, d3 = (torch.diag(torch.complex(torch.cos(omega), torch.sin(omega))) for omega in phases)
+    identity = torch.eye(n, dtype=d1.dtype, device=d1.device)
+    v1, v2 = (_reflection_vector(torch.complex(v[:, 0], v[:, 1])) for v in reflections)
+    r1, r2 = (identity - 2.0 * torch.outer(v, v.conj()) for v in (v1, v2))
+    index = torch.arange(n, device=x.device)
+    angle = (-2.0 * math.pi / n) * (index[:, None] * index % n).to(phases.dtype)
+    f = torch.complex(torch.cos(angle), torch.sin(angle)) / math.sqrt(n)
+    pi = identity[permutation]
+    w = d3 @ r2 @ f.mH @ d2 @ pi @ r1 @ f @ d1
+    return x @ w.mT

@@ -73,6 +73,40 @@ def test_cayley_is_unitary_and_of_determinant_one() -> None:
     )
 
 
+def test_structured_unitary_of_each_part() -> None:
+    """One factor of D₃ R₂ F⁻¹ D₂ Π R₁ F D₁ at a time, the others the identity or cancelling, on single vectors."""
+    n, h = 6, torch.randn(6, dtype=torch.complex128)
+    still, none, order = torch.zeros(3, n).double(), torch.zeros(2, n, 2).double(), torch.arange(n)
+    vector, turn = torch.randn(n, 2).double(), torch.randn(n).double()
+    v, phase = torch.view_as_complex(vector), torch.exp(1j * turn)
+
+    def with_row(zeros: torch.Tensor, index: int, value: torch.Tensor) -> torch.Tensor:
+        return torch.stack([value if i == index else zero for i, zero in enumerate(zeros)])
+
+    def reflected(h: torch.Tensor) -> torch.Tensor:
+        return h - 2 * v * torch.vdot(v, h) / torch.vdot(v, v)
+
+    fft, ifft = torch.fft.fft, torch.fft.ifft
+    shuffle = torch.tensor([3, 0, 1, 5, 4, 2])
+    cases = [
+        (still, none, order, h),
+        (with_row(still, 0, turn), none, order, phase * h),
+        (with_row(still, 1, turn), none, order, ifft(phase * fft(h))),
+        (with_row(still, 2, turn), with_row(none, 1, vector), order, phase * reflected(h)),
+        (still, with_row(none, 0, vector), order, ifft(reflected(fft(h)))),
+        (with_row(still, 0, turn), with_row(none, 1, vector), order, reflected(phase * h)),
+        (with_row(still, 1, turn), none, shuffle, ifft(phase * fft(h)[shuffle])),
+        (still, with_row(none, 0, vector), shuffle, ifft(reflected(fft(h))[shuffle])),
+    ]
+    for phases, reflections, permutation, expected in cases:
+        result = reference.structured_unitary(h, phases, reflections, permutation)
+        torch.testing.assert_close(result, expected)
+        pairs = reference.structured_unitary(
+            torch.view_as_real(h).flatten(), phases, reflections, permutation
+        )
+        torch.testing.assert_close(pairs, torch.view_as_real(expected).flatten())
+
+
 def test_block_rotate_turns_each_run_of_features() -> None:
     x, q = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(2, 3, 3, dtype=torch.float64)
     y = reference.block_rotate(x, q)

@@ -126,19 +126,24 @@ class CayleyRotation(nn.Module):
 
 
 def rotation_blocks(skew: Tensor, block_size: int, complex_blocks: bool) -> Tensor:
-    """The real orthogonal blocks of a `CayleyRotation` with this ``skew`` parameter.
-
-    A complex block C + iS takes the row (a + ib) to (aC − bS) + i(aS + bC); on interleaved pairs that is the real
-    matrix of 2×2 cells [[C, S], [−S, C]], which costs as many multiplications and works in every real dtype.
-    """
+    """The real orthogonal blocks of a `CayleyRotation` with this ``skew`` parameter."""
     if not complex_blocks:
         return functional.cayley_packed(skew, block_size)
     skew = skew.to(torch.promote_types(skew.dtype, torch.float32))
     upper, lower = torch.triu(skew, diagonal=1), torch.tril(skew, diagonal=-1)
     real = upper - upper.mT
     imaginary = lower + lower.mT + torch.diag_embed(skew.diagonal(dim1=-2, dim2=-1))
-    q = functional.cayley(torch.complex(real, imaginary))
+    return blocks_on_pairs(functional.cayley(torch.complex(real, imaginary)))
+
+
+def blocks_on_pairs(q: Tensor) -> Tensor:
+    """The real blocks (k, 2b, 2b) that do to pairs of real features what the complex q (k, b, b) does to x₀ + i x₁, …
+
+    A complex block C + iS takes the row (a + ib) to (aC − bS) + i(aS + bC); on interleaved pairs that is the real
+    matrix of 2×2 cells [[C, S], [−S, C]], which costs as many multiplications and works in every real dtype.
+    """
+    k, b, _ = q.shape
     cells = torch.stack(
         [torch.stack([q.real, q.imag], dim=-1), torch.stack([-q.imag, q.real], dim=-1)], dim=-3
     )  # (k, b, 2, b, 2)
-    return cells.reshape(q.shape[0], 2 * block_size, 2 * block_size)
+    return cells.reshape(k, 2 * b, 2 * b)
