@@ -1,6 +1,5 @@
 import argparse
 import importlib
-import inspect
 import json
 import os
 import subprocess
@@ -45,8 +44,6 @@ def packed_matrices(dtype=torch.float64, scale=1.0):
 def usable(cayley, sides):
     """Without those that this machine or this version of the package cannot run."""
     missing = {f"ours, {name}" for name in ("cpp",) if hk.ops.backend.unavailable(name)}
-    if "refine" not in inspect.signature(hk.functional.cayley_packed).parameters:
-        missing.add(cayley.REFINED)
     return {name: make for name, make in sides.items() if name not in missing}
 
 

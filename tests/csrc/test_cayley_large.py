@@ -1,5 +1,6 @@
 """Large blocks on the CPU: whole by one thread each, or one matrix by all threads in the recursion over 2×2 blocks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hybrid_kernels import _extension
 from tests.csrc.cayley_support import definition as of_batch
-from tests.csrc.cayley_support import exact, random_like, random_packed, unpack
+from tests.csrc.cayley_support import exact, orthogonality_defect, random_like, random_packed, unpack
 from tests.support import assert_close_by_scale
 
 pytestmark = pytest.mark.skipif(_extension.load() is not None, reason=str(_extension.load()))
@@ -45,20 +46,34 @@ def operators(request: pytest.FixtureRequest) -> Operators:
     return Operators(request.param)
 
 
-@pytest.mark.parametrize("norm", [1e-3, 5.0])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("b", [256, 300])
-def test_exact(operators: Operators, b: int, dtype: torch.dtype, norm: float) -> None:
-    packed = random_packed((2,), b, dtype, norm)
+@functools.cache
+def case(b: int, dtype: torch.dtype, norm: float) -> tuple[Tensor, ...]:
+    """Packed values, A, an upstream gradient, and Q and the full gradient: plain, and exact to twice the digits."""
+    double = dtype in (torch.float64, torch.complex128)
+    packed = random_packed((1 if double else 2,), b, dtype, norm)
     a = unpack(packed, b).requires_grad_()
     plain = definition(a)
     grad_q = random_like(plain)
-    exact_q, exact_grad = exact(a.detach(), grad_q)
-    q = operators.cayley_forward(a.detach())
-    assert_close_by_scale(q, exact_q, plain.detach(), 2)
-    assert_close_by_scale(operators.cayley_packed_forward(packed, b), exact_q, plain.detach(), 2)
     (plain_grad,) = torch.autograd.grad(plain, a, grad_q)
     plain_grad = ((plain_grad - plain_grad.mH) / 2).resolve_conj()
+    if double:
+        exact_q, exact_grad = exact(a.detach(), grad_q)
+    else:
+        wide = torch.promote_types(dtype, torch.float64)
+        twin = a.detach().to(wide).requires_grad_()
+        exact_q = definition(twin)
+        (exact_grad,) = torch.autograd.grad(exact_q, twin, grad_q.to(wide))
+        exact_grad = ((exact_grad - exact_grad.mH) / 2).resolve_conj()
+    return packed, a.detach(), grad_q, plain.detach(), plain_grad, exact_q.detach(), exact_grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("b", "norm"), [(256, 5.0), (300, 1e-3), (300, 1.0)])
+def test_exact(operators: Operators, b: int, norm: float, dtype: torch.dtype) -> None:
+    packed, a, grad_q, plain, plain_grad, exact_q, exact_grad = case(b, dtype, norm)
+    q = operators.cayley_forward(a)
+    assert_close_by_scale(q, exact_q, plain, 2)
+    assert_close_by_scale(operators.cayley_packed_forward(packed, b), exact_q, plain, 2)
     assert_close_by_scale(operators.cayley_backward(grad_q, q), exact_grad, plain_grad, 3)
     row, column = torch.triu_indices(b, b, 1)
     grad_packed = operators.cayley_packed_backward(grad_q, q)
@@ -78,16 +93,10 @@ def test_small_angles_cost_no_digits(operators: Operators, dtype: torch.dtype) -
 @pytest.mark.parametrize("norm", [0.0, 30.0, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_angles(operators: Operators, dtype: torch.dtype, norm: float) -> None:
-    a = unpack(random_packed((2,), 256, dtype, norm), 256)
-    q, plain = operators.cayley_forward(a), definition(a)
-    assert_close_by_scale(q, exact(a, q)[0], plain, 2)
-    wide = q.to(torch.complex128)
-    defect = torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(256)).max()
-    wide = plain.to(torch.complex128)
-    assert (
-        defect
-        <= 2 * torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(256)).max() + 16 * torch.finfo(dtype).eps
-    )
+    _, a, _, plain, _, exact_q, _ = case(256, dtype, norm)
+    q = operators.cayley_forward(a)
+    assert_close_by_scale(q, exact_q, plain, 2)
+    assert orthogonality_defect(q) <= max(2 * orthogonality_defect(plain), 16 * torch.finfo(dtype).eps)
 
 
 def test_a_matrix_with_large_entries_or_nan_leaves_its_neighbour_alone(operators: Operators) -> None:
