@@ -159,10 +159,11 @@ def bench(
         Path | None, typer.Option(help="Where the rows go; the user's cache folder if left out.")
     ] = None,
 ) -> None:
-    """Measure on this machine. --tune finds the fastest variant and tiles of the apply stage for each shape.
+    """Measure on this machine. --tune finds the fastest variant and tiles of the apply stage for each shape, and where
+    the CUDA kernels of the Cayley transform beat plain PyTorch.
 
     What it finds is used from then on by itself, on this GPU, for shapes within a factor of two. The benchmarks of
-    layers and products are the scripts in benchmarks/ of the repository.
+    layers, products and the Cayley transform are the scripts in benchmarks/ of the repository.
     """
     if not tune:
         raise ValueError("give --tune; layers and products are measured by the scripts in benchmarks/")
@@ -181,9 +182,15 @@ def bench(
         reason = f"--device is {device!r}, and torch sees no GPU"
     if reason is not None:
         raise ValueError(f"there is nothing to tune here: {reason}")
+    from hybrid_kernels import _extension
+    from hybrid_kernels.ops import cayley_search
     from triton_ops import search, selection
 
     path = output or selection.cache_file()
+    if not device.startswith("cuda") or _extension.cuda_unavailable() is not None:
+        console.print(f"the Cayley transform is left out: {_extension.cuda_unavailable() or 'not on a GPU'}")
+    else:
+        search.write(path, torch.device(device), cayley_search.rows(torch.device(device), console.print))
     search.search(
         parsed or search.SHAPES, rank, dtypes[dtype], torch.device(device), limit, path, console.print
     )

@@ -186,10 +186,12 @@ def _contenders(operation: str, problem: Problem) -> Iterator[Contender]:
                 yield Contender(variant, tiles, run)
 
 
-def _why_not(outcome: Outcome, exact: Outcome, plain: Outcome) -> str | None:
+def why_not(outcome: Outcome, exact: Outcome, plain: Outcome) -> str | None:
     """None, or by how much an outcome breaks the scale-free rule."""
     for index, (mine, true, simple) in enumerate(zip(outcome, exact, plain, strict=True)):
-        error, allowed = (torch.linalg.vector_norm(each.double() - true).item() for each in (mine, simple))
+        error, allowed = (
+            torch.linalg.vector_norm(each.to(true.dtype) - true).item() for each in (mine, simple)
+        )
         rounding = torch.finfo(mine.dtype).eps / 2 * torch.linalg.vector_norm(true).item()
         if not error <= max(3 * allowed, rounding):
             return f"result {index} has error {error:.3g}, plain PyTorch {allowed:.3g}"
@@ -209,7 +211,7 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _medians(runs: Sequence[Callable[[], Any]], device: torch.device, rounds: int) -> list[float]:
+def medians(runs: Sequence[Callable[[], Any]], device: torch.device, rounds: int) -> list[float]:
     times: list[list[float]] = [[] for _ in runs]
     order = list(range(len(runs)))
     shuffle = random.Random(0)
@@ -242,7 +244,7 @@ def _search_operation(
             break
         run = _forced(operation, contender)
         try:
-            reason = _why_not(run(), exact, plain)
+            reason = why_not(run(), exact, plain)
         except (RuntimeError, TritonError) as error:  # it does not compile, or needs more than there is
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if reason is None:
@@ -251,15 +253,15 @@ def _search_operation(
             logger.info("%s: %s %s left out: %s", operation, contender.variant, contender.tiles, reason)
     del exact
     runs = [run for _, run in kept] + [lambda: problem.plain(operation)]
-    *mine, simple = _medians(runs, device, rounds)
+    *mine, simple = medians(runs, device, rounds)
     best = min(range(len(kept)), key=mine.__getitem__)
     contender = kept[best][0]
-    return _row(
+    return row_of(
         operation, problem.shape, problem.x.dtype, contender.variant, contender.tiles, mine[best] / simple
     )
 
 
-def _row(
+def row_of(
     operation: str,
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
@@ -282,16 +284,16 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
     """Whole operators with the choices made so far, against plain PyTorch."""
     for operator, run in ("low_rank_linear", problem.forward), ("low_rank_backward", problem.backward):
         runs = (run, lambda operator=operator: problem.plain(operator))
-        mine, simple = _medians(runs, problem.x.device, rounds)
-        yield _row(operator, problem.shape, problem.x.dtype, "triton", None, mine / simple)
+        mine, simple = medians(runs, problem.x.device, rounds)
+        yield row_of(operator, problem.shape, problem.x.dtype, "triton", None, mine / simple)
     _, k, n, r = problem.shape
     base, x, down, up = problem.dy, problem.x, problem.down, problem.up
 
     def plain_add() -> Tensor:
         return torch.addmm(base, x @ down.mT.to(x.dtype), up.mT.to(x.dtype))
 
-    mine, simple = _medians((lambda: low_rank.add_forward(base, x, down, up), plain_add), x.device, rounds)
-    yield _row("low_rank_add", problem.shape, x.dtype, "triton", None, mine / simple)
+    mine, simple = medians((lambda: low_rank.add_forward(base, x, down, up), plain_add), x.device, rounds)
+    yield row_of("low_rank_add", problem.shape, x.dtype, "triton", None, mine / simple)
     reflections = max(r // 2, 2)
     u = problem.down[:reflections].mT.contiguous()
 
@@ -302,8 +304,8 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
         s = torch.triu(v.mT @ v, diagonal=1) + 0.5 * identity
         return v, torch.linalg.solve_triangular(s, identity, upper=True)
 
-    mine, simple = _medians((lambda: householder.factors(u), plain_factors), u.device, rounds)
-    yield _row(
+    mine, simple = medians((lambda: householder.factors(u), plain_factors), u.device, rounds)
+    yield row_of(
         "householder_factors", (1, k, 1, reflections), u.dtype, "triton", None, mine / simple, exact=True
     )
     z = problem.narrow_down[:reflections].mT
@@ -312,8 +314,8 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
     def project() -> Tensor:
         return skinny.matmul(problem.weight, z, exact=True)
 
-    mine, simple = _medians((project, lambda: (z.mT @ problem.weight.mT).mT.contiguous()), x.device, rounds)
-    yield _row("project", (1, k, n, reflections), x.dtype, "triton", None, mine / simple, exact=True)
+    mine, simple = medians((project, lambda: (z.mT @ problem.weight.mT).mT.contiguous()), x.device, rounds)
+    yield row_of("project", (1, k, n, reflections), x.dtype, "triton", None, mine / simple, exact=True)
     mixing = torch.full((), 0.5, device=u.device)
 
     def factors() -> Any:
@@ -325,8 +327,8 @@ def _operator_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
         c = (problem.weight @ (v @ t).to(x.dtype)).float()
         return torch.cat([down, v.mT]), torch.cat([up * mixing, c * (mixing - 1.0)], dim=1)
 
-    mine, simple = _medians((factors, plain_hybrid), u.device, rounds)
-    yield _row("hybrid_factors", (1, k, n, reflections), x.dtype, "triton", None, mine / simple, exact=True)
+    mine, simple = medians((factors, plain_hybrid), u.device, rounds)
+    yield row_of("hybrid_factors", (1, k, n, reflections), x.dtype, "triton", None, mine / simple, exact=True)
 
 
 def _rotation_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
@@ -338,10 +340,8 @@ def _rotation_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
     def plain_reflections() -> Tensor:
         return torch.addmm(x, x @ v, v.mT, alpha=-1)
 
-    mine, simple = _medians(
-        (lambda: householder_rotation.forward(x, v, v), plain_reflections), device, rounds
-    )
-    yield _row("householder_rotate", (m, k, 1, v.shape[1]), x.dtype, "triton", None, mine / simple)
+    mine, simple = medians((lambda: householder_rotation.forward(x, v, v), plain_reflections), device, rounds)
+    yield row_of("householder_rotate", (m, k, 1, v.shape[1]), x.dtype, "triton", None, mine / simple)
     if k % BLOCK_SIZE:
         return
     q = torch.randn(k // BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE, device=device)
@@ -350,8 +350,8 @@ def _rotation_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
         blocks = x.reshape(m, -1, BLOCK_SIZE).transpose(0, 1)
         return torch.bmm(blocks, q.to(x.dtype)).transpose(0, 1).reshape(m, k)
 
-    mine, simple = _medians((lambda: block_rotation.rotate(x, q), plain_blocks), device, rounds)
-    yield _row("block_rotate", (m, k, 1, BLOCK_SIZE), x.dtype, "triton", None, mine / simple)
+    mine, simple = medians((lambda: block_rotation.rotate(x, q), plain_blocks), device, rounds)
+    yield row_of("block_rotate", (m, k, 1, BLOCK_SIZE), x.dtype, "triton", None, mine / simple)
 
     def rotated() -> Any:
         xr, p = block_rotation.rotate_project(x, q, down)
@@ -361,8 +361,8 @@ def _rotation_rows(problem: Problem, rounds: int) -> Iterator[dict[str, Any]]:
         xr = plain_blocks()
         return torch.addmm(bias, xr, weight.mT).addmm_(xr @ down.mT.to(x.dtype), up.mT.to(x.dtype))
 
-    mine, simple = _medians((rotated, plain_rotated), device, rounds)
-    yield _row("rotated_low_rank_linear", (m, k, n, r), x.dtype, "triton", None, mine / simple)
+    mine, simple = medians((rotated, plain_rotated), device, rounds)
+    yield row_of("rotated_low_rank_linear", (m, k, n, r), x.dtype, "triton", None, mine / simple)
 
 
 def search(
@@ -396,11 +396,11 @@ def search(
             for operation in ("projection", "forward", "output_gradient", "input_gradient", "down_gradient"):
                 row = _search_operation(operation, problem, rounds, out_of_time)
                 found.append(row)
-                progress(_line(row))
+                progress(line_of(row))
                 selection.prefer(selection.device_name(device), found)
             for row in _operator_rows(problem, rounds):
                 found.append(row)
-                progress(_line(row))
+                progress(line_of(row))
             rows += found
             write(path, device, rows)
     finally:
@@ -408,7 +408,7 @@ def search(
     return rows
 
 
-def _line(row: dict[str, Any]) -> str:
+def line_of(row: dict[str, Any]) -> str:
     tiles = "" if row["tiles"] is None else f" {'x'.join(map(str, row['tiles'][:3]))}"
     shape = f"{row['m']}x{row['k']}x{row['n']} R={row['r']}"
     return f"{shape}  {row['operation']}: {row['variant']}{tiles}, {row['ratio']:.2f} x plain PyTorch's time"

@@ -112,7 +112,7 @@ def _why_unusable(row: Any) -> str | None:
             return f"{key} is {row.get(key)!r}; it must be a whole number from 1"
     if not isinstance(row.get("operation"), str) or row.get("kind") not in ("half", "tf32", "ieee"):
         return f"operation {row.get('operation')!r} of kind {row.get('kind')!r} is not known"
-    if row.get("variant") not in VARIANTS.get(row["operation"], ("triton",)):
+    if row.get("variant") not in VARIANTS.get(row["operation"], ("triton", "cuda")):
         return f"variant {row.get('variant')!r} of {row['operation']!r} is not known"
     if not isinstance(row.get("ratio"), (int, float)):
         return f"ratio is {row.get('ratio')!r}; it must be a number"
