@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybrid_kernels import functional, reference, use_backend
+from tests.csrc.cayley_support import exact, unpack
 from tests.support import DEVICE, assert_close_by_scale
 
 F, R = functional, reference
@@ -306,6 +307,29 @@ def test_cayley_of_half_types_is_computed_in_float32(dtype) -> None:
     q = F.cayley_packed(packed, 4)
     assert q.dtype == torch.float32
     assert_close_by_scale(q, R.cayley_packed(packed.double(), 4), R.cayley_packed(packed.float(), 4), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *COMPLEX])
+@pytest.mark.parametrize(("b", "norm"), [(5, 100.0), (32, 1.0), (32, 300.0), (130, 1e-3), (130, 1e4)])
+def test_refined_cayley(b, norm, dtype) -> None:
+    """float32 ends within one rounding of the exact result; float64 has no wider residual."""
+    packed = torch.randn(2, b * (b - 1) // 2, dtype=dtype) * (norm / (2 * b**0.5))
+    wide = torch.promote_types(dtype, torch.float64)
+    a = unpack(packed.to(wide), b)
+    exact_q, _ = exact(a, torch.zeros_like(a))
+    packed = packed.to(DEVICE)
+    plain, refined = (F.cayley_packed(packed, b, refine).cpu() for refine in (False, True))
+
+    def error(q: torch.Tensor) -> float:
+        return torch.linalg.vector_norm(q.to(wide) - exact_q).item()
+
+    if wide == dtype:
+        assert error(refined) <= 2 * error(R.cayley(a))
+    else:
+        rounding = torch.finfo(dtype).eps / 2 * torch.linalg.vector_norm(exact_q).item()
+        assert error(refined) <= 1.01 * rounding
+        assert norm < 100 or error(refined) < error(plain) / 2
+    assert torch.equal(F.cayley(a.to(DEVICE, dtype), refine=True).cpu(), refined)
 
 
 @pytest.mark.parametrize("dtype", [*REAL, *COMPLEX])

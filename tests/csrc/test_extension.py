@@ -83,3 +83,64 @@ def test_building_in_place_without_a_compiler_fails(sources: Path) -> None:
         "no C++ compiler" in json.loads((sources / "hybrid_kernels/_build_info.json").read_text())["reason"]
     )
     assert not (sources / "hybrid_kernels/_C.abi3.so").exists()  # of sources that may have been others
+
+
+def _setup_with_cuda_torch(
+    folder: Path, nvcc: str | None, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """setup.py under a torch that was, as far as it says, built with CUDA 13.0; ``nvcc`` is a script's text."""
+    toolkit = folder / "toolkit"
+    if nvcc is not None:
+        (toolkit / "bin").mkdir(parents=True)
+        (toolkit / "bin" / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
+        (toolkit / "bin" / "nvcc").chmod(0o755)
+    code = (
+        "import runpy, sys, torch, torch.utils.cpp_extension as cpp_extension; torch.version.cuda = '13.0'; "
+        f"cpp_extension.CUDA_HOME = {str(toolkit) if nvcc is not None else None!r}; "
+        f"sys.argv = ['setup.py', '-q', *{list(arguments)!r}]; runpy.run_path('setup.py', run_name='__main__')"
+    )
+    variables = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++", **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "environment", "reason"),
+    [
+        (None, {}, "no CUDA toolkit found (nvcc on PATH, or CUDA_HOME); torch needs CUDA 13.0"),
+        ("echo 'Cuda compilation tools, release 12.4, V12.4.1'", {}, "is 12.4, but torch"),
+        ("echo something else", {}, "is of unknown version, but torch"),
+        ("exit 1", {}, "does not work: "),
+        ("echo 'release 13.2'", {"HYBRID_KERNELS_SKIP_CUDA": "1"}, "HYBRID_KERNELS_SKIP_CUDA is set"),
+    ],
+)
+def test_why_cuda_is_left_out(
+    sources: Path, nvcc: str | None, environment: dict[str, str], reason: str
+) -> None:
+    run = _setup_with_cuda_torch(sources, nvcc, "build", "--build-lib", "built", **environment)
+    assert run.returncode == 0, run.stderr
+    assert "hybrid-kernels is built without its CUDA kernels: " in run.stderr and reason in run.stderr
+    info = json.loads((sources / "built/hybrid_kernels/_build_info.json").read_text())
+    assert info["cuda"] is False and reason in info["cuda_reason"]
+    assert "no C++ compiler" in info["reason"]  # the C++ part was tried all the same
+
+
+def test_a_matching_toolkit_is_used_and_its_failure_costs_no_more_than_cuda(sources: Path) -> None:
+    nvcc = "case $1 in --version) echo 'release 13.2';; *) echo refused >&2; exit 1;; esac"
+    run = _setup_with_cuda_torch(sources, nvcc, "build", "--build-lib", "built", TORCH_CUDA_ARCH_LIST="9.0")
+    assert run.returncode == 0, run.stderr
+    assert "without its CUDA kernels: " in run.stderr and "without its compiled operators: " in run.stderr
+    named = _setup_with_cuda_torch(sources, None, "build_ext", "--inplace", HYBRID_KERNELS_SKIP_CUDA="1")
+    assert named.returncode != 0
+
+
+def test_cuda_kernels_that_were_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = json.dumps({"cpp": True, "cuda": False, "cuda_reason": "of a reason", "torch": torch.__version__})
+    monkeypatch.setattr(_extension, "load", lambda: None)
+    _write_build_info(monkeypatch, tmp_path, text)
+    assert _extension.cuda_unavailable.__wrapped__() == "the CUDA kernels are not built: of a reason"
+    _write_build_info(monkeypatch, tmp_path, text.replace('"cuda": false', '"cuda": true'))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _extension.cuda_unavailable.__wrapped__() == "torch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _extension.cuda_unavailable.__wrapped__() is None
