@@ -103,10 +103,11 @@ tests() {
   count=$(($(nproc 2>/dev/null || echo 4) - 2))
   if [ "$count" -gt 14 ]; then count=14; fi
   if [ "$count" -gt 1 ] && "$PYTHON" -c "import xdist" 2>/dev/null; then workers=(-n "$count"); fi
-  # The shipped tiles first: theirs are the gradients that no other machine has checked. test_aot.py needs no GPU. Most
+  # First what no other machine has checked: the CUDA kernels, and the gradients of the shipped tiles. test_aot.py needs no GPU. Most
   # of the time goes into compiling kernels, so there are more workers than the GPU has use for.
   "$PYTHON" -m pytest -v --tb=short -rfE --timeout 100 -p no:cacheprovider "${workers[@]}" \
-    tests/triton_ops/test_shipped_tiles.py tests/triton_ops/test_[!as]*.py tests/test_functional.py tests/ops tests/nn \
+    tests/csrc/test_cayley_cuda.py tests/triton_ops/test_shipped_tiles.py tests/triton_ops/test_[!as]*.py \
+    tests/test_functional.py tests/ops tests/nn \
     > "$WORK/tests.txt" 2>&1
 }
 export PYTHON RESULTS WORK

@@ -33,11 +33,14 @@ def definition(a: Tensor) -> Tensor:
 
 
 def exact(a: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and the gradient of a full skew-Hermitian input, from the definition in extended precision.
+    """Q and the gradient of a full skew-Hermitian input, from the definition in double precision or, for
+    double, in extended precision.
 
     With M = (I + A)⁻¹: dQ = −(I + Q) dA M, so the gradient is −(I + Q)ᴴ G Mᴴ, projected.
     """
     double, wide = (np.complex128, np.clongdouble) if a.is_complex() else (np.float64, np.longdouble)
+    if a.dtype in (torch.float32, torch.complex64):
+        wide = double
     x, g = a.resolve_conj().numpy().astype(wide), grad_q.resolve_conj().numpy().astype(wide)
     identity = np.eye(a.shape[-1])
     m = np.linalg.inv((identity + x).astype(double)).astype(wide)
