@@ -77,6 +77,7 @@ std::function<void()> run_thread;
 // Threads by their place in the order; the lanes that can run, by place.
 int warp_at[kMaxThreads / kWarp], lane_at[kMaxThreads / kWarp][kWarp], place_of[kMaxThreads / kWarp][kWarp];
 unsigned ready[kMaxThreads / kWarp];
+unsigned waiting_in_warp[kMaxThreads / kWarp];  // by lane
 
 std::string describe(int thread) {
   const Fiber& f = fibers[thread];
@@ -157,7 +158,7 @@ void start_round() {
   for (int w = 0; w < warps; ++w) {
     arrange(lane_at[w], kWarp);
     for (int place = 0; place < kWarp; ++place) place_of[w][lane_at[w][place]] = place;
-    ready[w] = 0;
+    ready[w] = waiting_in_warp[w] = 0;
   }
   for (int t = 0; t < threads; ++t) set_ready(t);
   waiting_in_block = 0;
@@ -242,15 +243,17 @@ uint64_t wait_for_warp(const char* what, unsigned mask, uint64_t value, int sour
   f.state = State::kInWarp;
   if (!(mask >> self & 1)) fail("a lane that is not in the mask: " + describe(current));
   if (lanes < kWarp && mask >> lanes != 0) fail("the mask names lanes that the block lacks: " + describe(current));
-  bool complete = true;
-  for (int l = 0; l < lanes; ++l) {
-    if (!(mask >> l & 1)) continue;
-    const bool meets = warp[l].state == State::kInWarp && same_wait(f, warp[l]);
-    if (!meets && warp[l].state == State::kInWarp && (warp[l].mask >> self & 1))
+  unsigned& waiting = waiting_in_warp[first / kWarp];
+  waiting |= 1u << self;
+  bool complete = (waiting & mask) == mask;
+  for (int l = 0; complete && l < lanes; ++l) {
+    if (!(mask >> l & 1) || same_wait(f, warp[l])) continue;
+    if (warp[l].mask >> self & 1)
       fail("lanes meet in different places: " + describe(current) + ", " + describe(first + l));
-    complete &= meets;
+    complete = false;
   }
   if (complete) {
+    waiting &= ~mask;
     uint64_t given[kWarp] = {}, votes = 0;
     for (int l = 0; l < lanes; ++l) {
       given[l] = warp[l].value;
