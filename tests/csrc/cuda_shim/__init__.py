@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CudaError", "CudaShim", "ShimError", "compile_library", "cuda_shim", "why_no_shim"]
+__all__ = ["Array", "CudaError", "CudaShim", "ShimError", "compile_library", "cuda_shim", "why_no_shim"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -94,7 +94,7 @@ def compile_library(sources: list[Path]) -> ctypes.CDLL:
     return loaded
 
 
-class _Array:
+class Array:
     """A copy of ``tensor`` that lies in the middle of an array of NaN."""
 
     def __init__(self, tensor: Tensor, offset: int) -> None:
@@ -160,19 +160,19 @@ class CudaShim:
         return code
 
     def _launch(self, function: str, dtype: torch.dtype, *arguments: Any) -> None:
-        plain = [x.pointer if isinstance(x, _Array) else x for x in arguments]
+        plain = [x.pointer if isinstance(x, Array) else x for x in arguments]
         code = self.call(function, ctypes.c_int(DTYPES.index(dtype)), *plain, ctypes.c_void_p(STREAM))
         for index, argument in enumerate(arguments):
-            if isinstance(argument, _Array):
+            if isinstance(argument, Array):
                 argument.check(f"array {index} of {function}")
         if code != 0:
             raise CudaError(code)
 
-    def _input(self, tensor: Tensor) -> _Array:
-        return _Array(tensor.resolve_conj().resolve_neg(), self.offset)
+    def _input(self, tensor: Tensor) -> Array:
+        return Array(tensor.resolve_conj().resolve_neg(), self.offset)
 
-    def _output(self, *shape: int, dtype: torch.dtype) -> _Array:
-        array = _Array(torch.empty(shape, dtype=dtype), self.offset)
+    def _output(self, *shape: int, dtype: torch.dtype) -> Array:
+        array = Array(torch.empty(shape, dtype=dtype), self.offset)
         array.storage.view(torch.uint8).fill_(FILL)
         return array
 
