@@ -8,18 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from hybrid_kernels import _extension
+from tests.csrc.cayley_support import (
+    DTYPES,
+    definition,
+    exact,
+    orthogonality_defect,
+    random_like,
+    random_packed,
+    unpack,
+)
 from tests.support import assert_close_by_scale
 
 pytestmark = pytest.mark.skipif(_extension.load() is not None, reason=str(_extension.load()))
 
 SIZES = [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64, 65, 128]
-DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 OPERATORS = torch.ops.hybrid_kernels_cpp
 
 
@@ -29,51 +36,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def random_packed(batch: tuple[int, ...], b: int, dtype: torch.dtype, norm: float = 1.0) -> Tensor:
-    """Strict upper triangles of skew-Hermitian matrices whose spectral norm is about ``norm``."""
-    generator = torch.Generator().manual_seed(b)
-    packed = torch.randn(*batch, b * (b - 1) // 2, dtype=dtype, generator=generator)
-    return packed * (norm / (2 * b**0.5))
-
-
-def random_like(x: Tensor) -> Tensor:
-    return torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(99))
-
-
-def unpack(packed: Tensor, b: int) -> Tensor:
-    """A[i,j] = p, A[j,i] = −conj(p), i < j, row by row."""
-    row, column = torch.triu_indices(b, b, 1)
-    upper = packed.new_zeros(*packed.shape[:-1], b, b)
-    upper[..., row, column] = packed
-    return upper - upper.mH
-
-
-def definition(a: Tensor) -> Tensor:
-    """(I − A)(I + A)⁻¹ in the dtype of A."""
-    identity = torch.eye(a.shape[-1], dtype=a.dtype)
-    return torch.linalg.solve(identity + a, identity - a, left=False).resolve_conj()
-
-
-def exact(a: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and the gradient of a full skew-Hermitian input, from the definition in extended precision.
-
-    With M = (I + A)⁻¹: dQ = −(I + Q) dA M, so the gradient is −(I + Q)ᴴ G Mᴴ, projected.
-    """
-    double, wide = (np.complex128, np.clongdouble) if a.is_complex() else (np.float64, np.longdouble)
-    x, g = a.resolve_conj().numpy().astype(wide), grad_q.resolve_conj().numpy().astype(wide)
-    identity = np.eye(a.shape[-1])
-    m = np.linalg.inv((identity + x).astype(double)).astype(wide)
-    for _ in range(2):
-        m = m + m @ (identity - (identity + x) @ m)  # Newton's iteration
-    q = (identity - x) @ m
-    d_a = -_adjoint(identity + q) @ g @ _adjoint(m)
-    return torch.from_numpy(q.astype(double)), torch.from_numpy(((d_a - _adjoint(d_a)) / 2).astype(double))
-
-
-def _adjoint(x: np.ndarray) -> np.ndarray:
-    return x.swapaxes(-1, -2).conj()
 
 
 class Cayley(torch.autograd.Function):
@@ -199,11 +161,8 @@ def test_large_angles(b: int, dtype: torch.dtype, norm: float) -> None:
     q, plain = OPERATORS.cayley_forward(a), definition(a)
     assert_close_by_scale(q, exact(a, q)[0], plain, 2)
 
-    def defect(q: Tensor) -> float:
-        wide = q.to(torch.complex128)
-        return torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(b)).max().item()
-
-    assert defect(q) <= max(2 * defect(plain), b**0.5 * torch.finfo(dtype).eps)
+    allowed = max(2 * orthogonality_defect(plain), b**0.5 * torch.finfo(dtype).eps)
+    assert orthogonality_defect(q) <= allowed
 
 
 @pytest.mark.parametrize("b", [3, 8, 16, 17])
