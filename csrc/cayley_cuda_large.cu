@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kTileThreads)
   if (beyond != nullptr && __syncthreads_or(above) && threadIdx.x == 0) beyond[matrix] = true;
   if (packed_y) return;
 
-  __syncthreads();
+  // Nobody else has read what a thread writes over here.
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) opposite[across][down + r] = -conj(value[r]);
   __syncthreads();
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kPivotedThreads)
     __syncthreads();
     for (int64_t j = threadIdx.x; j < b; j += kPivotedThreads) {
       const S x = pivot_row[j], y = best_row[j];
-      if (best != k) best_row[j] = x;
+      best_row[j] = x;
       pivot_row[j] = j == k ? pivot : y * pivot;
     }
     __syncthreads();

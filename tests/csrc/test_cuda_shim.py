@@ -112,6 +112,21 @@ def test_missing_barriers_show(shim: CudaShim, probe: str, expected: Callable[[T
     assert not all(torch.equal(found, right) for found in results(shim, probe))
 
 
+def test_orders(shim: CudaShim) -> None:
+    """Without a barrier, the threads that run first find nothing to read."""
+
+    def early(order: str, seed: int = 0) -> list[int]:
+        x = torch.ones(BLOCKS * THREADS)
+        launch(shim.having(order=order, seed=seed), "kNoBarrier", x)
+        return x[:THREADS].isnan().nonzero().flatten().tolist()
+
+    half = THREADS // 2
+    assert early("ascending") == [*range(half)] and early("descending") == [*range(half, THREADS)]
+    random = [early("random", seed) for seed in range(4)]
+    assert all(len(found) == half for found in random)
+    assert early("random", 3) == random[3] and any(found != random[0] for found in random)
+
+
 @pytest.mark.parametrize(
     ("probe", "nans"),
     [("kReadsPastEnd", BLOCKS), ("kReadsUnwritten", BLOCKS * THREADS), ("kReadsLastBlock", THREADS)],
