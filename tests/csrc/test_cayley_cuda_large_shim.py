@@ -176,6 +176,17 @@ def test_pivoted_in_every_order(b: int, dtype: torch.dtype) -> None:
     assert all(torch.equal(other, bits[0]) for other in bits)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b", [20, 40])
+def test_pivoted_among_equal_rows(b: int, dtype: torch.dtype) -> None:
+    """The threads agree on one of many rows that would do."""
+    packed = torch.full((1, b * (b - 1) // 2), 8.0, dtype=dtype)
+    a, marked = unpack(packed, b), torch.tensor([True])
+    found = [shim.pivoted(packed, True, marked, a) for shim in in_every_order(cuda_shim())]
+    assert_close_by_scale(found[0], exact(a, a)[0], definition(a), 2)
+    assert all(torch.equal(other, found[0]) for other in found)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_pivoted_not_finite(value: float) -> None:
     """Shows in its own matrix and nowhere else."""
