@@ -37,15 +37,33 @@ def exact(a: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
 
     With M = (I + A)⁻¹: dQ = −(I + Q) dA M, so the gradient is −(I + Q)ᴴ G Mᴴ, projected.
     """
-    double, wide = (np.complex128, np.clongdouble) if a.is_complex() else (np.float64, np.longdouble)
-    x, g = a.resolve_conj().numpy().astype(wide), grad_q.resolve_conj().numpy().astype(wide)
+    x, g = _wide(a), _wide(grad_q)
     identity = np.eye(a.shape[-1])
-    m = np.linalg.inv((identity + x).astype(double)).astype(wide)
-    for _ in range(2):
-        m = m + m @ (identity - (identity + x) @ m)  # Newton's iteration
+    m = _inverse(identity + x)
     q = (identity - x) @ m
     d_a = -_adjoint(identity + q) @ g @ _adjoint(m)
-    return torch.from_numpy(q.astype(double)), torch.from_numpy(((d_a - _adjoint(d_a)) / 2).astype(double))
+    return _double(q), _double((d_a - _adjoint(d_a)) / 2)
+
+
+def exact_shifted_inverse(c: Tensor) -> Tensor:
+    """(I + C)⁻¹ − I = −(I + C)⁻¹ C, which needs no difference, in extended precision."""
+    x = _wide(c)
+    return _double(-_inverse(np.eye(c.shape[-1]) + x) @ x)
+
+
+def _wide(x: Tensor) -> np.ndarray:
+    return x.resolve_conj().numpy().astype(np.clongdouble if x.is_complex() else np.longdouble)
+
+
+def _double(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(x.astype(np.complex128 if np.iscomplexobj(x) else np.float64))
+
+
+def _inverse(x: np.ndarray) -> np.ndarray:
+    m = np.linalg.inv(_double(x).numpy()).astype(x.dtype)
+    for _ in range(2):
+        m = m + m @ (np.eye(x.shape[-1]) - x @ m)  # Newton's iteration
+    return m
 
 
 def _adjoint(x: np.ndarray) -> np.ndarray:

@@ -208,7 +208,8 @@ class CudaShim:
         """(I + C)⁻¹ − I for a view ``c`` (batch, n, n) with neighbouring columns; what lies between is checked."""
         whole = torch.empty(0, dtype=c.dtype).set_(c.untyped_storage())
         array = self._input(whole)
-        view = array.value.as_strided(c.shape, c.stride(), c.storage_offset())
+        first = array.value.storage_offset() + c.storage_offset()
+        view = array.value.as_strided(c.shape, c.stride(), first)
         pointer = ctypes.c_void_p(view.data_ptr())
         assert c.stride(2) == 1 or c.shape[2] == 1
         self._launch("shifted_inverse", c.dtype, pointer, len(c), c.shape[1], c.stride(1), c.stride(0))
