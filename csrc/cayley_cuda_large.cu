@@ -3,19 +3,18 @@
 // Skew part:  Y[i,j] = factor · (X[i,j] − conj X[j,i]), which makes A of the input and the gradient of D.
 // Pivoted:    Q = 2 (I + A)⁻¹ − I by Gauss–Jordan elimination with row pivoting, in place in Q; for the few matrices
 //             whose entries are too large to go without.
-#include "cayley_cuda.h"
-#include "cuda_common.cuh"
+#include "cayley_cuda_kernels.cuh"
 
 namespace hybrid_kernels {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kTile = 32;
 constexpr int kTileRows = 4;  // of a tile, for each thread
 constexpr int kTileThreads = kTile * kTile / kTileRows;
 constexpr int kPivotedThreads = 512;
-constexpr int kPivotedWarps = kPivotedThreads / kWarp;
+constexpr int kPivotedWarps = kPivotedThreads / kWarpSize;
 
+// A block of any size has offsets of 64 bits.
 HK_DEVICE int64_t packed_size(int64_t b) { return b * (b - 1) / 2; }
 // Of the entry i < j in the strict upper triangle, stored row by row.
 HK_DEVICE int64_t packed_index(int64_t b, int64_t i, int64_t j) { return i * (2 * b - i - 1) / 2 + j - i - 1; }
@@ -92,10 +91,10 @@ __global__ void __launch_bounds__(kPivotedThreads)
   R* largest = reinterpret_cast<R*>(shared_memory);
   int* at = reinterpret_cast<int*>(largest + kPivotedWarps);
   int* pivots = at + kPivotedWarps;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
 
   for (int64_t i = warp; i < b; i += kPivotedWarps)
-    for (int64_t j = lane; j < b; j += kWarp) {
+    for (int64_t j = lane; j < b; j += kWarpSize) {
       S a = constant<S>(0);
       if (!packed) {
         a = scaled(skew[i * b + j] - conj(skew[j * b + i]), R(0.5));
@@ -117,7 +116,8 @@ __global__ void __launch_bounds__(kPivotedThreads)
     };
     for (int64_t i = k + threadIdx.x; i < b; i += kPivotedThreads)
       consider(magnitude(q[i * b + k]), static_cast<int>(i));
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) consider(shuffle_xor(most, mask), shuffle_xor(best, mask));
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2)
+      consider(shuffle_xor(most, mask), shuffle_xor(best, mask));
     if (lane == 0) largest[warp] = most, at[warp] = best;
     __syncthreads();
     for (int w = 0; w < kPivotedWarps; ++w) consider(largest[w], at[w]);
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kPivotedThreads)
       S* row = q + i * b;
       const S factor = row[k];
       __syncwarp();
-      for (int64_t j = lane; j < b; j += kWarp) {
+      for (int64_t j = lane; j < b; j += kWarpSize) {
         S x = j == k ? constant<S>(0) : row[j];
         subtract_product(x, factor, pivot_row[j]);
         row[j] = x;
@@ -157,16 +157,7 @@ __global__ void __launch_bounds__(kPivotedThreads)
       }
   __syncthreads();
   for (int64_t i = warp; i < b; i += kPivotedWarps)
-    for (int64_t j = lane; j < b; j += kWarp) q[i * b + j] = scaled(q[i * b + j], R(2)) - constant<S>(i == j);
-}
-
-template <class T>
-const auto* device(const T* p) {
-  return reinterpret_cast<const typename DeviceScalar<T>::type*>(p);
-}
-template <class T>
-auto* device(T* p) {
-  return reinterpret_cast<typename DeviceScalar<T>::type*>(p);
+    for (int64_t j = lane; j < b; j += kWarpSize) q[i * b + j] = scaled(q[i * b + j], R(2)) - constant<S>(i == j);
 }
 
 }  // namespace
@@ -177,15 +168,15 @@ cudaError_t cayley_expand_cuda(const T* skew, bool packed, int64_t batch, int64_
   if (batch == 0) return cudaSuccess;
   const cudaError_t error = cudaMemsetAsync(beyond, 0, static_cast<size_t>(batch), stream);
   if (error != cudaSuccess) return error;
-  return launch_skew_part(device(skew), packed, device(a), /*packed_y=*/false, batch, block_size, 0.5,
-                          cayley_unpivoted_limit(block_size), beyond, stream);
+  return launch_skew_part(device_scalars(skew), packed, device_scalars(a), /*packed_y=*/false, batch, block_size,
+                          0.5, cayley_unpivoted_limit(block_size), beyond, stream);
 }
 
 template <class T>
 cudaError_t cayley_project_cuda(const T* d, bool packed, int64_t batch, int64_t block_size, T* grad_skew,
                                 cudaStream_t stream) {
-  return launch_skew_part(device(d), /*packed_x=*/false, device(grad_skew), packed, batch, block_size,
-                          packed ? -0.5 : -0.25, 0.0, nullptr, stream);
+  return launch_skew_part(device_scalars(d), /*packed_x=*/false, device_scalars(grad_skew), packed, batch,
+                          block_size, packed ? -0.5 : -0.25, 0.0, nullptr, stream);
 }
 
 template <class T>
@@ -194,8 +185,8 @@ cudaError_t cayley_pivoted_cuda(const T* skew, bool packed, int64_t batch, int64
   using S = typename DeviceScalar<T>::type;
   using R = typename RealOf<S>::type;
   const int64_t shared_bytes = kPivotedWarps * (sizeof(R) + sizeof(int)) + block_size * sizeof(int);
-  return launch(pivoted<S>, batch, kPivotedThreads, shared_bytes, stream, device(skew), packed, block_size, beyond,
-                device(q));
+  return launch(pivoted<S>, batch, kPivotedThreads, shared_bytes, stream, device_scalars(skew), packed, block_size,
+                beyond, device_scalars(q));
 }
 
 #define HK_INSTANTIATE(T)                                                                              \

@@ -84,11 +84,7 @@ def compile_library(sources: list[Path]) -> ctypes.CDLL:
     # Linked without the sanitizer's runtime: the scheduler is its runtime.
     names = [str(path) for path in objects]
     library = build("library", " ".join(names).encode(), "-shared", "-fno-sanitize=all", *names)
-    libc = ctypes.CDLL(None)
-    libc.dlopen.restype = ctypes.c_void_p
-    libc.dlopen.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    handle = libc.dlopen(str(library).encode(), os.RTLD_LAZY)
-    loaded = ctypes.CDLL(str(library), handle=handle)
+    loaded = ctypes.CDLL(str(library))
     loaded.shim_fault.restype = ctypes.c_char_p
     loaded.shim_launches.restype = ctypes.c_int64
     return loaded
