@@ -63,9 +63,31 @@ template <class R>
 HK_DEVICE Complex<R> operator-(Complex<R> x) {
   return {-x.re, -x.im};
 }
+// acc += x · y and acc −= x · y, by fused multiply-adds: the compiler is left no choice, so that the same
+// formula gives the same bits wherever it is compiled.
+template <class S>
+HK_DEVICE void add_product(S& acc, S x, S y) {
+  if constexpr (kIsComplex<S>) {
+    add_product(acc.re, x.re, y.re);
+    add_product(acc.im, x.re, y.im);
+    add_product(acc.re, -x.im, y.im);
+    add_product(acc.im, x.im, y.re);
+  } else if constexpr (sizeof(S) == sizeof(float)) {
+    acc = fmaf(x, y, acc);
+  } else {
+    acc = fma(x, y, acc);
+  }
+}
+template <class S>
+HK_DEVICE void subtract_product(S& acc, S x, S y) {
+  add_product(acc, -x, y);
+}
+
 template <class R>
 HK_DEVICE Complex<R> operator*(Complex<R> x, Complex<R> y) {
-  return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
+  Complex<R> product = {0, 0};
+  add_product(product, x, y);
+  return product;
 }
 
 template <class S>
@@ -90,30 +112,13 @@ template <class S>
 HK_DEVICE S reciprocal(S x) {
   using R = typename RealOf<S>::type;
   if constexpr (kIsComplex<S>) {
-    const R inverse_norm = R(1) / (x.re * x.re + x.im * x.im);
+    R norm = x.re * x.re;
+    add_product(norm, x.im, x.im);
+    const R inverse_norm = R(1) / norm;
     return {x.re * inverse_norm, -x.im * inverse_norm};
   } else {
     return R(1) / x;
   }
-}
-
-// acc += x · y and acc −= x · y, by fused multiply-adds.
-template <class S>
-HK_DEVICE void add_product(S& acc, S x, S y) {
-  if constexpr (kIsComplex<S>) {
-    add_product(acc.re, x.re, y.re);
-    add_product(acc.im, x.re, y.im);
-    add_product(acc.re, -x.im, y.im);
-    add_product(acc.im, x.im, y.re);
-  } else if constexpr (sizeof(S) == sizeof(float)) {
-    acc = fmaf(x, y, acc);
-  } else {
-    acc = fma(x, y, acc);
-  }
-}
-template <class S>
-HK_DEVICE void subtract_product(S& acc, S x, S y) {
-  add_product(acc, -x, y);
 }
 
 template <class R>
@@ -148,14 +153,6 @@ HK_DEVICE typename RealOf<S>::type magnitude(S x) {
 
 constexpr unsigned kWholeWarp = 0xffffffff;
 
-template <class S>
-__device__ __forceinline__ S shuffle(S x, int lane) {
-  if constexpr (kIsComplex<S>) {
-    return {shuffle(x.re, lane), shuffle(x.im, lane)};
-  } else {
-    return __shfl_sync(kWholeWarp, x, lane);
-  }
-}
 template <class S>
 __device__ __forceinline__ S shuffle_xor(S x, int mask) {
   if constexpr (kIsComplex<S>) {

@@ -79,10 +79,14 @@ def shuffled(x: Tensor) -> Tensor:
     t = torch.arange(BLOCKS * THREADS) % THREADS
     lane, warp = t % 32, torch.arange(BLOCKS * THREADS) // 32 * 32
     mirrored, neighbour = 31 - lane, lane ^ 1
-    real = x[warp + mirrored] + x[warp + neighbour]
-    imaginary = t // 32 * 64 + mirrored + neighbour + 1
-    votes = ((t % 3 == 0).view(-1, 8) * 2 ** torch.arange(8)).sum(1).repeat_interleave(8)
-    return real + 100 * imaginary + votes + 0.25 * (t < 32) + 0.125
+    octet = (t // 8 == 5 // 8) | (t // 8 == 40 // 8)
+    return (
+        x[warp + mirrored]
+        + x[warp + neighbour]
+        + 100 * (t // 32 * 32 + neighbour + 0.5)
+        + 0.25 * octet
+        + 0.125
+    )
 
 
 @pytest.mark.parametrize(

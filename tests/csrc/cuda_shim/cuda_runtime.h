@@ -12,14 +12,8 @@
 
 #include "cuda_runtime_api.h"
 
-struct alignas(8) float2 {
-  float x, y;
-};
 struct alignas(16) float4 {
   float x, y, z, w;
-};
-struct alignas(16) double2 {
-  double x, y;
 };
 
 struct uint3 {
@@ -48,8 +42,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::fu
 cudaError_t set_shared_limit(const void* kernel, int bytes);
 // Waits for all threads of the block; whether `value` is nonzero in any of them.
 bool wait_for_block(const char* what, bool value, Location where);
-// Waits for the lanes of `mask`; what the lane `source` has given, or, for source < 0, the lanes whose value is
-// nonzero, as a bit mask.
+// Waits for the lanes of `mask`; what the lane `source` has given, or, for source < 0, whether `value` is nonzero in
+// any of them.
 uint64_t wait_for_warp(const char* what, unsigned mask, uint64_t value, int source, Location where);
 int lane();
 
@@ -74,11 +68,8 @@ inline int __syncthreads_or(int value, shim::Location where = shim::Location::cu
 inline void __syncwarp(unsigned mask = 0xffffffff, shim::Location where = shim::Location::current()) {
   shim::wait_for_warp("__syncwarp", mask, 0, -1, where);
 }
-inline unsigned __ballot_sync(unsigned mask, int value, shim::Location where = shim::Location::current()) {
-  return static_cast<unsigned>(shim::wait_for_warp("__ballot_sync", mask, value != 0, -1, where));
-}
 inline int __any_sync(unsigned mask, int value, shim::Location where = shim::Location::current()) {
-  return shim::wait_for_warp("__any_sync", mask, value != 0, -1, where) != 0;
+  return static_cast<int>(shim::wait_for_warp("__any_sync", mask, value != 0, -1, where));
 }
 template <class V>
 V __shfl_sync(unsigned mask, V value, int source, shim::Location where = shim::Location::current()) {

@@ -67,7 +67,7 @@ __global__ void probe(int what, float* x, int index) {
     if (lane < 16) x[t] = __shfl_xor_sync(0x0000ffff, x[t], 16);
   } else if (what == kLanesApart) {
     if (lane < 16)
-      x[t] = shuffle(x[t], 0);
+      x[t] = __shfl_sync(kWholeWarp, x[t], 0);
     else
       x[t] = shuffle_xor(x[t], 1);
   } else if (what == kWritesPastEnd) {
@@ -89,9 +89,10 @@ __global__ void probe(int what, float* x, int index) {
     x[t] = local[index];
   } else if (what == kShuffles) {
     const Complex<double> z = {x[t], t + 0.5};
-    const Complex<double> y = shuffle(z, 31 - lane) + shuffle_xor(z, 1);
-    const unsigned votes = __ballot_sync(0xff << lane / 8 * 8, t % 3 == 0);
-    x[t] = static_cast<float>(y.re + 100 * y.im) + static_cast<float>(votes >> lane / 8 * 8) + (__any_sync(kWholeWarp, t == 5) ? 0.25f : 0) +
+    const Complex<double> y = shuffle_xor(z, 1);
+    const double mirrored = __shfl_sync(kWholeWarp, z.re, 31 - lane);
+    const bool octet = __any_sync(0xff << lane / 8 * 8, t == 5 || t == 40);
+    x[t] = static_cast<float>(mirrored + y.re + 100 * y.im) + (octet ? 0.25f : 0) +
            (__syncthreads_or(t == 40) ? 0.125f : 0);
   }
 }

@@ -254,16 +254,17 @@ uint64_t wait_for_warp(const char* what, unsigned mask, uint64_t value, int sour
   }
   if (complete) {
     waiting &= ~mask;
-    uint64_t given[kWarp] = {}, votes = 0;
+    uint64_t given[kWarp] = {};
+    bool any = false;
     for (int l = 0; l < lanes; ++l) {
       given[l] = warp[l].value;
-      if (mask >> l & 1) votes |= uint64_t{given[l] != 0} << l;
+      any |= (mask >> l & 1) && given[l] != 0;
     }
     for (int l = 0; l < lanes; ++l) {
       if (!(mask >> l & 1)) continue;
       if (warp[l].source >= 0 && !(mask >> warp[l].source & 1))
         fail("reads lane " + std::to_string(warp[l].source) + ", which takes no part: " + describe(first + l));
-      warp[l].value = warp[l].source >= 0 ? given[warp[l].source] : votes;
+      warp[l].value = warp[l].source >= 0 ? given[warp[l].source] : any;
       set_ready(first + l);
     }
   }
