@@ -15,9 +15,9 @@ namespace hybrid_kernels {
 // Entries of A above this in real or imaginary part call for row pivoting; the measurement is in cayley_cpu_kernels.h.
 constexpr double cayley_unpivoted_limit(int64_t block_size) { return block_size < 8 ? 2.0 : 4.0; }
 
-// The largest block_size that cayley_forward_cuda (and shifted_inverse_cuda) and cayley_backward_cuda take: blocks up
-// to 32 are computed in a warp's registers, larger ones, up to 128, in the shared memory that one block of threads of
-// the current device can have. Negative if the device cannot be asked.
+// The largest block_size that cayley_forward_cuda (and shifted_inverse_cuda) and cayley_backward_cuda take: 128, or 64
+// for std::complex<double>, what the registers of one block of threads hold. The backward also needs shared memory: where
+// the current device grants a block of threads too little, it is 64 or 32. Negative if the device cannot be asked.
 template <class T>
 int64_t cayley_forward_max_block_cuda();
 template <class T>

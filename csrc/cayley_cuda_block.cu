@@ -1,10 +1,11 @@
-// The Cayley transform of matrices above 32 × 32 in the registers of a block of threads, and inverses without pivoting.
+// The Cayley transform of matrices above 32 × 32 in the registers of a block of threads, and inverses without
+// pivoting.
 //
-// Q = 2 (I + A)⁻¹ − I by Gauss–Jordan elimination in place, as in cayley_cuda_warp.cu: step k subtracts (row[k] / p[k]) p
-// from the other rows, p being the pivot row as it is, which is divided by p[k] at the very end. Pivot rows and columns go
-// through shared memory. Without pivoting a few steps are taken at once, what they subtract being summed first: that is
-// fewer roundings of the entries. When kSide columns are done, each thread moves its columns, and without pivoting its rows,
-// one place down, so that the pivot's are always at 0 and the loop need not be unrolled; after kTile moves all are back.
+// Q = 2 (I + A)⁻¹ − I by Gauss–Jordan elimination in place, whose steps are those of cayley_cuda_warp.cu.
+// Pivot rows and columns go through shared memory. Without pivoting a few steps are taken at once, what they
+// subtract being summed first: that is fewer roundings of the entries. When kSide columns are done, each
+// thread moves its columns, and without pivoting its rows, one place down, so that the pivot's are always at
+// 0 and the loop over them stays a loop; after kTile moves all are back.
 #include "cayley_cuda_block.cuh"
 
 namespace hybrid_kernels {
@@ -20,21 +21,23 @@ struct BlockElimination : BlockTile<S, N> {
   using Tile::kTile;
   using Tile::row;
 
-  static constexpr int kPanel = sizeof(R) == 8 && !kIsComplex<S> ? 2 : 4;  // steps taken at once; registers limit them
+  // Steps taken at once. For double there are no registers for more.
+  static constexpr int kPanel = sizeof(R) == 8 && !kIsComplex<S> ? 2 : 4;
   static constexpr int kLines = 2 * kPanel * N;  // the pivot rows of a panel and its columns
   static constexpr int kWork = 2 * (kLines > Tile::kSlab ? kLines : Tile::kSlab);
   static constexpr int kSharedBytes = (kWork + N) * sizeof(S) + 2 * N * sizeof(int);
 
   S x[kTile][kTile];
-  // Shared memory. The slabs and the lines, of which there are two each, so that one can be written while the other is
-  // read, take the same place.
+  // Shared memory. The slabs and the lines, of which there are two each, so that one can be written while the
+  // other is read, take the same place.
   S* slabs = reinterpret_cast<S*>(shared_memory);
   S* lines = slabs;
   S* scale = slabs + kWork;                        // what each row has to be multiplied by in the end
   int* place = reinterpret_cast<int*>(scale + N);  // with pivoting: the step that each row was the pivot of,
   int* pivot_row = place + N;                      // and the pivot row of each step
 
-  // One panel: steps k₀ to k₀ + kPanel − 1, whose rows and columns the threads at `step` and the next ones have.
+  // One panel: steps k₀ to k₀ + kPanel − 1, whose rows and columns the threads at `step` and the next ones
+  // have.
   __device__ __forceinline__ void eliminate_panel(int k0, int step) {
     S* rows = lines + step / kPanel % 2 * kLines;
     S* columns = rows + kPanel * N;
@@ -50,8 +53,8 @@ struct BlockElimination : BlockTile<S, N> {
     }
     __syncthreads();
 
-    // The panel's own block: above the diagonal it becomes the pivot rows as they are used, below the multiples of these
-    // that are subtracted from the next ones.
+    // The panel's own block: above the diagonal it becomes the pivot rows as they are used, below the
+    // multiples of these that are subtracted from the next ones.
     S block[kPanel][kPanel], pivot[kPanel];
 #pragma unroll
     for (int s = 0; s < kPanel; ++s)
@@ -68,6 +71,19 @@ struct BlockElimination : BlockTile<S, N> {
       }
     }
 
+    // Column k of step k is replaced: it starts from 0, in the pivot row from what becomes of the diagonal,
+    // and the pivot row has a 1 in it.
+    if (owns_column) {
+#pragma unroll
+      for (int r = 0; r < kTile; ++r) x[r][0] = constant<S>(0);
+#pragma unroll
+      for (int t = 0; t < kPanel; ++t)
+        if (own_row == t && own_column == t) {
+          x[0][0] = -block[t][t];
+          scale[k0 + t] = pivot[t];
+        }
+    }
+
     S g[kPanel][kTile];  // the multiples that are subtracted from this thread's rows
 #pragma unroll
     for (int r = 0; r < kTile; ++r)
@@ -79,18 +95,6 @@ struct BlockElimination : BlockTile<S, N> {
         g[t][r] = r == 0 && own_row == t ? constant<S>(0) : f * pivot[t];
       }
 
-    // Column k of step k is replaced: it starts from 0, in the pivot row from what becomes of the diagonal, and the
-    // pivot row has a 1 in it.
-    if (owns_column) {
-#pragma unroll
-      for (int r = 0; r < kTile; ++r) x[r][0] = constant<S>(0);
-#pragma unroll
-      for (int t = 0; t < kPanel; ++t)
-        if (own_row == t && own_column == t) {
-          x[0][0] = -block[t][t];
-          scale[k0 + t] = pivot[t];
-        }
-    }
 #pragma unroll
     for (int c = 0; c < kTile; ++c) {
       S p[kPanel];
@@ -116,7 +120,8 @@ struct BlockElimination : BlockTile<S, N> {
 #pragma unroll 1
     for (int first = 0; first < N; first += kSide) {
 #pragma unroll 1
-      for (int step = 0; step < kSide && first + step < b; step += kPanel) eliminate_panel(first + step, step);
+      for (int step = 0; step < kSide && first + step < b; step += kPanel)
+        eliminate_panel(first + step, step);
       S moved[kTile][kTile];
 #pragma unroll
       for (int r = 0; r < kTile; ++r)
@@ -181,8 +186,7 @@ struct BlockElimination : BlockTile<S, N> {
         const S pivot = reciprocal(line[step]);
         S g[kTile];
 #pragma unroll
-        for (int r = 0; r < kTile; ++r)
-          g[r] = row(r) == best_row ? constant<S>(0) : column[row(r)] * pivot;
+        for (int r = 0; r < kTile; ++r) g[r] = row(r) == best_row ? constant<S>(0) : column[row(r)] * pivot;
         if (across == step) {
 #pragma unroll
           for (int r = 0; r < kTile; ++r) x[r][0] = constant<S>(row(r) == best_row);
@@ -214,13 +218,14 @@ struct BlockElimination : BlockTile<S, N> {
 
 template <class S, int N>
 __global__ void __launch_bounds__(BlockTile<S, N>::kThreads, 1)
-    forward_kernel(const S* __restrict__ skew, bool packed, int b, typename RealOf<S>::type limit, S* __restrict__ q) {
+    forward_kernel(const S* __restrict__ skew, bool packed, int b, typename RealOf<S>::type limit,
+                   S* __restrict__ q) {
   using R = typename RealOf<S>::type;
   using Elimination = BlockElimination<S, N>;
   constexpr int kTile = Elimination::kTile;
   Elimination e;
-  skew += blockIdx.x * stored_size(packed, b);
-  q += blockIdx.x * int64_t(b) * b;
+  skew += int64_t(blockIdx.x) * stored_size(packed, b);
+  q += int64_t(blockIdx.x) * (b * b);
 #pragma unroll
   for (int r = 0; r < kTile; ++r)
 #pragma unroll
@@ -263,7 +268,7 @@ __global__ void __launch_bounds__(BlockTile<S, N>::kThreads, 1)
   using Elimination = BlockElimination<S, N>;
   constexpr int kTile = Elimination::kTile;
   Elimination e;
-  matrix += blockIdx.x * batch_stride;
+  matrix += int64_t(blockIdx.x) * batch_stride;
 #pragma unroll
   for (int r = 0; r < kTile; ++r)
 #pragma unroll
@@ -284,14 +289,15 @@ __global__ void __launch_bounds__(BlockTile<S, N>::kThreads, 1)
 
 template <class S, int N>
 cudaError_t launch_forward(const S* skew, bool packed, int64_t batch, int b, S* q, cudaStream_t stream) {
-  return launch(forward_kernel<S, N>, batch, BlockTile<S, N>::kThreads, BlockElimination<S, N>::kSharedBytes, stream, skew,
-                packed, b, cayley_unpivoted_limit(b), q);
+  return launch(forward_kernel<S, N>, batch, BlockTile<S, N>::kThreads, BlockElimination<S, N>::kSharedBytes,
+                stream, skew, packed, b, cayley_unpivoted_limit(b), q);
 }
 
 template <class S, int N>
-cudaError_t launch_inverse(S* c, int64_t batch, int n, int64_t row_stride, int64_t batch_stride, cudaStream_t stream) {
-  return launch(shifted_inverse_kernel<S, N>, batch, BlockTile<S, N>::kThreads, BlockElimination<S, N>::kSharedBytes, stream,
-                c, n, row_stride, batch_stride);
+cudaError_t launch_inverse(S* c, int64_t batch, int n, int64_t row_stride, int64_t batch_stride,
+                           cudaStream_t stream) {
+  return launch(shifted_inverse_kernel<S, N>, batch, BlockTile<S, N>::kThreads,
+                BlockElimination<S, N>::kSharedBytes, stream, c, n, row_stride, batch_stride);
 }
 
 }  // namespace
@@ -302,10 +308,12 @@ int64_t cayley_forward_max_block_cuda() {
 }
 
 template <class T>
-cudaError_t cayley_forward_cuda(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q, cudaStream_t stream) {
+cudaError_t cayley_forward_cuda(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q,
+                                cudaStream_t stream) {
   using S = typename DeviceScalar<T>::type;
   if (block_size > kBlockMax<S>) return cudaErrorInvalidValue;
-  if (block_size <= kCayleyWarpMaxBlock) return cayley_forward_warp(skew, packed, batch, block_size, q, stream);
+  if (block_size <= kCayleyWarpMaxBlock)
+    return cayley_forward_warp(skew, packed, batch, block_size, q, stream);
   const auto launcher = block_size <= 64 ? launch_forward<S, 64> : launch_forward<S, kBlockMax<S>>;
   return launcher(device_scalars(skew), packed, batch, int(block_size), device_scalars(q), stream);
 }
@@ -319,9 +327,9 @@ cudaError_t shifted_inverse_cuda(T* c, int64_t batch, int64_t n, int64_t row_str
   return launcher(device_scalars(c), batch, int(n), row_stride, batch_stride, stream);
 }
 
-#define HK_INSTANTIATE(T)                                                                             \
-  template int64_t cayley_forward_max_block_cuda<T>();                                                \
-  template cudaError_t cayley_forward_cuda(const T*, bool, int64_t, int64_t, T*, cudaStream_t);       \
+#define HK_INSTANTIATE(T)                                                                       \
+  template int64_t cayley_forward_max_block_cuda<T>();                                          \
+  template cudaError_t cayley_forward_cuda(const T*, bool, int64_t, int64_t, T*, cudaStream_t); \
   template cudaError_t shifted_inverse_cuda(T*, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
 HK_INSTANTIATE(float)
 HK_INSTANTIATE(double)

@@ -1,12 +1,13 @@
-// How the kernels for matrices above 32 × 32 divide one of them among the threads of a block: into their registers.
+// How the kernels for matrices above 32 × 32 divide one of them among the threads of a block: into their
+// registers.
 #pragma once
 
 #include "cayley_cuda_kernels.cuh"
 
 namespace hybrid_kernels {
 
-// A matrix padded to N × N has kSide² threads, each with kTile × kTile entries: 64 registers, 128 in double precision or
-// of complex<float>. Thread (down, across) has rows down + r kSide and columns across + c kSide.
+// A matrix padded to N × N has kSide² threads, each with kTile × kTile entries: 64 registers, 128 in double
+// precision or of complex<float>. Thread (down, across) has rows down + r kSide and columns across + c kSide.
 template <class S, int N>
 struct BlockTile {
   static constexpr int kTile = sizeof(S) == 16 ? 4 : 8;

@@ -1,8 +1,9 @@
-// The gradient of the Cayley transform of matrices above 32 × 32, one of them in the registers of a block of threads.
+// The gradient of the Cayley transform of matrices above 32 × 32, one of them in the registers of a block of
+// threads.
 //
-// D = H G H with H = (I + Q)ᴴ; the gradient is −½ (D − Dᴴ), half of that for full input. Both products are sums over k of
-// column k of the left factor times row k of the right one: first H G, from slabs of rows of Q and G, then (H G) H, whose
-// left factor is kept in shared memory, from slabs of columns of Q.
+// D = H G H with H = (I + Q)ᴴ; the gradient is −½ (D − Dᴴ), half of that for full input. Both products are
+// sums over k of column k of the left factor times row k of the right one: first H G, from slabs of rows of Q
+// and G, then (H G) H, whose left factor is kept in shared memory, from slabs of columns of Q.
 #include "cayley_cuda_block.cuh"
 
 namespace hybrid_kernels {
@@ -14,8 +15,8 @@ struct BlockProduct : BlockTile<S, N> {
   using Tile::kSide;
   using Tile::kStride;
   using Tile::kTile;
-  // (H G)ᵀ, and two slabs, so that one can be written while the other is read. Before there is H G, two slabs of each
-  // factor are in its place.
+  // (H G)ᵀ, and two slabs, so that one can be written while the other is read. Before there is H G, two slabs
+  // of each factor are in its place.
   static constexpr int kSharedBytes = (N * kStride + 2 * Tile::kSlab) * sizeof(S);
   static_assert(4 * Tile::kSlab <= N * kStride);
 
@@ -28,8 +29,8 @@ struct BlockProduct : BlockTile<S, N> {
       for (int c = 0; c < kTile; ++c) sum[r][c] = constant<S>(0);
   }
 
-  // Adds the products of kSide columns of the left factor, stored as rows, and rows of the right one. A few of them are
-  // summed first: that is fewer roundings of the long sum.
+  // Adds the products of kSide columns of the left factor, stored as rows, and rows of the right one. A few
+  // of them are summed first: that is fewer roundings of the long sum.
   __device__ __forceinline__ void add(const S* left, const S* right) {
     constexpr int kTogether = 4;
 #pragma unroll 1
@@ -58,15 +59,17 @@ struct BlockProduct : BlockTile<S, N> {
 
 template <class S, int N>
 __global__ void __launch_bounds__(BlockTile<S, N>::kThreads, 1)
-    backward_kernel(const S* __restrict__ grad_q, const S* __restrict__ q, bool packed, int b, S* __restrict__ grad_skew) {
+    backward_kernel(const S* __restrict__ grad_q, const S* __restrict__ q, bool packed, int b,
+                    S* __restrict__ grad_skew) {
   using R = typename RealOf<S>::type;
   using Product = BlockProduct<S, N>;
-  constexpr int kTile = Product::kTile, kSide = Product::kSide, kStride = Product::kStride, kSlab = Product::kSlab;
+  constexpr int kTile = Product::kTile, kSide = Product::kSide, kStride = Product::kStride,
+                kSlab = Product::kSlab;
   Product product;
   const int down = product.down, across = product.across;
-  grad_q += blockIdx.x * int64_t(b) * b;
-  q += blockIdx.x * int64_t(b) * b;
-  grad_skew += blockIdx.x * stored_size(packed, b);
+  grad_q += int64_t(blockIdx.x) * (b * b);
+  q += int64_t(blockIdx.x) * (b * b);
+  grad_skew += int64_t(blockIdx.x) * stored_size(packed, b);
   S* whole = reinterpret_cast<S*>(shared_memory);
   S* slabs = whole + N * kStride;
 
@@ -118,9 +121,10 @@ __global__ void __launch_bounds__(BlockTile<S, N>::kThreads, 1)
 }
 
 template <class S, int N>
-cudaError_t launch_backward(const S* grad_q, const S* q, bool packed, int64_t batch, int b, S* grad_skew, cudaStream_t stream) {
-  return launch(backward_kernel<S, N>, batch, BlockTile<S, N>::kThreads, BlockProduct<S, N>::kSharedBytes, stream, grad_q, q,
-                packed, b, grad_skew);
+cudaError_t launch_backward(const S* grad_q, const S* q, bool packed, int64_t batch, int b, S* grad_skew,
+                            cudaStream_t stream) {
+  return launch(backward_kernel<S, N>, batch, BlockTile<S, N>::kThreads, BlockProduct<S, N>::kSharedBytes,
+                stream, grad_q, q, packed, b, grad_skew);
 }
 
 }  // namespace
@@ -130,24 +134,26 @@ int64_t cayley_backward_max_block_cuda() {
   using S = typename DeviceScalar<T>::type;
   int device = 0, shared_bytes = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return -1;
-  if (cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return -1;
+  if (cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return -1;
   if (shared_bytes >= BlockProduct<S, kBlockMax<S>>::kSharedBytes) return kBlockMax<S>;
   return shared_bytes >= BlockProduct<S, 64>::kSharedBytes ? 64 : kCayleyWarpMaxBlock;
 }
 
 template <class T>
-cudaError_t cayley_backward_cuda(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size, T* grad_skew,
-                                 cudaStream_t stream) {
+cudaError_t cayley_backward_cuda(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size,
+                                 T* grad_skew, cudaStream_t stream) {
   using S = typename DeviceScalar<T>::type;
   if (block_size > kBlockMax<S>) return cudaErrorInvalidValue;
   if (block_size <= kCayleyWarpMaxBlock)
     return cayley_backward_warp(grad_q, q, packed, batch, block_size, grad_skew, stream);
   const auto launcher = block_size <= 64 ? launch_backward<S, 64> : launch_backward<S, kBlockMax<S>>;
-  return launcher(device_scalars(grad_q), device_scalars(q), packed, batch, int(block_size), device_scalars(grad_skew), stream);
+  return launcher(device_scalars(grad_q), device_scalars(q), packed, batch, int(block_size),
+                  device_scalars(grad_skew), stream);
 }
 
-#define HK_INSTANTIATE(T)                                   \
-  template int64_t cayley_backward_max_block_cuda<T>();     \
+#define HK_INSTANTIATE(T)                               \
+  template int64_t cayley_backward_max_block_cuda<T>(); \
   template cudaError_t cayley_backward_cuda(const T*, const T*, bool, int64_t, int64_t, T*, cudaStream_t);
 HK_INSTANTIATE(float)
 HK_INSTANTIATE(double)

@@ -1,4 +1,4 @@
-// What the kernels of the Cayley transform share, and how its two kinds of kernels are launched.
+// What the kernels of the Cayley transform share.
 #pragma once
 
 #include "cayley_cuda.h"
@@ -8,13 +8,13 @@ namespace hybrid_kernels {
 
 constexpr int kCayleyWarpMaxBlock = 32;
 
-// Those of cayley_cuda.h, for one kind of kernel each: in the registers of a warp, block_size <= kCayleyWarpMaxBlock,
-// or of a block of threads, block_size above that.
+// cayley_forward_cuda and cayley_backward_cuda for block_size <= kCayleyWarpMaxBlock.
 template <class T>
-cudaError_t cayley_forward_warp(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q, cudaStream_t stream);
+cudaError_t cayley_forward_warp(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q,
+                                cudaStream_t stream);
 template <class T>
-cudaError_t cayley_backward_warp(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size, T* grad_skew,
-                                 cudaStream_t stream);
+cudaError_t cayley_backward_warp(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size,
+                                 T* grad_skew, cudaStream_t stream);
 
 template <class T>
 const typename DeviceScalar<T>::type* device_scalars(const T* p) {
@@ -26,7 +26,7 @@ typename DeviceScalar<T>::type* device_scalars(T* p) {
 }
 
 // Numbers that one matrix of `skew` takes.
-HK_DEVICE int64_t stored_size(bool packed, int64_t b) { return packed ? b * (b - 1) / 2 : b * b; }
+HK_DEVICE int stored_size(bool packed, int b) { return packed ? b * (b - 1) / 2 : b * b; }
 
 // Where row i of the packed strict upper triangle would have its column 0.
 HK_DEVICE int packed_row(int i, int b) { return i * (2 * b - i - 3) / 2 - 1; }
@@ -36,6 +36,16 @@ template <class S>
 __device__ __forceinline__ S skew_entry(const S* skew, bool packed, int b, int i, int j) {
   if (!packed) return scaled(skew[i * b + j], typename RealOf<S>::type(0.5));
   return j > i ? skew[packed_row(i, b) + j] : constant<S>(0);
+}
+
+// x += y for a real y that, if −0, leaves x as it is to the bit.
+template <class S>
+__device__ __forceinline__ void add_real(S& x, typename RealOf<S>::type y) {
+  if constexpr (kIsComplex<S>) {
+    x.re = x.re + y;
+  } else {
+    x = x + y;
+  }
 }
 
 // H[j, i] of H = (I + Q)ᴴ, from Q[i, j].
@@ -56,8 +66,8 @@ struct alignas(16) Chunk {
 constexpr int kWarpSize = 32;
 constexpr int kCayleyWarps = 2;  // of a block; they share nothing
 
-// visit(matrix, row, column) for the entries of the b × b leading blocks of N × N matrices, or of all of these for
-// b == N, consecutive ones by consecutive lanes.
+// visit(matrix, row, column) for the entries of the b × b leading blocks of N × N matrices, or of all of
+// these for b == N, consecutive ones by consecutive lanes.
 template <int N, class Visit>
 __device__ __forceinline__ void for_each_entry(int warp_lane, int matrices, int b, Visit visit) {
   constexpr int kRowsAtOnce = kWarpSize / N;

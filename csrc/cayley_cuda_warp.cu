@@ -1,20 +1,21 @@
-// The Cayley transform of matrices up to 32 × 32 in the registers of a warp, and its gradient.
+// The Cayley transform of matrices up to 32 × 32, a few of them in the registers of a warp.
 //
-// Forward: Q = 2 (I + A)⁻¹ − I by Gauss–Jordan elimination in place. Step k, with p the pivot row as it is:
-//   row −= (row[k] / p[k]) p,  column k of it becomes −row[k] / p[k]; the pivot row itself is divided by p[k] at the
-// very end. Without pivoting what is stored is the deviation from the identity (see block_algebra.h), p[k] = 1 + C[k, k].
-// Every step also moves the columns and the rows of a lane one place down, so that the pivot is always at [0][0]:
-// the loop over the steps need not be unrolled.
+// Q = 2 (I + A)⁻¹ − I by Gauss–Jordan elimination in place. Step k, with p the pivot row:
+//   row −= g p and row[k] = −g, with g = row[k] / p[k], for the other rows;
+//   p itself stays as it is and is divided by p[k] at the very end, but p[k] = 1.
+// Without pivoting, what is stored is the deviation from the identity (see block_algebra.h): then it is
+// 1 + p[k] that divides, and p[k] becomes −p[k]. Every step also moves the columns, and without pivoting the
+// rows of a lane, one place down, so that the pivot is at [0][0] and the loop over the steps stays a loop.
 #include "cayley_cuda_kernels.cuh"
 
 namespace hybrid_kernels {
 namespace {
 
-// How a warp divides matrices padded to N × N: a lane holds kRows rows, 128 registers at most, kLanes lanes a matrix.
-// The more rows a lane holds, the fewer numbers have to be read for the same work.
+// How a warp divides matrices padded to N × N: a lane holds kRows rows, in 128 registers at most, and kLanes
+// lanes a matrix. The more rows a lane holds, the fewer numbers have to be read for the same work.
 template <class S, int N>
 struct RowTile {
-  static constexpr int kRows = N * sizeof(S) < 64 ? (N < 16 / sizeof(S) ? N : 16 / sizeof(S)) : 16 / sizeof(S);
+  static constexpr int kRows = 16 / sizeof(S);
   static constexpr int kLanes = N / kRows;
   static constexpr int kMatrices = kWarpSize / kLanes;
   // Staged matrices: padding keeps lanes that read a column, and different matrices, in different banks.
@@ -23,7 +24,7 @@ struct RowTile {
   // Two pivot rows of each matrix, so that one can be written while the other is read.
   static constexpr int kPivotStride = N + Chunk<S>::kSize;
   static constexpr int kStagedBytes = (kMatrices * kMatrixStride * sizeof(S) + 15) / 16 * 16;
-  static constexpr int kSharedBytes = kStagedBytes + (kMatrices * N + kMatrices + 15) / 16 * 16;
+  static constexpr int kSharedBytes = kStagedBytes + kMatrices * N;
   static_assert(2 * kMatrices * kPivotStride * sizeof(S) <= kStagedBytes);
 };
 
@@ -37,8 +38,8 @@ struct Elimination {
   S scale[kRows];    // what each has to be multiplied by in the end
   int place[kRows];  // the row of the inverse that each has become, b or more: none
 
-  // Subtracts the multiple g[r] of the pivot row from row r, whose new last column is last[r], and moves the columns down;
-  // the rows too if kRotate.
+  // Subtracts the multiple g[r] of the pivot row from row r, whose new last column is last[r], and moves the
+  // columns down; the rows too if kRotate.
   template <bool kRotate>
   __device__ __forceinline__ void subtract(const S* pivot_row, const S (&g)[kRows], const S (&last)[kRows]) {
 #pragma unroll
@@ -114,8 +115,8 @@ struct Elimination {
     for (int r = 0; r < kRows; ++r) place[r] = lane * kRows + (r + b) % kRows;
   }
 
-  // Row and magnitude of the largest entry of the current column among the rows that have not been pivots yet. NaN counts
-  // as infinite, so that the lanes of a matrix always agree on a row.
+  // Row and magnitude of the largest entry of the current column among the rows that have not been pivots
+  // yet. NaN counts as infinite, so that the lanes of a matrix always agree on a row.
   __device__ __forceinline__ int largest_row(int b, int lane) const {
     R best = -1;
     int row = b;
@@ -140,15 +141,14 @@ struct Elimination {
     return row;
   }
 
-  // The same for a warp some of whose matrices are `beyond` the limit: for these it is (I + A)⁻¹ with row pivoting,
-  // while the others undergo the very operations of `invert`.
+  // The same for a warp some of whose matrices are `beyond` the limit: for these it is (I + A)⁻¹ with row
+  // pivoting, while the others undergo the very operations of `invert`.
   __device__ __forceinline__ void invert_pivoted(bool beyond, int b, int matrix, int lane, S* pivot_rows) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       place[r] = b;
 #pragma unroll
-      for (int j = 0; j < N; ++j)
-        c[r][j] = beyond && j == lane * kRows + r ? c[r][j] + constant<S>(1) : c[r][j];
+      for (int j = 0; j < N; ++j) add_real(c[r][j], beyond && j == lane * kRows + r ? R(1) : -R(0));
     }
     for (int k = 0; k < b; ++k) {
       const int largest = largest_row(b, lane);
@@ -184,8 +184,8 @@ struct Elimination {
 
 template <class S, int N>
 __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
-    forward_kernel(const S* __restrict__ skew, bool packed, int64_t batch, int b, typename RealOf<S>::type limit,
-                   S* __restrict__ q) {
+    forward_kernel(const S* __restrict__ skew, bool packed, int64_t batch, int b,
+                   typename RealOf<S>::type limit, S* __restrict__ q) {
   using Tile = RowTile<S, N>;
   constexpr int kRows = Tile::kRows;
   const int warp = threadIdx.x / kWarpSize, warp_lane = threadIdx.x % kWarpSize;
@@ -196,12 +196,22 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
   S* staged = reinterpret_cast<S*>(shared_memory + warp * Tile::kSharedBytes);
   unsigned char* places = shared_memory + warp * Tile::kSharedBytes + Tile::kStagedBytes;
 
-  const int64_t stored = stored_size(packed, b);
-  for_each_entry<N>(warp_lane, Tile::kMatrices, N, [&](int m, int i, int j) {
-    S x = constant<S>(0);
-    if (m < matrices && i < b && j < b) x = skew_entry(skew + (first + m) * stored, packed, b, i, j);
-    staged[m * Tile::kMatrixStride + i * Tile::kStride + j] = x;
-  });
+  const int stored = stored_size(packed, b), area = b * b;
+  skew += first * stored;
+  q += first * area;
+  if (packed) {
+    for_each_entry<N>(warp_lane, Tile::kMatrices, N, [&](int m, int i, int j) {
+      const bool inside = m < matrices && i < j && j < b;
+      staged[m * Tile::kMatrixStride + i * Tile::kStride + j] =
+          inside ? skew[m * stored + packed_row(i, b) + j] : constant<S>(0);
+    });
+  } else {
+    for_each_entry<N>(warp_lane, Tile::kMatrices, N, [&](int m, int i, int j) {
+      const bool inside = m < matrices && i < b && j < b;
+      staged[m * Tile::kMatrixStride + i * Tile::kStride + j] =
+          inside ? scaled(skew[m * stored + i * b + j], typename RealOf<S>::type(0.5)) : constant<S>(0);
+    });
+  }
   __syncwarp();
 
   Elimination<S, N> elimination;
@@ -230,32 +240,37 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
   }
   __syncwarp();
 
+  // Column j of a row is where b steps have moved it to; with pivoting, what belongs to the row that was the
+  // pivot of step k is in column k.
+  S* result = staged + N - b;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int place = elimination.place[r];
     if (place >= b) continue;
-    const S factor = elimination.scale[r];
+    const S factor = scaled(elimination.scale[r], typename RealOf<S>::type(2));
     S* row = staged + matrix * Tile::kMatrixStride + place * Tile::kStride;
 #pragma unroll
     for (int j = 0; j < N; ++j) row[j] = elimination.c[r][j] * factor;
     if (pivoted) places[matrix * N + lane * kRows + r] = place;
   }
-  if (pivoted && lane == 0) places[Tile::kMatrices * N + matrix] = beyond;
   __syncwarp();
-
-  // Column j of a row is where b steps have moved it to; with pivoting, what belongs to the row that was a pivot in
-  // step k is in column k.
-  const auto put = [&](int m, int i, int j, int column, typename RealOf<S>::type identity) {
-    S x = scaled(staged[m * Tile::kMatrixStride + i * Tile::kStride + column + N - b], typename RealOf<S>::type(2));
-    if (i == j) x = x + constant<S>(identity);
-    q[((first + m) * b + i) * b + j] = x;
-  };
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int i = lane * kRows + r;
+    if (i >= b) continue;
+    S& diagonal =
+        result[matrix * Tile::kMatrixStride + i * Tile::kStride + (pivoted ? places[matrix * N + i] : i)];
+    add_real(diagonal, beyond ? -1 : 1);
+  }
+  __syncwarp();
   if (pivoted) {
     for_each_entry<N>(warp_lane, matrices, b, [&](int m, int i, int j) {
-      put(m, i, j, places[m * N + j], places[Tile::kMatrices * N + m] ? -1 : 1);
+      q[m * area + i * b + j] = result[m * Tile::kMatrixStride + i * Tile::kStride + places[m * N + j]];
     });
   } else {
-    for_each_entry<N>(warp_lane, matrices, b, [&](int m, int i, int j) { put(m, i, j, j, 1); });
+    for_each_entry<N>(warp_lane, matrices, b, [&](int m, int i, int j) {
+      q[m * area + i * b + j] = result[m * Tile::kMatrixStride + i * Tile::kStride + j];
+    });
   }
 }
 
@@ -263,14 +278,16 @@ template <class S, int N>
 cudaError_t launch_forward(const S* skew, bool packed, int64_t batch, int b, S* q, cudaStream_t stream) {
   using Tile = RowTile<S, N>;
   constexpr int64_t kMatrices = kCayleyWarps * Tile::kMatrices;
-  return launch(forward_kernel<S, N>, (batch + kMatrices - 1) / kMatrices, kCayleyWarps * kWarpSize, kCayleyWarps * Tile::kSharedBytes,
-                stream, skew, packed, batch, b, cayley_unpivoted_limit(b), q);
+  return launch(forward_kernel<S, N>, (batch + kMatrices - 1) / kMatrices, kCayleyWarps * kWarpSize,
+                kCayleyWarps * Tile::kSharedBytes, stream, skew, packed, batch, b, cayley_unpivoted_limit(b),
+                q);
 }
 
 }  // namespace
 
 template <class T>
-cudaError_t cayley_forward_warp(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q, cudaStream_t stream) {
+cudaError_t cayley_forward_warp(const T* skew, bool packed, int64_t batch, int64_t block_size, T* q,
+                                cudaStream_t stream) {
   using S = typename DeviceScalar<T>::type;
   const int b = int(block_size);
   const auto launcher = b <= 4    ? launch_forward<S, 4>

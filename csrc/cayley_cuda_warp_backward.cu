@@ -1,14 +1,16 @@
 // The gradient of the Cayley transform of matrices up to 32 × 32, a few of them in a warp.
 //
-// D = H G H with H = (I + Q)ᴴ; the gradient is −½ (D − Dᴴ), half of that for full input. Both products are sums over k of
-// column k of the left factor times row k of the right one: first H G, from the rows of Hᵀ and G, then (H G) H.
+// D = H G H with H = (I + Q)ᴴ; the gradient is −½ (D − Dᴴ), half of that for full input. Both products are
+// sums over k of column k of the left factor times row k of the right one: first H G, from the rows of Hᵀ and
+// G, then (H G) H.
 #include "cayley_cuda_kernels.cuh"
 
 namespace hybrid_kernels {
 namespace {
 
-// A lane has a kRows × kColumns tile of a matrix padded to N × N, spread over it in pieces of one Chunk, so that together
-// the lanes read whole rows. The sums take 64 registers at most, for complex numbers in double precision 128.
+// A lane has a kRows × kColumns tile of a matrix padded to N × N, spread over it in pieces of one Chunk, so
+// that together the lanes read whole rows. The sums take 64 registers at most, for complex numbers in double
+// precision 128.
 template <class S, int N>
 struct ProductTile {
   static constexpr int kChunk = Chunk<S>::kSize;
@@ -48,7 +50,8 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
                     S* __restrict__ grad_skew) {
   using Tile = ProductTile<S, N>;
   using R = typename RealOf<S>::type;
-  constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kChunk = Tile::kChunk, kStride = Tile::kStride;
+  constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kChunk = Tile::kChunk,
+                kStride = Tile::kStride;
   const int warp = threadIdx.x / kWarpSize, warp_lane = threadIdx.x % kWarpSize;
   const int matrix = warp_lane / Tile::kLanes, lane = warp_lane % Tile::kLanes;
   const int down = lane / Tile::kLanesAcross, across = lane % Tile::kLanesAcross;
@@ -58,11 +61,15 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
   S* transposed = reinterpret_cast<S*>(shared_memory + warp * Tile::kSharedBytes);  // Hᵀ = conj(I + Q)
   S* other = transposed + Tile::kMatrices * Tile::kMatrixStride;                    // G, then (H G)ᵀ, then D
 
+  const int stored = stored_size(packed, b), area = b * b;
+  grad_q += first * area;
+  q += first * area;
+  grad_skew += first * stored;
   for_each_entry<N>(warp_lane, matrices, b, [&](int m, int i, int j) {
-    transposed[m * Tile::kMatrixStride + i * kStride + j] = adjoint_factor(q[((first + m) * b + i) * b + j], i == j);
+    transposed[m * Tile::kMatrixStride + i * kStride + j] = adjoint_factor(q[m * area + i * b + j], i == j);
   });
   for_each_entry<N>(warp_lane, matrices, b, [&](int m, int i, int j) {
-    other[m * Tile::kMatrixStride + i * kStride + j] = grad_q[((first + m) * b + i) * b + j];
+    other[m * Tile::kMatrixStride + i * kStride + j] = grad_q[m * area + i * b + j];
   });
   __syncwarp();
 
@@ -94,7 +101,8 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
         chunk.x[e] = sum[r + e][c];
         sum[r + e][c] = constant<S>(0);
       }
-      *reinterpret_cast<Chunk<S>*>(own_other + Tile::column(across, c) * kStride + Tile::row(down, r)) = chunk;
+      *reinterpret_cast<Chunk<S>*>(own_other + Tile::column(across, c) * kStride + Tile::row(down, r)) =
+          chunk;
     }
   __syncwarp();
 
@@ -104,7 +112,8 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
     S left[kRows], right[kColumns];
     load_pieces(left, own_other + k * kStride, down, Tile::kLanesDown);
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) right[c] = own_transposed[(across + c * Tile::kLanesAcross) * kStride + k];
+    for (int c = 0; c < kColumns; ++c)
+      right[c] = own_transposed[(across + c * Tile::kLanesAcross) * kStride + k];
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -118,18 +127,18 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
       own_other[Tile::row(down, r) * Tile::kResultStride + across + c * Tile::kLanesAcross] = sum[r][c];
   __syncwarp();
 
-  const int64_t stored = stored_size(packed, b);
   const R scale = packed ? R(-0.5) : R(-0.25);
   for_each_entry<N>(warp_lane, matrices, b, [&](int m, int i, int j) {
     if (packed && j <= i) return;
     const S* d = other + m * Tile::kMatrixStride;
     const S x = d[i * Tile::kResultStride + j] - conj(d[j * Tile::kResultStride + i]);
-    grad_skew[(first + m) * stored + (packed ? packed_row(i, b) : i * b) + j] = scaled(x, scale);
+    grad_skew[m * stored + (packed ? packed_row(i, b) : i * b) + j] = scaled(x, scale);
   });
 }
 
 template <class S, int N>
-cudaError_t launch_backward(const S* grad_q, const S* q, bool packed, int64_t batch, int b, S* grad_skew, cudaStream_t stream) {
+cudaError_t launch_backward(const S* grad_q, const S* q, bool packed, int64_t batch, int b, S* grad_skew,
+                            cudaStream_t stream) {
   using Tile = ProductTile<S, N>;
   constexpr int64_t kMatrices = kCayleyWarps * Tile::kMatrices;
   return launch(backward_kernel<S, N>, (batch + kMatrices - 1) / kMatrices, kCayleyWarps * kWarpSize,
@@ -139,15 +148,16 @@ cudaError_t launch_backward(const S* grad_q, const S* q, bool packed, int64_t ba
 }  // namespace
 
 template <class T>
-cudaError_t cayley_backward_warp(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size, T* grad_skew,
-                                 cudaStream_t stream) {
+cudaError_t cayley_backward_warp(const T* grad_q, const T* q, bool packed, int64_t batch, int64_t block_size,
+                                 T* grad_skew, cudaStream_t stream) {
   using S = typename DeviceScalar<T>::type;
   const int b = int(block_size);
   const auto launcher = b <= 4    ? launch_backward<S, 4>
                         : b <= 8  ? launch_backward<S, 8>
                         : b <= 16 ? launch_backward<S, 16>
                                   : launch_backward<S, 32>;
-  return launcher(device_scalars(grad_q), device_scalars(q), packed, batch, b, device_scalars(grad_skew), stream);
+  return launcher(device_scalars(grad_q), device_scalars(q), packed, batch, b, device_scalars(grad_skew),
+                  stream);
 }
 
 #define HK_INSTANTIATE(T) \

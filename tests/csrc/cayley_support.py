@@ -71,6 +71,6 @@ def _adjoint(x: np.ndarray) -> np.ndarray:
 
 
 def orthogonality_defect(q: Tensor) -> float:
-    """The largest ‖QᴴQ − I‖ of the matrices."""
+    """The root mean square of ‖QᴴQ − I‖ over the matrices (batch, b, b)."""
     wide = q.to(torch.complex128)
-    return torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(q.shape[-1])).max().item()
+    return (torch.linalg.vector_norm(wide.mH @ wide - torch.eye(q.shape[-1])) / len(q) ** 0.5).item()
