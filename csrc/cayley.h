@@ -12,7 +12,16 @@ namespace hybrid_kernels {
 // sizes 256 to 1024: 1.8 up to the limit.
 constexpr double cayley_unpivoted_limit(int64_t block_size) { return block_size < 8 ? 2.0 : 4.0; }
 
-// Values in the strict upper triangle of a block.
-constexpr int64_t packed_size(int64_t block_size) { return block_size * (block_size - 1) / 2; }
+#if defined(__CUDACC__)
+#define HK_BOTH __host__ __device__
+#else
+#define HK_BOTH
+#endif
+
+// Values in the strict upper triangle of a block, and the position of element (i, j), i < j, in it: row by row.
+HK_BOTH constexpr int64_t packed_size(int64_t block_size) { return block_size * (block_size - 1) / 2; }
+HK_BOTH constexpr int64_t packed_position(int64_t block_size, int64_t i, int64_t j) {
+  return i * (2 * block_size - i - 1) / 2 + j - i - 1;
+}
 
 }  // namespace hybrid_kernels

@@ -10,14 +10,13 @@
 #include <complex>
 #include <cstdint>
 
+#include "cayley.h"
+
 namespace hybrid_kernels {
 
-// Entries of A above this in real or imaginary part call for row pivoting; the measurement is in cayley_cpu_kernels.h.
-constexpr double cayley_unpivoted_limit(int64_t block_size) { return block_size < 8 ? 2.0 : 4.0; }
-
-// The largest block_size that cayley_forward_cuda (and shifted_inverse_cuda) and cayley_backward_cuda take: blocks up
-// to 32 are computed in a warp's registers, larger ones, up to 128, in the shared memory that one block of threads of
-// the current device can have. Negative if the device cannot be asked.
+// The largest block_size that cayley_forward_cuda (and shifted_inverse_cuda) and cayley_backward_cuda take: 128, or 64
+// for std::complex<double>, what the registers of one block of threads hold. The backward also needs shared memory: where
+// the current device grants a block of threads too little, it is 64 or 32. Negative if the device cannot be asked.
 template <class T>
 int64_t cayley_forward_max_block_cuda();
 template <class T>
@@ -40,7 +39,7 @@ template <class T>
 cudaError_t cayley_expand_cuda(const T* skew, bool packed, int64_t batch, int64_t block_size, T* a, bool* beyond,
                                cudaStream_t stream);
 
-// Replaces C by (I + C)⁻¹ − I, without pivoting, for any C such that the Hermitian part of I + C is at least I. C is
+// Replaces C by (I + C)⁻¹, without pivoting, for any C such that the Hermitian part of I + C is at least I. C is
 // n × n, its rows `row_stride` apart and its columns next to each other, the matrices `batch_stride` apart.
 template <class T>
 cudaError_t shifted_inverse_cuda(T* c, int64_t batch, int64_t n, int64_t row_stride, int64_t batch_stride,

@@ -31,9 +31,6 @@ void for_upper_triangle(int64_t b, const Visit& visit) {
         for (int64_t j = std::max(column, i); j < std::min(column + kTile, b); ++j) visit(i, j);
 }
 
-// Position of element (i, j), i < j, in the strict upper triangle read row by row.
-inline int64_t packed_position(int64_t b, int64_t i, int64_t j) { return i * (2 * b - i - 1) / 2 + j - i - 1; }
-
 // A of one matrix; returns whether an entry is above the limit of unpivoted elimination, or NaN.
 template <class T>
 bool cayley_expand(const T* skew, bool packed, int64_t b, T* a) {

@@ -33,22 +33,39 @@ def definition(a: Tensor) -> Tensor:
 
 
 def exact(a: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and the gradient of a full skew-Hermitian input, from the definition in double precision or, for
-    double, in extended precision.
+    """Q and the gradient of a full skew-Hermitian input, from the definition with twice the digits of its dtype or,
+    for double precision, what extended precision has.
 
     With M = (I + A)⁻¹: dQ = −(I + Q) dA M, so the gradient is −(I + Q)ᴴ G Mᴴ, projected.
     """
-    double, wide = (np.complex128, np.clongdouble) if a.is_complex() else (np.float64, np.longdouble)
-    if a.dtype in (torch.float32, torch.complex64):
-        wide = double
-    x, g = a.resolve_conj().numpy().astype(wide), grad_q.resolve_conj().numpy().astype(wide)
+    x, g = _wide(a), _wide(grad_q)
     identity = np.eye(a.shape[-1])
-    m = np.linalg.inv((identity + x).astype(double)).astype(wide)
-    for _ in range(2):
-        m = m + m @ (identity - (identity + x) @ m)  # Newton's iteration
+    m = _inverse(identity + x)
     q = (identity - x) @ m
     d_a = -_adjoint(identity + q) @ g @ _adjoint(m)
-    return torch.from_numpy(q.astype(double)), torch.from_numpy(((d_a - _adjoint(d_a)) / 2).astype(double))
+    return _double(q), _double((d_a - _adjoint(d_a)) / 2)
+
+
+def exact_shifted_inverse(c: Tensor) -> Tensor:
+    """(I + C)⁻¹, likewise."""
+    return _double(_inverse(np.eye(c.shape[-1]) + _wide(c)))
+
+
+def _wide(x: Tensor) -> np.ndarray:
+    single = x.dtype in (torch.float32, torch.complex64)
+    double, extended = (np.complex128, np.clongdouble) if x.is_complex() else (np.float64, np.longdouble)
+    return x.resolve_conj().numpy().astype(double if single else extended)
+
+
+def _double(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(x.astype(np.complex128 if np.iscomplexobj(x) else np.float64))
+
+
+def _inverse(x: np.ndarray) -> np.ndarray:
+    m = np.linalg.inv(_double(x).numpy()).astype(x.dtype)
+    for _ in range(2):
+        m = m + m @ (np.eye(x.shape[-1]) - x @ m)  # Newton's iteration
+    return m
 
 
 def _adjoint(x: np.ndarray) -> np.ndarray:
@@ -56,6 +73,6 @@ def _adjoint(x: np.ndarray) -> np.ndarray:
 
 
 def orthogonality_defect(q: Tensor) -> float:
-    """The largest ‖QᴴQ − I‖ of the matrices."""
+    """The root mean square of ‖QᴴQ − I‖ over the matrices (batch, b, b)."""
     wide = q.to(torch.complex128)
-    return torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(q.shape[-1])).max().item()
+    return (torch.linalg.vector_norm(wide.mH @ wide - torch.eye(q.shape[-1])) / len(q) ** 0.5).item()
