@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
 #pragma unroll
   for (int mask = 1; mask < Tile::kLanes; mask *= 2) largest = larger(largest, shuffle_xor(largest, mask));
   const bool beyond = largest > limit;
-  __syncwarp();
+  __syncwarp();  // shuffles and votes alone do not order accesses of shared memory
 
   const bool pivoted = __any_sync(kWholeWarp, beyond);
   if (pivoted) {
