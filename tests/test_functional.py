@@ -298,6 +298,11 @@ def test_cayley(batch, b, dtype) -> None:
             lambda p: R.cayley_packed(p, b),
             lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE)],
         )
+        compare(
+            lambda *ps: torch.stack(F.cayley_packed_many(ps, [b, b])),
+            lambda *ps: torch.stack([R.cayley_packed(p, b) for p in ps]),
+            lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE) for _ in range(2)],
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -427,6 +432,10 @@ BAD = [  # call, error, what its message names
     (lambda: F.cayley(make(3, 3).int()), TypeError, "skew has dtype torch.int32"),
     (lambda: F.cayley_packed(make(2, 5), 4), ValueError, r"packed has shape \(2, 5\).*must be 6"),
     (lambda: F.cayley_packed(make(2, 0), 0), ValueError, "block_size is 0"),
+    (lambda: F.cayley_packed_many([make(2, 6)], []), ValueError, "block_sizes has 0 elements.*packed, 1"),
+    (lambda: F.cayley_packed_many([make(6), make(5)], [4, 4]), ValueError, r"packed\[1\] has shape \(5,\).*be 6"),
+    (lambda: F.cayley_packed_many([make(0)], [0]), ValueError, r"block_sizes\[0\] is 0"),
+    (lambda: F.cayley_packed_many([make(6).int()], [4]), TypeError, r"packed\[0\] has dtype torch.int32"),
     (lambda: F.rotated_low_rank_linear(X, make(2, 4, 4), W, None, A, B), ValueError, "must be 8, k·b of q"),
     (lambda: F.rotated_low_rank_linear(X, make(2, 3, 3), W, make(4), A, B), ValueError, r"bias has shape \(4,\)"),
     (lambda: F.block_rotate(X, make(2, 4, 4)), ValueError, r"x has shape \(4, 6\).*must be 8"),
