@@ -298,11 +298,19 @@ def test_cayley(batch, b, dtype) -> None:
             lambda p: R.cayley_packed(p, b),
             lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE)],
         )
-        compare(
-            lambda *ps: torch.stack(F.cayley_packed_many(ps, [b, b])),
-            lambda *ps: torch.stack([R.cayley_packed(p, b) for p in ps]),
-            lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE) for _ in range(2)],
-        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *COMPLEX])
+def test_cayley_packed_many(dtype) -> None:
+    sizes, shapes = [3, 17, 3, 8], [(2, 3), (136,), (1, 4, 3), (3, 28)]
+
+    def many(*packed: Tensor) -> Tensor:
+        return torch.cat([q.flatten() for q in F.cayley_packed_many(packed, sizes)])
+
+    def each(*packed: Tensor) -> Tensor:
+        return torch.cat([R.cayley_packed(p, b).flatten() for p, b in zip(packed, sizes, strict=True)])
+
+    compare(many, each, lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE) for shape in shapes])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
