@@ -23,8 +23,9 @@ class PreparedFactors:
     data parallelism sees nothing of it, nor does checkpointing, which makes them again a layer at a time (the compiled
     and the Triton kernels to the same bits, torch.linalg to rounding). A gradient in one launch would be had by
     differentiating what was joined, at the price of gradients that all come at the end of the backward, and of a graph
-    that checkpointed layers do not find again when they run anew. Under torch.compile, where all is one graph anyway,
-    that is what the rotations do. Sharded parameters are left alone, and evaluation has its cache.
+    that checkpointed layers do not find again when they run anew. Where the model is compiled as a whole, that is what
+    the rotations do; where layers in it are compiled by themselves, they do not take what was made for them. Sharded
+    parameters are left alone, and evaluation has its cache.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,7 +56,7 @@ class PreparedFactors:
 
     def _drop(self) -> None:
         for adapter in self._holding:
-            adapter.prepared_reflections = adapter.prepared_rotation = None
+            adapter.prepared_reflections = adapter.prepared_rotation = adapter.traced_rotation = None
         self._holding = []
 
     def _prepare_reflections(self) -> None:
@@ -89,5 +90,8 @@ class PreparedFactors:
                     kinds.append(kind)
         prepared = cayley_of_many([adapter.cayley_skew for adapter in adapters], kinds)
         for adapter, q in zip(adapters, prepared, strict=True):
-            adapter.prepared_rotation = q
+            if torch.compiler.is_compiling():
+                adapter.traced_rotation = q
+            else:
+                adapter.prepared_rotation = q
         self._holding += adapters

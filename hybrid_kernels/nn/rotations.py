@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
-from hybrid_kernels.ops.cayley_many import by_kind, cayley_with_value
+from hybrid_kernels.ops.cayley_many import by_kind, cayley_with_value, skew_hermitian
 
 
 def check_reflections(reflections: int, features: int) -> None:
@@ -129,21 +129,12 @@ def skew_shape(features: int, block_size: int, complex_blocks: bool) -> tuple[in
     return features // block_size, block_size * (block_size - 1) // 2
 
 
-def _skew_hermitian(skew: Tensor) -> Tensor:
-    """The complex A (k, b, b) of ``skew``, the real R (k, b, b)."""
-    skew = skew.to(torch.promote_types(skew.dtype, torch.float32))
-    upper, lower = torch.triu(skew, diagonal=1), torch.tril(skew, diagonal=-1)
-    real = upper - upper.mT
-    imaginary = lower + lower.mT + torch.diag_embed(skew.diagonal(dim1=-2, dim2=-1))
-    return torch.complex(real, imaginary)
-
-
 def cayley_of(skew: Tensor, kind: tuple[int, bool]) -> Tensor:
     """Q (k, b, b), real or complex, of the ``skew`` of a `CayleyRotation` of this (block_size, complex_blocks)."""
     block_size, complex_blocks = kind
-    if complex_blocks:
-        return functional.cayley(_skew_hermitian(skew))
-    return functional.cayley_packed(skew, block_size)
+    if not complex_blocks:
+        return functional.cayley_packed(skew, block_size)
+    return functional.cayley(skew_hermitian(skew.to(torch.promote_types(skew.dtype, torch.float32))))
 
 
 def cayley_of_many(skews: Sequence[Tensor], kinds: Sequence[tuple[int, bool]]) -> list[Tensor]:
@@ -160,10 +151,8 @@ def rotation_blocks(
     matrix of 2×2 cells [[C, S], [−S, C]], which costs as many multiplications and works in every real dtype.
     ``transformed``: `cayley_of` of skew where it has been made already.
     """
-    if transformed is None:
-        q = cayley_of(skew, (block_size, complex_blocks))
-    else:
-        q = cayley_with_value(_skew_hermitian(skew) if complex_blocks else skew, transformed)
+    kind = block_size, complex_blocks
+    q = cayley_of(skew, kind) if transformed is None else cayley_with_value(skew, transformed)
     if not complex_blocks:
         return q
     cells = torch.stack(

@@ -44,12 +44,47 @@ def by_kind(
     return [results[index] for index in range(len(skews))]
 
 
+def _skew_hermitian(r: Tensor) -> Tensor:
+    upper, lower = torch.triu(r, diagonal=1), torch.tril(r, diagonal=-1)
+    real = upper - upper.mT
+    imaginary = lower + lower.mT + torch.diag_embed(r.diagonal(dim1=-2, dim2=-1))
+    return torch.complex(real, imaginary)
+
+
+def _skew_hermitian_backward(grad_a: Tensor) -> Tensor:
+    real, imaginary = grad_a.real, grad_a.imag
+    return (
+        torch.triu(real - real.mT, 1)
+        + torch.tril(imaginary + imaginary.mT, -1)
+        + torch.diag_embed(imaginary.diagonal(dim1=-2, dim2=-1))
+    )
+
+
+class _SkewHermitian(torch.autograd.Function):
+    """Saves nothing, as `_WithValue` saves nothing for it: autograd's own gradient of torch.complex would."""
+
+    @staticmethod
+    def forward(ctx: Any, r: Tensor) -> Tensor:
+        return _skew_hermitian(r)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _skew_hermitian_backward(*gradients)
+
+
+def skew_hermitian(r: Tensor) -> Tensor:
+    """The complex A (k, b, b) that the real R (k, b, b) holds: see `hybrid_kernels.nn.CayleyRotation`."""
+    return _skew_hermitian(r) if torch.compiler.is_compiling() else _SkewHermitian.apply(r)
+
+
 class _WithValue(torch.autograd.Function):
     """The transform of ``skew`` whose value is known: what `cayley` and `cayley_packed` save, and their gradient."""
 
     @staticmethod
     def forward(ctx: Any, skew: Tensor, q: Tensor) -> Tensor:
         ctx.packed = skew.ndim < q.ndim
+        ctx.real = not skew.is_complex()
         ctx.save_for_backward(q)
         return q.view_as(q)
 
@@ -57,14 +92,16 @@ class _WithValue(torch.autograd.Function):
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return cayley_backward(*gradients, *ctx.saved_tensors, ctx.packed), None
+        gradient = cayley_backward(*gradients, *ctx.saved_tensors, ctx.packed)
+        return _skew_hermitian_backward(gradient) if ctx.real and gradient.is_complex() else gradient, None
 
 
 def cayley_with_value(skew: Tensor, q: Tensor) -> Tensor:
-    """Q (k, b, b) of ``skew``, full (k, b, b) or packed (k, b(b−1)/2), where q is that already; differentiable.
+    """Q (k, b, b) of ``skew`` where q is that already: nothing is computed, and it is differentiable.
 
-    It saves as much as the transform itself does, so that a checkpointed layer may compute it anew in the backward.
+    ``skew`` is full (k, b, b) or packed (k, b(b−1)/2) or, with a complex q, R (k, b, b) of `skew_hermitian`. As much is
+    saved as by the transform itself, so that a checkpointed layer may compute it anew in the backward.
     """
     if q.requires_grad or not (skew.requires_grad and torch.is_grad_enabled()):
         return q
-    return _WithValue.apply(skew.to(q.dtype), q)
+    return _WithValue.apply(skew.to(torch.promote_types(skew.dtype, torch.float32)), q)

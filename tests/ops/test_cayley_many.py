@@ -7,7 +7,7 @@ from torch._dynamo.backends.common import aot_autograd
 from hybrid_kernels import functional, ops, use_backend
 from hybrid_kernels.nn.rotations import cayley_of, cayley_of_many
 from hybrid_kernels.ops.backend import Operator, unavailable
-from hybrid_kernels.ops.cayley_many import cayley_with_value
+from hybrid_kernels.ops.cayley_many import cayley_with_value, skew_hermitian
 
 SIZES = [5, 3, 5, 5]
 SHAPES = [(2, 10), (4, 3), (1, 3, 10), (10,)]
@@ -102,18 +102,29 @@ def test_compiled_it_is_one_node_for_each_size() -> None:
     assert backward.count("hybrid_kernels.cayley_backward.default") == 2
 
 
-@pytest.mark.parametrize("kind", ["packed", "full", "complex"])
+TRANSFORMS = {
+    "packed": lambda skew: ops.cayley_packed(skew, 4),
+    "packed, bfloat16": lambda skew: ops.cayley_packed(skew.float(), 4),
+    "full": ops.cayley,
+    "full, complex": ops.cayley,
+    "of a module, complex": lambda skew: ops.cayley(skew_hermitian(skew)),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
 def test_with_the_value_known_only_the_gradient_is_computed(kind, calls) -> None:
-    dtype = torch.complex64 if kind == "complex" else torch.float32
-    skew = torch.randn((2, 6) if kind == "packed" else (2, 4, 4), dtype=dtype, requires_grad=True)
-    truth = ops.cayley_packed(skew, 4) if kind == "packed" else ops.cayley(skew)
-    (true_gradient,) = torch.autograd.grad(truth, skew, torch.ones_like(truth))
+    dtype = {"full, complex": torch.complex64, "packed, bfloat16": torch.bfloat16}.get(kind, torch.float32)
+    shape = (2, 6) if kind.startswith("packed") else (2, 4, 4)
+    skew = torch.randn(shape, dtype=dtype, requires_grad=True)
+    truth = TRANSFORMS[kind](skew)
+    weight = torch.randn_like(truth)
+    (true_gradient,) = torch.autograd.grad(truth, skew, weight)
     value = truth.detach()
     calls.clear()
     q = cayley_with_value(skew, value)
     assert not calls and torch.equal(q, truth)
     with torch.autocast("cpu", dtype=torch.bfloat16), use_backend("eager"):
-        (gradient,) = torch.autograd.grad(q, skew, torch.ones_like(q), retain_graph=True)
+        (gradient,) = torch.autograd.grad(q, skew, weight, retain_graph=True)
     torch.testing.assert_close(gradient, true_gradient)
     (gradient,) = torch.autograd.grad(q.abs().square().sum(), skew, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
