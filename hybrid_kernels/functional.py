@@ -8,6 +8,7 @@ the apply stage. Errors are ValueError for shapes and TypeError for dtypes and d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from hybrid_kernels import ops, reference
 from hybrid_kernels.ops.backend import current_backend
+from hybrid_kernels.ops.cayley_many import by_kind
 
 __all__ = [
     "block_rotate",
     "cayley",
     "cayley_packed",
+    "cayley_packed_many",
     "dropout_seed",
     "householder_factors",
     "householder_factors_many",
@@ -370,9 +373,14 @@ def hybrid_linear(
     return low_rank_linear(x, weight, bias, down, up, dropout, lora_A.shape[0], seed)
 
 
-def _as_cayley_input(name: str, tensor: Tensor) -> Tensor:
-    _check_dtype(name, tensor, REAL_DTYPES + COMPLEX_DTYPES)
-    return tensor.to(_widened(tensor.dtype))
+def _check_packed(
+    packed: Tensor, block_size: int, name: str = "packed", block_size_name: str = "block_size"
+) -> None:
+    if block_size < 1:
+        raise ValueError(f"{block_size_name} is {block_size}; it must be at least 1")
+    expected = block_size * (block_size - 1) // 2
+    _check_last(name, packed, expected, f"b(b−1)/2 for block_size {block_size}")
+    _check_dtype(name, packed, REAL_DTYPES + COMPLEX_DTYPES)
 
 
 def cayley(skew: Tensor, refine: bool = False) -> Tensor:
@@ -385,7 +393,8 @@ def cayley(skew: Tensor, refine: bool = False) -> Tensor:
     """
     if skew.ndim < 2 or skew.shape[-1] != skew.shape[-2] or skew.shape[-1] < 1:
         raise ValueError(f"skew has shape {_shape(skew)}; it must be (..., b, b) with b ≥ 1")
-    skew = _as_cayley_input("skew", skew)
+    _check_dtype("skew", skew, REAL_DTYPES + COMPLEX_DTYPES)
+    skew = skew.to(_widened(skew.dtype))
     if current_backend() == "reference":
         return reference.cayley(skew)
     with _no_autocast(skew):
@@ -397,15 +406,33 @@ def cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tens
 
     packed (..., b(b−1)/2) for block_size b ≥ 1; the diagonal of A is zero. Returns Q (..., b, b).
     """
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
-    expected = block_size * (block_size - 1) // 2
-    _check_last("packed", packed, expected, f"b(b−1)/2 for block_size {block_size}")
-    packed = _as_cayley_input("packed", packed)
+    _check_packed(packed, block_size)
+    packed = packed.to(_widened(packed.dtype))
     if current_backend() == "reference":
         return reference.cayley_packed(packed, block_size)
     with _no_autocast(packed):
         return ops.cayley_packed(packed, block_size, refine)
+
+
+def cayley_packed_many(packed: Sequence[Tensor], block_sizes: Sequence[int]) -> list[Tensor]:
+    """`cayley_packed` of each of many layers, which may differ in batch shape, block size, dtype and device.
+
+    Those of one block size, dtype and device take one call forward and one backward, so that the gradient of one takes
+    the time of all; their results are views of one tensor.
+    """
+    if len(packed) != len(block_sizes):
+        raise ValueError(
+            f"block_sizes has {len(block_sizes)} elements; it must have one for each of packed, {len(packed)}"
+        )
+    for index, (tensor, block_size) in enumerate(zip(packed, block_sizes, strict=True)):
+        _check_packed(tensor, block_size, f"packed[{index}]", f"block_sizes[{index}]")
+    if current_backend() == "reference":
+        return [
+            cayley_packed(tensor, block_size) for tensor, block_size in zip(packed, block_sizes, strict=True)
+        ]
+    rows = [tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1]) for tensor in packed]
+    results = by_kind(cayley_packed, rows, block_sizes)
+    return [q.view(*tensor.shape[:-1], *q.shape[1:]) for tensor, q in zip(packed, results, strict=True)]
 
 
 def _check_blocks(q: Tensor, x: Tensor) -> None:

@@ -301,6 +301,19 @@ def test_cayley(batch, b, dtype) -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *COMPLEX])
+def test_cayley_packed_many(dtype) -> None:
+    sizes, shapes = [3, 17, 3, 8], [(2, 3), (136,), (1, 4, 3), (3, 28)]
+
+    def many(*packed: Tensor) -> Tensor:
+        return torch.cat([q.flatten() for q in F.cayley_packed_many(packed, sizes)])
+
+    def each(*packed: Tensor) -> Tensor:
+        return torch.cat([R.cayley_packed(p, b).flatten() for p, b in zip(packed, sizes, strict=True)])
+
+    compare(many, each, lambda: [torch.randn(*shape, dtype=dtype, device=DEVICE) for shape in shapes])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cayley_of_half_types_is_computed_in_float32(dtype) -> None:
     packed = make(4, 6, dtype=dtype)
@@ -572,6 +585,10 @@ BAD = [  # call, error, what its message names
     (lambda: F.cayley(make(3, 3).int()), TypeError, "skew has dtype torch.int32"),
     (lambda: F.cayley_packed(make(2, 5), 4), ValueError, r"packed has shape \(2, 5\).*must be 6"),
     (lambda: F.cayley_packed(make(2, 0), 0), ValueError, "block_size is 0"),
+    (lambda: F.cayley_packed_many([make(2, 6)], []), ValueError, "block_sizes has 0 elements.*packed, 1"),
+    (lambda: F.cayley_packed_many([make(6), make(5)], [4, 4]), ValueError, r"packed\[1\] has shape \(5,\).*be 6"),
+    (lambda: F.cayley_packed_many([make(0)], [0]), ValueError, r"block_sizes\[0\] is 0"),
+    (lambda: F.cayley_packed_many([make(6).int()], [4]), TypeError, r"packed\[0\] has dtype torch.int32"),
     (lambda: F.rotated_low_rank_linear(X, make(2, 4, 4), W, None, A, B), ValueError, "must be 8, k·b of q"),
     (lambda: F.rotated_low_rank_linear(X, make(2, 3, 3), W, make(4), A, B), ValueError, r"bias has shape \(4,\)"),
     (lambda: F.block_rotate(X, make(2, 4, 4)), ValueError, r"x has shape \(4, 6\).*must be 8"),

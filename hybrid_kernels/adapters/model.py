@@ -11,54 +11,8 @@ from torch import Tensor, nn
 
 from hybrid_kernels.adapters.config import HybridConfig, matches
 from hybrid_kernels.adapters.layer import HybridLayer
+from hybrid_kernels.adapters.prepared import PreparedFactors
 from hybrid_kernels.nn.adapter import HybridAdapter
-from hybrid_kernels.nn.hybrid_linear import has_plain_weight
-from hybrid_kernels.ops import householder
-
-
-class PreparedReflections:
-    """Makes the factors of the reflections of a model's layers in one launch before the model's forward, on Triton.
-
-    Hooks on the model, however it is called. Only values are made together: each layer differentiates its own, so that
-    checkpointing (which makes them again, a layer at a time and to the same bits) and data parallelism see nothing of
-    it. Sharded parameters, CUDA graph capture and torch.compile are left alone, and evaluation has its cache.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.layers: list[HybridLayer] = []
-        self._handles = [
-            model.register_forward_pre_hook(self._before),
-            model.register_forward_hook(self._after, always_call=True),
-        ]
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _before(self, model: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        if not any(
-            householder.prepares(a.householder_u) for layer in self.layers[:1] for a in layer.applied()
-        ):
-            return
-        adapters = [
-            adapter
-            for layer in self.layers
-            if has_plain_weight(layer.get_base_layer())
-            for adapter in layer.applied()
-            if adapter.householder_u.shape == (layer.in_features, adapter.reflections)
-        ]
-        prepared = householder.prepare([adapter.householder_u for adapter in adapters])
-        for adapter, factors in zip(adapters, prepared or (), strict=False):
-            adapter.prepared_reflections = factors
-
-    def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        for layer in self.layers:
-            for adapter in layer.applied():
-                adapter.prepared_reflections = None
 
 
 class HybridLinearLayer(HybridLayer):
@@ -124,7 +78,7 @@ class HybridModel(BaseTuner):
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if not hasattr(self, "_prepared"):
-            self._prepared = PreparedReflections(model)
+            self._prepared = PreparedFactors(model)
         self._prepared.layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
         if config.unitary_modules is not None and not any(
             adapter_name in layer.hybrid_adapters and layer.adapter(adapter_name).has_rotation

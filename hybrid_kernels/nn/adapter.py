@@ -99,6 +99,10 @@ class HybridAdapter(nn.Module):
         self.register_buffer("gradient_norms", torch.zeros(2, device=device, dtype=wide))
         # (v, t, v t) of householder_u while a model's forward runs that made those of all its layers together.
         self.prepared_reflections: tuple[Tensor, Tensor, Tensor] | None = None
+        # `cayley_of` cayley_skew, likewise: its value, and where the model is compiled a part of the graph. A compiled
+        # layer of another model sees the latter alone: it must find the same when a checkpoint runs it anew.
+        self.prepared_rotation: Tensor | None = None
+        self.traced_rotation: Tensor | None = None
         self.register_buffer("lora_A_start", None)
         self.register_buffer("lora_B_start", None)
 
@@ -171,7 +175,8 @@ class HybridAdapter(nn.Module):
     def rotation(self) -> Tensor:
         """The blocks q (k, width, width) of the Cayley rotation; only where `has_rotation`."""
         assert self.unitary_block_size is not None
-        return rotation_blocks(self.cayley_skew, self.unitary_block_size, self.unitary_complex)
+        transformed = self.traced_rotation if torch.compiler.is_compiling() else self.prepared_rotation
+        return rotation_blocks(self.cayley_skew, self.unitary_block_size, self.unitary_complex, transformed)
 
     def extra_repr(self) -> str:
         rotation = f", unitary_block_size={self.unitary_block_size}" if self.has_rotation else ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
+from hybrid_kernels.ops.cayley_many import by_kind, cayley_with_value, skew_hermitian
 
 
 def check_reflections(reflections: int, features: int) -> None:
@@ -102,12 +104,7 @@ class CayleyRotation(nn.Module):
         self.features = features
         self.block_size = block_size
         self.complex_blocks = complex_blocks
-        blocks = features // width
-        shape = (
-            (blocks, block_size, block_size)
-            if complex_blocks
-            else (blocks, block_size * (block_size - 1) // 2)
-        )
+        shape = skew_shape(features, block_size, complex_blocks)
         self.skew = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
 
     def blocks(self) -> Tensor:
@@ -125,15 +122,36 @@ class CayleyRotation(nn.Module):
         return f"features={self.features}, block_size={self.block_size}, complex_blocks={self.complex_blocks}"
 
 
-def rotation_blocks(skew: Tensor, block_size: int, complex_blocks: bool) -> Tensor:
-    """The real orthogonal blocks of a `CayleyRotation` with this ``skew`` parameter."""
+def skew_shape(features: int, block_size: int, complex_blocks: bool) -> tuple[int, ...]:
+    """The shape of the ``skew`` of a `CayleyRotation`."""
+    if complex_blocks:
+        return features // (2 * block_size), block_size, block_size
+    return features // block_size, block_size * (block_size - 1) // 2
+
+
+def cayley_of(skew: Tensor, kind: tuple[int, bool]) -> Tensor:
+    """Q (k, b, b), real or complex, of the ``skew`` of a `CayleyRotation` of this (block_size, complex_blocks)."""
+    block_size, complex_blocks = kind
     if not complex_blocks:
         return functional.cayley_packed(skew, block_size)
-    skew = skew.to(torch.promote_types(skew.dtype, torch.float32))
-    upper, lower = torch.triu(skew, diagonal=1), torch.tril(skew, diagonal=-1)
-    real = upper - upper.mT
-    imaginary = lower + lower.mT + torch.diag_embed(skew.diagonal(dim1=-2, dim2=-1))
-    return blocks_on_pairs(functional.cayley(torch.complex(real, imaginary)))
+    return functional.cayley(skew_hermitian(skew.to(torch.promote_types(skew.dtype, torch.float32))))
+
+
+def cayley_of_many(skews: Sequence[Tensor], kinds: Sequence[tuple[int, bool]]) -> list[Tensor]:
+    """`cayley_of` of each, in one launch for all of equal kind, dtype and device."""
+    return by_kind(cayley_of, skews, kinds)
+
+
+def rotation_blocks(
+    skew: Tensor, block_size: int, complex_blocks: bool, transformed: Tensor | None = None
+) -> Tensor:
+    """The real orthogonal blocks of a `CayleyRotation` with this ``skew`` parameter.
+
+    ``transformed``: `cayley_of` of skew where it has been made already.
+    """
+    kind = block_size, complex_blocks
+    q = cayley_of(skew, kind) if transformed is None else cayley_with_value(skew, transformed)
+    return blocks_on_pairs(q) if complex_blocks else q
 
 
 def blocks_on_pairs(q: Tensor) -> Tensor:

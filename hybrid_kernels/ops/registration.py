@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """``backward`` with autocast off, which a call of backward() within an autocast block would bring in."""
 
     def run(ctx: Any, *gradients: Any) -> Any:
@@ -46,7 +46,7 @@ def operator(
     custom_op.register_fake(fake)
     direct = forward
     if setup_context is not None and backward is not None:
-        backward = _without_autocast(backward)
+        backward = without_autocast(backward)
         custom_op.register_autograd(backward, setup_context=setup_context)
 
         # With a setup_context of its own, Function.apply would inspect the signature of forward at every call.

@@ -7,8 +7,8 @@ import torch
 from peft import get_peft_model
 
 from hybrid_kernels import use_backend
-from hybrid_kernels.adapters import model as hybrid_model
 from hybrid_kernels.adapters.layer import HybridLayer
+from hybrid_kernels.ops import householder
 from tests.adapters.test_peft_method import config, train
 from tests.support import DEVICE, assert_close_by_scale
 
@@ -67,7 +67,7 @@ def test_the_reflections_of_all_layers_are_factorised_in_one_launch(made, monkey
     layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
     assert len(layers) == 4
     assert all(layer.adapter("default").prepared_reflections is None for layer in layers)
-    monkeypatch.setattr(hybrid_model.householder, "prepare", lambda us: None)
+    monkeypatch.setattr(householder, "prepare", lambda us: None)
     apart, launches = factor_launches(model, batch)
     assert launches == 4
     for one, other in zip(together, apart, strict=True):
