@@ -8,13 +8,6 @@ from typing import Any
 
 import torch
 
-#: The largest block whose Cayley transform is left to the compiled CPU operator by default; it takes any size.
-#: A matrix is computed by one thread there, and the lead over torch.linalg shrinks with the size. Forward and
-#: backward against autograd through torch.linalg.solve, float32, one interleaved run on one core of an AMD EPYC
-#: (Zen 5), torch 2.13, batch × block: 4096×4 12×, 4096×8 16×, 2048×16 12×, 1024×32 9.8×, 512×64 7.9×, 128×128 6.0×,
-#: 32×256 4.7×, 4×512 3.2×. The smallest lead over float64, complex64 and complex128: 2.3×, at 16×128 in complex128.
-CAYLEY_CPU_MAX_BLOCK = 256
-
 #: in_features × reflections² up to which the compiled Householder factors and their gradient are the default; they
 #: take any size, on one thread, where ATen's products use several. Forward / backward against the eager formulas,
 #: float32, one interleaved run on two cores of an AMD EPYC (Zen 5), torch 2.13, calls repeated: 64×4 11× / 9.6×,

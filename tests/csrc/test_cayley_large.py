@@ -24,7 +24,7 @@ def definition(a: Tensor) -> Tensor:
 
 
 class Operators:
-    """The operators with a number of threads; two matrices are fewer than three threads, which then share each."""
+    """The operators with a number of threads; eight share two matrices."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -41,7 +41,7 @@ class Operators:
         return call
 
 
-@pytest.fixture(params=[1, 3], ids=["whole", "recursion"])
+@pytest.fixture(params=[1, 8], ids=["whole", "recursion"])
 def operators(request: pytest.FixtureRequest) -> Operators:
     return Operators(request.param)
 
