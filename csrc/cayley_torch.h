@@ -203,12 +203,10 @@ Tensor forward(const Tensor& skew, bool packed, int64_t block_size) {
               Device::expand(input<scalar_t>(source), packed, batch, block_size, output<scalar_t>(a), marks));
   q.copy_(a);
   invert_by_blocks<Device>(q, Device::leaf(q));
-  // Of a small A, the diagonal of M = (I + A)⁻¹ has lost to rounding what M − I = M Aᴴ still has.
+  // Q = 2 M − I with M = (I + A)⁻¹, and M − I = −M A = M Aᴴ: the diagonal of M itself has lost a small A to rounding.
   const Tensor excess = (q * a.conj_physical()).sum(-1);
-  const Tensor small = at::real(a * a.conj_physical()).sum(-1) < 1;
   q.mul_(2);
-  Tensor diagonal = q.diagonal(0, -2, -1);
-  diagonal.copy_(at::where(small, 1 + 2 * excess, diagonal - 1));
+  q.diagonal(0, -2, -1).copy_(1 + 2 * excess);
   HK_DISPATCH(source.scalar_type(), "cayley_pivoted",
               Device::pivoted(input<scalar_t>(source), packed, batch, block_size, marks, output<scalar_t>(q)));
   return q.view(shape);
