@@ -91,6 +91,9 @@ class Build(BuildExtension):
     """``BuildExtension`` that records its outcome instead of failing the installation."""
 
     def run(self) -> None:
+        self.force = (
+            True  # sources alone do not say whether a library is up to date: headers and settings change too
+        )
         no_cuda = why_no_cuda()
         info: dict[str, Any] = {
             "cpp": False,
@@ -130,6 +133,7 @@ class Build(BuildExtension):
         """Build everything; where the CUDA part fails in an installation, the C++ part alone."""
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        given = self.compiler, self.inplace  # run() replaces both, and puts neither back where it fails
         try:
             super().run()
             info["cuda"] = True
@@ -142,6 +146,7 @@ class Build(BuildExtension):
             (planned,) = self.extensions
             for name in ("sources", "include_dirs", "libraries", "library_dirs", "extra_compile_args"):
                 setattr(planned, name, cpp[name])
+            self.compiler, self.inplace = given
             super().run()
 
     def _compiler(self) -> str:
