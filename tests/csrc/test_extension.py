@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,16 +87,17 @@ def test_building_in_place_without_a_compiler_fails(sources: Path) -> None:
 
 
 def _setup_with_cuda_torch(
-    folder: Path, nvcc: str | None, *arguments: str, **environment: str
+    folder: Path, nvcc: str | None, *arguments: str, cuda: str = "13.0", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """setup.py under a torch that was, as far as it says, built with CUDA 13.0; ``nvcc`` is a script's text."""
+    """setup.py under a torch that was, as far as it says, built with ``cuda``; ``nvcc`` is a script's text."""
     toolkit = folder / "toolkit"
     if nvcc is not None:
         (toolkit / "bin").mkdir(parents=True)
         (toolkit / "bin" / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
         (toolkit / "bin" / "nvcc").chmod(0o755)
     code = (
-        "import runpy, sys, torch, torch.utils.cpp_extension as cpp_extension; torch.version.cuda = '13.0'; "
+        "import runpy, sys, torch, torch.utils.cpp_extension as cpp_extension; "
+        f"torch.version.cuda = {cuda!r}; torch.cuda.is_available = lambda: False; "
         f"cpp_extension.CUDA_HOME = {str(toolkit) if nvcc is not None else None!r}; "
         f"sys.argv = ['setup.py', '-q', *{list(arguments)!r}]; runpy.run_path('setup.py', run_name='__main__')"
     )
@@ -167,6 +169,25 @@ def test_without_its_cuda_kernels_the_rest_is_installed(
     assert info["cpp"] is True and info["cuda"] is False, info
     assert "Error compiling objects" in info["cuda_reason"] or "nvcc" in info["cuda_reason"]
     assert (sources / package / "_C.abi3.so").exists()
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "newest"), [("12.6", "compute_90"), ("12.8", "compute_100"), ("13.2", "compute_100")]
+)
+def test_architectures_that_the_toolkit_knows(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, toolkit: str, newest: str
+) -> None:
+    """Where no GPU is seen."""
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    log = sources / "nvcc.log"
+    nvcc = f"case $1 in --version) echo 'release {toolkit}';; *) echo $* >> {log}; exit 1;; esac"
+    compiler = _compiler(sources)
+    _setup_with_cuda_torch(
+        sources, nvcc, "build", "--build-lib", "built", cuda=toolkit, CC=compiler, CXX=compiler
+    )
+    targets = set(re.findall(r"code=(\w+)", log.read_text()))
+    assert newest in targets and {"sm_80", "sm_90"} <= targets
+    assert ("sm_100" in targets) == (newest == "compute_100")
 
 
 def test_everything_is_compiled_again_without_ninja(sources: Path) -> None:
