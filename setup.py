@@ -32,6 +32,17 @@ DEBUG = os.environ.get("HYBRID_KERNELS_DEBUG", "0") == "1"
 
 #: What the CUDA kernels are built for where no GPU is seen: A100, H100 and H200, B200, and PTX for newer ones.
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
+#: The same by toolkits before 12.8, which do not know B200.
+OLDER_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def toolkit_version() -> tuple[int, int] | None:
+    """That of the CUDA toolkit, or None where nvcc does not say it."""
+    assert CUDA_HOME is not None
+    command = [Path(CUDA_HOME, "bin", "nvcc"), "--version"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def why_no_cuda() -> str | None:
@@ -42,15 +53,13 @@ def why_no_cuda() -> str | None:
         return f"torch {torch.__version__} is a build without CUDA"
     if CUDA_HOME is None:
         return f"no CUDA toolkit found (nvcc on PATH, or CUDA_HOME); torch needs CUDA {torch.version.cuda}"
-    nvcc = Path(CUDA_HOME, "bin", "nvcc")
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-        toolkit = re.search(r"release (\d+)\.(\d+)", text)
+        toolkit = toolkit_version()
     except (OSError, subprocess.CalledProcessError) as error:
         return f"the CUDA toolkit in {CUDA_HOME} does not work: {error}"
     # Within a major version toolkit and runtime are compatible.
-    if toolkit is None or toolkit[1] != torch.version.cuda.split(".")[0]:
-        found = "of unknown version" if toolkit is None else f"{toolkit[1]}.{toolkit[2]}"
+    if toolkit is None or toolkit[0] != int(torch.version.cuda.split(".")[0]):
+        found = "of unknown version" if toolkit is None else f"{toolkit[0]}.{toolkit[1]}"
         return (
             f"the CUDA toolkit in {CUDA_HOME} is {found}, but torch {torch.__version__} was built with CUDA "
             f"{torch.version.cuda}: set CUDA_HOME to a toolkit of that major version, or install a torch for this one"
@@ -91,6 +100,9 @@ class Build(BuildExtension):
     """``BuildExtension`` that records its outcome instead of failing the installation."""
 
     def run(self) -> None:
+        self.force = (
+            True  # sources alone do not say whether a library is up to date: headers and settings change too
+        )
         no_cuda = why_no_cuda()
         info: dict[str, Any] = {
             "cpp": False,
@@ -129,7 +141,9 @@ class Build(BuildExtension):
     def _run_with_cuda(self, info: dict[str, Any]) -> None:
         """Build everything; where the CUDA part fails in an installation, the C++ part alone."""
         if not torch.cuda.is_available():
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+            newest = (toolkit_version() or (0, 0)) >= (12, 8)
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES if newest else OLDER_ARCHITECTURES)
+        given = self.compiler, self.inplace  # run() replaces both, and puts neither back where it fails
         try:
             super().run()
             info["cuda"] = True
@@ -142,6 +156,7 @@ class Build(BuildExtension):
             (planned,) = self.extensions
             for name in ("sources", "include_dirs", "libraries", "library_dirs", "extra_compile_args"):
                 setattr(planned, name, cpp[name])
+            self.compiler, self.inplace = given
             super().run()
 
     def _compiler(self) -> str:

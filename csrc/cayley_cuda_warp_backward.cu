@@ -25,6 +25,9 @@ struct ProductTile {
   static constexpr int kMatrixStride = N * kStride + kLanesAcross * kChunk;
   static constexpr int kResultStride = N + 1;
   static constexpr int kSharedBytes = 2 * kMatrices * kMatrixStride * sizeof(S);
+  // Of a block: what every GPU grants one holds them.
+  static constexpr int kWarps = kCayleyWarps * kSharedBytes <= kSharedBytesWithoutAsking ? kCayleyWarps : 1;
+  static_assert(kWarps * kSharedBytes <= kSharedBytesWithoutAsking);
 
   static __device__ __forceinline__ int row(int down, int r) {
     return (down + r / kChunk * kLanesDown) * kChunk + r % kChunk;
@@ -45,7 +48,7 @@ __device__ __forceinline__ void load_pieces(S (&x)[kSize], const S* row, int lan
 }
 
 template <class S, int N>
-__global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(ProductTile<S, N>::kWarps* kWarpSize, 1)
     backward_kernel(const S* __restrict__ grad_q, const S* __restrict__ q, bool packed, int64_t batch, int b,
                     S* __restrict__ grad_skew) {
   using Tile = ProductTile<S, N>;
@@ -55,7 +58,7 @@ __global__ void __launch_bounds__(kCayleyWarps* kWarpSize, 1)
   const int warp = threadIdx.x / kWarpSize, warp_lane = threadIdx.x % kWarpSize;
   const int matrix = warp_lane / Tile::kLanes, lane = warp_lane % Tile::kLanes;
   const int down = lane / Tile::kLanesAcross, across = lane % Tile::kLanesAcross;
-  const int64_t first = (int64_t(blockIdx.x) * kCayleyWarps + warp) * Tile::kMatrices;
+  const int64_t first = (int64_t(blockIdx.x) * Tile::kWarps + warp) * Tile::kMatrices;
   if (first >= batch) return;
   const int matrices = batch - first < Tile::kMatrices ? int(batch - first) : Tile::kMatrices;
   S* transposed = reinterpret_cast<S*>(shared_memory + warp * Tile::kSharedBytes);  // Hᵀ = conj(I + Q)
@@ -140,9 +143,9 @@ template <class S, int N>
 cudaError_t launch_backward(const S* grad_q, const S* q, bool packed, int64_t batch, int b, S* grad_skew,
                             cudaStream_t stream) {
   using Tile = ProductTile<S, N>;
-  constexpr int64_t kMatrices = kCayleyWarps * Tile::kMatrices;
-  return launch(backward_kernel<S, N>, (batch + kMatrices - 1) / kMatrices, kCayleyWarps * kWarpSize,
-                kCayleyWarps * Tile::kSharedBytes, stream, grad_q, q, packed, batch, b, grad_skew);
+  constexpr int64_t kMatrices = Tile::kWarps * Tile::kMatrices;
+  return launch(backward_kernel<S, N>, (batch + kMatrices - 1) / kMatrices, Tile::kWarps * kWarpSize,
+                Tile::kWarps * Tile::kSharedBytes, stream, grad_q, q, packed, batch, b, grad_skew);
 }
 
 }  // namespace

@@ -219,6 +219,8 @@ Tensor backward(const Tensor& grad_q, const Tensor& q, bool packed) {
                     grad_q.sizes());
   TORCH_CHECK_TYPE(grad_q.scalar_type() == q.scalar_type(), "grad_q must have the dtype of q, ", q.scalar_type(),
                    ", got ", grad_q.scalar_type());
+  TORCH_CHECK_TYPE(grad_q.device() == q.device(), "grad_q must be on the device of q, ", q.device(), ", got ",
+                   grad_q.device());
   const Device device(q);
   const int64_t block_size = q.size(-1), batch = q.numel() / (block_size * block_size);
   const Tensor upstream = materialized(grad_q), rotation = materialized(q);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,13 +187,15 @@ def bench(
     from hybrid_kernels.ops import cayley_search
     from triton_ops import search, selection
 
-    path = output or selection.cache_file()
+    path, begin = output or selection.cache_file(), time.monotonic()
     if not device.startswith("cuda") or _extension.cuda_unavailable() is not None:
         console.print(f"the Cayley transform is left out: {_extension.cuda_unavailable() or 'not on a GPU'}")
     else:
-        search.write(path, torch.device(device), cayley_search.rows(torch.device(device), console.print))
+        rows = cayley_search.rows(torch.device(device), console.print, limit=limit)
+        search.write(path, torch.device(device), rows)
+    left = limit - (time.monotonic() - begin)
     search.search(
-        parsed or search.SHAPES, rank, dtypes[dtype], torch.device(device), limit, path, console.print
+        parsed or search.SHAPES, rank, dtypes[dtype], torch.device(device), left, path, console.print
     )
     console.print(f"written to {path}", soft_wrap=True)
 

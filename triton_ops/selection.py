@@ -174,7 +174,7 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 def kind(dtype: torch.dtype, exact: bool = False) -> str:
     """ "half", "tf32" or "ieee": the arithmetic of a product of this dtype, ``exact`` if it never takes TF32."""
-    if dtype != torch.float32:
+    if dtype not in (torch.float32, torch.complex64):
         return "half"
     return "ieee" if exact else dot_precision(dtype)
 

@@ -6,6 +6,8 @@ serves shapes within a factor of two.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,25 +37,35 @@ def rows(
     progress: Callable[[str], None] = lambda line: None,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     backend: str = "cuda",
+    limit: float = math.inf,
 ) -> list[dict[str, Any]]:
-    """The rows of all shapes whose result agrees with float64 by the scale-free rule; the others are named."""
-    found = []
+    """The rows of all shapes whose result agrees with float64 by the scale-free rule; the others are named.
+
+    No new shape is begun after ``limit`` seconds.
+    """
+    found, end = [], time.monotonic() + limit
     for dtype, operation in cayley_transform.MEASURED.items():
         for blocks, size in shapes:
             if blocks * size**2 > MOST_ELEMENTS:
                 continue
+            if time.monotonic() > end:
+                progress(f"out of time: {blocks} blocks of {size}, {dtype}, and what follows are left out")
+                return found
             packed = torch.randn(blocks, size * (size - 1) // 2, dtype=dtype, device=device) / (2 * size**0.5)
             grad_q = torch.randn(blocks, size, size, dtype=dtype, device=device)
             ours, plain = (_step(packed, grad_q, size, name) for name in (backend, "eager"))
             wide = torch.promote_types(dtype, torch.float64)
-            exact = _step(packed.to(wide), grad_q.to(wide), size, "eager")()
-            reason = search.why_not(ours(), exact, plain())
+            try:
+                exact = _step(packed.to(wide), grad_q.to(wide), size, "eager")()
+                reason = search.why_not(ours(), exact, plain())
+            except RuntimeError as error:  # too little memory, or kernels built for other GPUs
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             if reason is not None:
                 progress(f"{blocks} blocks of {size}, {dtype}: left out, {reason}")
                 continue
             mine, simple = search.medians((ours, plain), device, search.ROUNDS)
             row = search.row_of(
-                operation, (blocks, size, 1, 1), torch.float32, backend, None, mine / simple, exact=True
+                operation, (blocks, size, 1, 1), dtype, backend, None, mine / simple, exact=True
             )
             found.append(row)
             progress(search.line_of(row))

@@ -242,3 +242,10 @@ ANY = torch.zeros(2, 3, 3)
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_another_device() -> None:
+    """Whose memory the kernels cannot read; torch takes the kernels of either device."""
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(TypeError, match=r"grad_q must be on the device of q, cpu, got meta"):
+        OPERATORS.cayley_backward.default.redispatch(cpu, ANY.to("meta"), ANY)

@@ -195,6 +195,18 @@ def test_largest_blocks(shim: CudaShim, dtype: torch.dtype) -> None:
             call()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b", [4, 8, 16, 32, 33, 64, 65, 128])
+def test_where_little_shared_memory_is_granted(shim: CudaShim, b: int, dtype: torch.dtype) -> None:
+    small = shim.having(shared_bytes=48 * 1024)
+    a = torch.zeros(1, b, b, dtype=dtype)
+    if b <= small.forward_max_block(dtype):
+        small.forward(a, False, b)
+        small.shifted_inverse(a)
+    if b <= small.backward_max_block(dtype):
+        small.backward(a, a, False)
+
+
 @pytest.mark.parametrize("b", [8, 48])
 def test_errors_of_launches_are_returned(shim: CudaShim, b: int) -> None:
     a = torch.zeros(1, b, b)

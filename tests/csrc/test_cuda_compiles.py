@@ -33,6 +33,9 @@ def outside_registers(source: Path, architecture: str, folder: Path) -> list[str
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_stays_in_registers(source: Path, architecture: str, tmp_path: Path) -> None:
+    known = subprocess.run([str(NVCC), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    if architecture not in known.split():
+        pytest.skip(f"this CUDA toolkit does not know {architecture}")
     assert outside_registers(source, architecture, tmp_path) == []
 
 

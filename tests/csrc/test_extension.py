@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _setup(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+def _setup(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++", **environment}
     command = [sys.executable, "setup.py", "-q", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -86,16 +87,17 @@ def test_building_in_place_without_a_compiler_fails(sources: Path) -> None:
 
 
 def _setup_with_cuda_torch(
-    folder: Path, nvcc: str | None, *arguments: str, **environment: str
+    folder: Path, nvcc: str | None, *arguments: str, cuda: str = "13.0", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """setup.py under a torch that was, as far as it says, built with CUDA 13.0; ``nvcc`` is a script's text."""
+    """setup.py under a torch that was, as far as it says, built with ``cuda``; ``nvcc`` is a script's text."""
     toolkit = folder / "toolkit"
     if nvcc is not None:
         (toolkit / "bin").mkdir(parents=True)
         (toolkit / "bin" / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
         (toolkit / "bin" / "nvcc").chmod(0o755)
     code = (
-        "import runpy, sys, torch, torch.utils.cpp_extension as cpp_extension; torch.version.cuda = '13.0'; "
+        "import runpy, sys, torch, torch.utils.cpp_extension as cpp_extension; "
+        f"torch.version.cuda = {cuda!r}; torch.cuda.is_available = lambda: False; "
         f"cpp_extension.CUDA_HOME = {str(toolkit) if nvcc is not None else None!r}; "
         f"sys.argv = ['setup.py', '-q', *{list(arguments)!r}]; runpy.run_path('setup.py', run_name='__main__')"
     )
@@ -132,6 +134,73 @@ def test_a_matching_toolkit_is_used_and_its_failure_costs_no_more_than_cuda(sour
     assert "without its CUDA kernels: " in run.stderr and "without its compiled operators: " in run.stderr
     named = _setup_with_cuda_torch(sources, None, "build_ext", "--inplace", HYBRID_KERNELS_SKIP_CUDA="1")
     assert named.returncode != 0
+
+
+def _compiler(folder: Path) -> str:
+    """A compiler that says it is GCC, writes empty files and, to `log`, their names."""
+    path = folder / "c++"
+    path.write_text(
+        "#!/bin/sh\n"
+        "case $1 in -dump*) echo 12.2.0; exit;; -v) printf 'COLLECT_GCC=c++\\ngcc version 12.2.0\\n'; exit;; esac\n"
+        f"while [ $# -gt 0 ]; do case $1 in -o | -MF) : > $2; echo $2 >> {folder}/log;; esac; shift; done\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        (("build", "--build-lib", "built"), "built/hybrid_kernels"),
+        (("editable_wheel", "--dist-dir", "dist"), "hybrid_kernels"),
+    ],
+)
+def test_without_its_cuda_kernels_the_rest_is_installed(
+    sources: Path, command: tuple[str, ...], package: str
+) -> None:
+    """An nvcc that fails, in an installation and in an editable one."""
+    nvcc = "case $1 in --version) echo 'release 13.0';; *) echo refused >&2; exit 1;; esac"
+    compiler = _compiler(sources)
+    run = _setup_with_cuda_torch(
+        sources, nvcc, *command, CC=compiler, CXX=compiler, TORCH_CUDA_ARCH_LIST="9.0"
+    )
+    assert run.returncode == 0 and "without its CUDA kernels: " in run.stderr, run.stderr
+    info = json.loads((sources / package / "_build_info.json").read_text())
+    assert info["cpp"] is True and info["cuda"] is False, info
+    assert "Error compiling objects" in info["cuda_reason"] or "nvcc" in info["cuda_reason"]
+    assert (sources / package / "_C.abi3.so").exists()
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "newest"), [("12.6", "compute_90"), ("12.8", "compute_100"), ("13.2", "compute_100")]
+)
+def test_architectures_that_the_toolkit_knows(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, toolkit: str, newest: str
+) -> None:
+    """Where no GPU is seen."""
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    log = sources / "nvcc.log"
+    nvcc = f"case $1 in --version) echo 'release {toolkit}';; *) echo $* >> {log}; exit 1;; esac"
+    compiler = _compiler(sources)
+    _setup_with_cuda_torch(
+        sources, nvcc, "build", "--build-lib", "built", cuda=toolkit, CC=compiler, CXX=compiler
+    )
+    targets = set(re.findall(r"code=(\w+)", log.read_text()))
+    assert newest in targets and {"sm_80", "sm_90"} <= targets
+    assert ("sm_100" in targets) == (newest == "compute_100")
+
+
+def test_everything_is_compiled_again_without_ninja(sources: Path) -> None:
+    """Headers and flags may have changed, which setuptools does not see."""
+    compiler = _compiler(sources)
+    log, compiled = sources / "log", []
+    for _ in range(2):
+        # No ninja on this PATH.
+        run = _setup(sources, "build_ext", "--inplace", CC=compiler, CXX=compiler, PATH=str(sources))
+        assert run.returncode == 0, run.stderr
+        compiled.append(log.read_text().splitlines())
+        log.unlink()
+    assert compiled[0] == compiled[1] and any("bindings" in name for name in compiled[0])
 
 
 def test_cuda_kernels_that_were_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
