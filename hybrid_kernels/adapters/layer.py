@@ -81,6 +81,8 @@ class HybridLayer(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def _factors(self, names: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         adapters = [self.adapter(name) for name in names]
+        for adapter in adapters:
+            adapter.drop_prepared()  # by a forward that KeyboardInterrupt ended
         base = self.get_base_layer()
         down, up = adapter_factors(base, adapters, has_plain_weight(base))
         return down, up, adapters[0].rotation() if adapters[0].has_rotation else None

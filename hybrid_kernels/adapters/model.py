@@ -77,8 +77,7 @@ class HybridModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        if not hasattr(self, "_prepared"):
-            self._prepared = PreparedFactors(model)
+        self._prepared = PreparedFactors.of(model)
         self._prepared.layers = [layer for layer in model.modules() if isinstance(layer, HybridLayer)]
         if config.unitary_modules is not None and not any(
             adapter_name in layer.hybrid_adapters and layer.adapter(adapter_name).has_rotation

@@ -36,11 +36,21 @@ class PreparedFactors:
             model.register_forward_hook(self._after, always_call=True),
         ]
 
+    @classmethod
+    def of(cls, model: nn.Module) -> PreparedFactors:
+        """The one that is on the model, or a new one: Transformers' add_adapter makes a tuner for each adapter."""
+        owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+        return next((owner for owner in owners if isinstance(owner, cls)), None) or cls(model)
+
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _before(self, model: nn.Module, args: Any) -> None:
+        if getattr(
+            model, "_is_replica", False
+        ):  # of DataParallel: it runs in a thread, its layers are others
+            return
         self._drop()  # a forward that KeyboardInterrupt ended, or a compiled one that raised, ran no hook after it
         compiling = torch.compiler.is_compiling()
         if not compiling and not torch.is_grad_enabled():
@@ -52,11 +62,12 @@ class PreparedFactors:
                 self._prepare_rotations()
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._drop()
+        if not getattr(model, "_is_replica", False):
+            self._drop()
 
     def _drop(self) -> None:
         for adapter in self._holding:
-            adapter.prepared_reflections = adapter.prepared_rotation = adapter.traced_rotation = None
+            adapter.drop_prepared()
         self._holding = []
 
     def _prepare_reflections(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +98,22 @@ class HybridAdapter(nn.Module):
         wide = torch.promote_types(dtype, torch.float32)
         self.register_buffer("mixing", torch.tensor(float(mixing_value), device=device, dtype=wide))
         self.register_buffer("gradient_norms", torch.zeros(2, device=device, dtype=wide))
-        # (v, t, v t) of householder_u while a model's forward runs that made those of all its layers together.
+        # (v, t, v t) of householder_u while a model's forward runs that made those of all its layers together. A layer
+        # that is compiled by itself does not see them: it must find the same when a checkpoint runs it anew.
         self.prepared_reflections: tuple[Tensor, Tensor, Tensor] | None = None
-        # `cayley_of` cayley_skew, likewise: its value, and where the model is compiled a part of the graph. A compiled
-        # layer of another model sees the latter alone: it must find the same when a checkpoint runs it anew.
+        # `cayley_of` cayley_skew, likewise; and where the whole model is compiled, what its graph made.
         self.prepared_rotation: Tensor | None = None
         self.traced_rotation: Tensor | None = None
         self.register_buffer("lora_A_start", None)
         self.register_buffer("lora_B_start", None)
+
+    def drop_prepared(self) -> None:
+        """Forget what was prepared, which holds for one forward alone."""
+        self.prepared_reflections = self.prepared_rotation = self.traced_rotation = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        prepared = dict.fromkeys(("prepared_reflections", "prepared_rotation", "traced_rotation"))
+        return {**self.__dict__, **prepared}  # a copy or a pickle is of its own values
 
     @property
     def scaling(self) -> float:
@@ -158,14 +167,9 @@ class HybridAdapter(nn.Module):
     def factors(self, weight: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """down (R, in) and up (out, R) with W' = W + up·down; ``weight`` is W or the function z ↦ W z."""
         lora_A, lora_B = self.low_rank()
+        prepared = None if torch.compiler.is_compiling() else self.prepared_reflections
         return functional.hybrid_factors(
-            weight,
-            lora_A,
-            lora_B,
-            self.householder_u,
-            self.coefficient(),
-            self.scaling,
-            self.prepared_reflections,
+            weight, lora_A, lora_B, self.householder_u, self.coefficient(), self.scaling, prepared
         )
 
     @property

@@ -1,6 +1,7 @@
 """The Cayley transforms of all layers of a model, made together before its forward."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -232,6 +233,57 @@ def test_nothing_stale_after_an_error(error, make_base, batch) -> None:
             torch.testing.assert_close(mine, copy.deepcopy(model)(**batch).logits)
 
 
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_in_the_middle_of_a_forward_has_nothing_prepared(how, make_base, batch) -> None:
+    model = make(make_base)
+    copies = []
+
+    def copy_model(*_):
+        handle.remove()
+        assert not nothing_left(model)
+        if how == "deepcopy":
+            copies.append(copy.deepcopy(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            copies.append(torch.load(file, weights_only=False))
+
+    handle = model.base_model.model.classifier.register_forward_pre_hook(copy_model)
+    expected = results(model, batch)
+    (other,) = copies
+    assert nothing_left(other)
+    assert_same_bits(results(other, batch), expected)
+
+
+def test_merging_after_an_interrupted_forward_is_never_stale(make_base, batch) -> None:
+    model = make(make_base)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = model.base_model.model.classifier.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch)
+    handle.remove()
+    for adapter in adapters(model):
+        nn.init.normal_(adapter.cayley_skew)
+    with torch.no_grad(), use_backend("reference"):
+        expected = copy.deepcopy(model).eval()(**batch).logits
+        merged = model.merge_and_unload().eval()
+        torch.testing.assert_close(merged(**batch).logits, expected)
+
+
+def test_an_adapter_that_transformers_adds_joins_the_others(make_base, batch, calls) -> None:
+    model = make_base().train()
+    options = {"task_type": None, "target_modules": ["query"], "unitary_modules": ["query"]}
+    for name in ("first", "second"):  # a tuner each
+        model.add_adapter(config(**options, unitary_block_size=8), name)
+    results(model, batch)
+    assert len(calls) == 1
+    assert nothing_left(model)
+
+
 def test_evaluation_between_steps_is_never_stale(make_base, batch, calls) -> None:
     model = make(make_base)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
@@ -353,6 +405,30 @@ def test_data_parallel(one_process, make_base, batch, calls) -> None:
         parallel = nn.parallel.DistributedDataParallel(model)
         assert_same_bits(results(parallel, batch), expected)
     assert len(calls) == GROUPS
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """As torch.nn.DataParallel makes them on each GPU: modules that share what is no tensor, hooks among it."""
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, copied in replicas.items():
+        for name, child in module._modules.items():
+            setattr(copied, name, replicas.get(child))
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            setattr(copied, name, tensor if tensor is None else tensor.view_as(tensor))
+    return replicas[model]
+
+
+@needs_cpp
+def test_replicas_of_data_parallel_leave_the_model_alone(make_base, batch, calls) -> None:
+    model = make(make_base)
+    with use_backend("cpp"):
+        expected = results(model, batch)
+        model.zero_grad()
+        calls.clear()
+        loss = replica(model)(**batch).loss
+        loss.backward()
+    assert_same_bits([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)], expected)
+    assert len(calls) == LAYERS
 
 
 @needs_cpp

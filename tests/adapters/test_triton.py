@@ -100,14 +100,19 @@ def test_unloading_takes_the_hooks_along(made):
     assert not base._forward_pre_hooks and not base._forward_hooks
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_layers_take_prepared_reflections(backend, made):
-    """Blocks are compiled, the model around them is not."""
+def test_layers_compiled_by_themselves_make_their_own(backend, checkpointing, made):
+    """A graph that took the prepared ones would save other tensors than the one that runs anew without them."""
     model, batch = made
     expected, _ = factor_launches(model, batch)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch._dynamo.reset()
     for layer in model.base_model.model.bert.encoder.layer:
-        layer.attention.self.query.compile(backend=backend)
+        layer.attention.self.query.compile(backend=backend, fullgraph=True)
     compiled, launches = factor_launches(model, batch)
-    assert launches == 1
+    # The two values take what was prepared, the two queries do not; where layers run anew, each makes its own.
+    assert launches == 1 + 2 + (4 if checkpointing else 0)
     for one, other in zip(expected, compiled, strict=True):
         torch.testing.assert_close(one, other)
