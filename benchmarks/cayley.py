@@ -151,6 +151,7 @@ def sides(packed: Tensor, size: int, compiled: bool) -> dict[str, Callable[[], S
     }
     if compiled:
         torch.compiler.reset()  # a compiled function counts its shapes, and gives up after a few
+        torch._functorch.config.donated_buffer = False  # or the backward alone runs but once
         function = torch.compile(plain_cayley, dynamic=False)
         result[COMPILED] = lambda: Side(lambda: function(leaf, size), leaf)
     return result
@@ -237,6 +238,9 @@ def show(entry: dict[str, Any], on_gpu: bool) -> None:
             line += "".join(f"{cell(row, 'median_seconds', 1e6, '.1f'):>10} µs" for row in timings)
             line += f"{cell(timings[2], 'median_seconds', 1 / memory, '.2f'):>10}"
         print(line)
+        for part, row in (("forward", forward), ("backward", backward)):
+            if "failed" in row:
+                print(f"  {'':32}  {part} not measured: {row['failed']}")
 
 
 def exact(packed: Tensor, size: int) -> np.ndarray:
@@ -368,6 +372,8 @@ def main() -> None:
         sys.exit("--device is 'cuda', and no GPU is visible to torch; it may be 'cpu' here")
     if options.rounds < 1:
         sys.exit(f"--rounds is {options.rounds}; it must be at least 1")
+    if options.output is not None and options.output.is_dir():
+        sys.exit(f"--output is '{options.output}', which is a folder; it must be a file")
     if options.accuracy and options.shapes:
         sys.exit("--accuracy measures sizes of its own: leave out --shapes")
     if options.accuracy:

@@ -110,7 +110,8 @@ def summarised(times: Times, floor: str, ratio: str = "ratio_to_frozen") -> dict
     table = {}
     for name, mine in times.items():
         ratios = [t / base[number] for number, t in mine.items() if number in base]
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        # Of two, `quantiles` would go beyond both.
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 2 else (min(ratios), 0, max(ratios))
         median = statistics.median(mine.values())
         table[name] = {
             "median_seconds": median,

@@ -389,7 +389,7 @@ def cayley(skew: Tensor, refine: bool = False) -> Tensor:
     Q (..., b, b) is orthogonal, unitary for complex input. Half types are computed and returned in float32. Backward
     is closed-form, saves Q only, and yields the gradient projected on the skew-Hermitian matrices. ``refine`` adds one
     step of iterative refinement with a residual in float64: the last digits of float32 where ‖A‖ is large, at the
-    price of three products in float64.
+    price of two products in float64.
     """
     if skew.ndim < 2 or skew.shape[-1] != skew.shape[-2] or skew.shape[-1] < 1:
         raise ValueError(f"skew has shape {_shape(skew)}; it must be (..., b, b) with b ≥ 1")

@@ -120,7 +120,12 @@ class FullUnitary(nn.Module):
 
     def blocks(self) -> Tensor:
         """The real orthogonal blocks q (k, width, width), width = b, or 2b for complex blocks."""
-        return blocks_on_pairs(torch.complex(*self.u.unbind(-1))) if self.complex_blocks else self.u
+        if not self.complex_blocks:
+            return self.u
+        wide = self.u.to(
+            torch.promote_types(self.u.dtype, torch.float32)
+        )  # a model cast to bfloat16 casts u along
+        return blocks_on_pairs(torch.complex(*wide.unbind(-1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.block_rotate(x, self.blocks())

@@ -70,6 +70,16 @@ def test_every_side_has_the_same_q_and_gradient(cayley, dtype):
         torch.testing.assert_close(mine, gradient, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_the_compiled_side_runs_every_part_again_and_again(cayley, monkeypatch):
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    packed = packed_matrices(torch.float32)
+    side = cayley.sides(packed, SIZE, True)[cayley.COMPILED]()
+    for part in cayley.PARTS:
+        step = side.step(part, torch.ones(BLOCKS, SIZE, SIZE))
+        for _ in range(2):
+            step()
+
+
 def test_the_series_is_near_the_transpose(cayley):
     packed = packed_matrices(scale=0.01)
     q = hk.reference.cayley_packed(packed, SIZE)
@@ -108,6 +118,12 @@ def test_each_part_runs_what_it_says(cayley):
             assert calls == [("eager", kind) for kind in kinds]
 
 
+@pytest.mark.parametrize(("seconds", "quartiles"), [([2.0], [2.0, 2.0]), ([1.0, 3.0], [1.0, 3.0])])
+def test_quartiles_of_few_rounds_lie_within_them(cayley, seconds, quartiles):
+    times = {"ours": dict.fromkeys(range(len(seconds)), 1.0), "other": dict(enumerate(seconds))}
+    assert cayley.measuring.summarised(times, "ours")["other"]["ratio_quartiles"] == quartiles
+
+
 def test_times_from_graphs_stand_beside_the_eager_ones(cayley, monkeypatch, capsys):
     """Without a GPU: the capture is replaced, and what waits for the device must not be tried."""
     tried = []
@@ -136,11 +152,13 @@ def test_times_from_graphs_stand_beside_the_eager_ones(cayley, monkeypatch, caps
 
     memory = {"median_seconds": table[cayley.OURS]["graph"]["median_seconds"] / 2}
     forward = table | {cayley.MEMORY: memory | {"graph": memory}}
-    entry = {"blocks": 1, "block_size": 2, "sides": table, "forward": forward, "backward": table}
+    backward = table | {"other": {"failed": "RuntimeError: once"}}
+    entry = {"blocks": 1, "block_size": 2, "sides": table, "forward": forward, "backward": backward}
     cayley.show(entry, True)
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if line.startswith("  ours ")).endswith("2.00")
     assert any("broken" in line and "not measured: RuntimeError: broken" in line for line in lines)
+    assert any(line.strip() == "backward not measured: RuntimeError: once" for line in lines)
 
     with pytest.raises(RuntimeError, match="our own transform cannot be measured: RuntimeError: broken"):
         cayley.timed({cayley.OURS: broken}, False, options)
@@ -250,6 +268,7 @@ def test_no_shape_begins_after_the_limit(cayley, monkeypatch, tmp_path):
         (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
         (["--accuracy", "--shapes", "3x4"], "--accuracy measures sizes of its own: leave out --shapes"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
+        (["--output", "."], "--output is '.', which is a folder"),
     ],
 )
 def test_bad_options(cayley, monkeypatch, capsys, arguments, message):

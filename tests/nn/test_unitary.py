@@ -127,6 +127,16 @@ def test_full_unitary_applies_its_parameter(complex_blocks, dtype) -> None:
     torch.testing.assert_close(module.double()(x.double()), x.double() @ module.matrix())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("complex_blocks", [True, False])
+def test_full_unitary_in_a_model_that_is_cast(complex_blocks, dtype) -> None:
+    module = FullUnitary(12, 3, complex_blocks).to(dtype)
+    x = torch.randn(5, 12, dtype=dtype)
+    assert torch.equal(module(x), x)
+    module(x).sum().backward()
+    assert module.u.grad.dtype == dtype
+
+
 def test_full_unitary_of_one_block() -> None:
     assert FullUnitary(6).u.shape == (1, 6, 6)
     assert FullUnitary(6, complex_blocks=True).u.shape == (1, 3, 3, 2)
