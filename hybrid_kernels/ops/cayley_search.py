@@ -43,7 +43,8 @@ def rows(
 
     No new shape is begun after ``limit`` seconds.
     """
-    found, end = [], time.monotonic() + limit
+    found: list[dict[str, Any]] = []
+    end = time.monotonic() + limit
     for dtype, operation in cayley_transform.MEASURED.items():
         for blocks, size in shapes:
             if blocks * size**2 > MOST_ELEMENTS:
