@@ -191,7 +191,8 @@ def bench(
     if not device.startswith("cuda") or _extension.cuda_unavailable() is not None:
         console.print(f"the Cayley transform is left out: {_extension.cuda_unavailable() or 'not on a GPU'}")
     else:
-        search.write(path, torch.device(device), ())  # a folder that cannot be written to is found out before the work
+        # A folder that cannot be written to is found out before the work.
+        search.write(path, torch.device(device), ())
         rows = cayley_search.rows(torch.device(device), console.print, limit=limit)
         search.write(path, torch.device(device), rows)
     left = limit - (time.monotonic() - begin)
