@@ -146,7 +146,7 @@ def govern(
 @app.command()
 def bench(
     tune: Annotated[
-        bool, typer.Option("--tune", help="Search variants and tiles of the Triton kernels.")
+        bool, typer.Option("--tune", help="Search variants and tiles; see where CUDA kernels win.")
     ] = False,
     shapes: Annotated[
         str | None,
@@ -167,7 +167,7 @@ def bench(
     layers, products and the Cayley transform are the scripts in benchmarks/ of the repository.
     """
     if not tune:
-        raise ValueError("give --tune; layers and products are measured by the scripts in benchmarks/")
+        raise ValueError("give --tune; everything else is measured by the scripts in benchmarks/")
     import torch
 
     import triton_ops

@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybrid_kernels import ops, reference
+from hybrid_kernels._arguments import (
+    COMPLEX_DTYPES,
+    REAL_DTYPES,
+    autocast_dtype,
+    check_device,
+    check_dtype,
+    check_last,
+    check_matrix,
+    check_together,
+    no_autocast,
+    shape_of,
+    widened,
+)
 from hybrid_kernels.ops.backend import current_backend
 from hybrid_kernels.ops.cayley_many import by_kind
 
@@ -36,71 +47,6 @@ __all__ = [
     "rotated_low_rank_linear",
     "structured_unitary",
 ]
-
-REAL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COMPLEX_DTYPES = (torch.complex64, torch.complex128)
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
-
-
-def _check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    if tensor.dtype not in allowed:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; it may be {', '.join(str(d) for d in allowed)}")
-
-
-def _check_matrix(name: str, tensor: Tensor, rows: int | None, columns: int | None, meaning: str) -> None:
-    if tensor.ndim != 2 or rows not in (None, tensor.shape[0]) or columns not in (None, tensor.shape[1]):
-        raise ValueError(f"{name} has shape {_shape(tensor)}; it must be {meaning}")
-
-
-def _check_last(name: str, tensor: Tensor, features: int, meaning: str) -> None:
-    if tensor.ndim < 1 or tensor.shape[-1] != features:
-        raise ValueError(
-            f"{name} has shape {_shape(tensor)}; its last dimension must be {features}, {meaning}"
-        )
-
-
-def _check_together(**tensors: Tensor | None) -> None:
-    """All tensors on one device and of one real floating dtype; the first one named is the measure."""
-    first_name, first = next(iter(tensors.items()))
-    assert first is not None
-    dtype, device = first.dtype, first.device
-    _check_dtype(first_name, first, REAL_DTYPES)
-    for name, tensor in tensors.items():
-        if tensor is None or (tensor.dtype == dtype and tensor.device == device):
-            continue
-        if tensor.dtype != dtype:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype} but {first_name} has {first.dtype}; they must agree (or use autocast)"
-            )
-        _check_device(name, tensor, first_name, first)
-
-
-def _check_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
-    if tensor.device != first.device:
-        raise TypeError(
-            f"{name} is on {tensor.device} but {first_name} is on {first.device}; they must agree"
-        )
-
-
-def _widened(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype autocast wants for products on x's device, or None where autocast is off (or x is float64)."""
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
-        return None
-    return torch.get_autocast_dtype(x.device.type)
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off, at no cost where it is off already."""
-    if torch.is_autocast_enabled(tensor.device.type):
-        return torch.autocast(tensor.device.type, enabled=False)
-    return nullcontext()
 
 
 def low_rank_linear(
@@ -122,18 +68,18 @@ def low_rank_linear(
     With ``dropout``, the probability of an element of x to be dropped, in [0, 1), the first ``dropped_rank`` rows of
     down see x with elements dropped and the others scaled up, by the mask that ``seed`` (`dropout_seed`) determines.
     """
-    _check_matrix("weight", weight, None, None, "(out_features, in_features)")
+    check_matrix("weight", weight, None, None, "(out_features, in_features)")
     n, k = weight.shape
-    _check_last("x", x, k, "the in_features of weight")
-    if bias is not None and _shape(bias) != (n,):
-        raise ValueError(f"bias has shape {_shape(bias)}; it must be ({n},), the out_features of weight")
+    check_last("x", x, k, "the in_features of weight")
+    if bias is not None and shape_of(bias) != (n,):
+        raise ValueError(f"bias has shape {shape_of(bias)}; it must be ({n},), the out_features of weight")
     _check_factors(down, up, n, k, x)
     seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x) if dropout else None
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    _check_together(x=x, weight=weight, bias=bias)
-    with _no_autocast(x):
+    check_together(x=x, weight=weight, bias=bias)
+    with no_autocast(x):
         if current_backend() == "reference":
             factors = down.to(x.dtype), up.to(x.dtype)
             return reference.low_rank_linear(x, weight, bias, *factors, dropout, dropped_rank, seed)
@@ -157,14 +103,14 @@ def low_rank_add(
     """
     if base.ndim < 1 or base.shape[:-1] != x.shape[:-1]:
         raise ValueError(
-            f"base has shape {_shape(base)}; its leading dimensions must be those of x, {_shape(x)}"
+            f"base has shape {shape_of(base)}; its leading dimensions must be those of x, {shape_of(x)}"
         )
     _check_factors(down, up, base.shape[-1], x.shape[-1], x)
     seed = _check_dropout(dropout, dropped_rank, down.shape[0], seed, x) if dropout else None
     # Under autocast, or where an opaque layer returns another dtype than it was given, its output decides.
     x = x.to(base.dtype)
-    _check_together(base=base, x=x)
-    with _no_autocast(x):
+    check_together(base=base, x=x)
+    with no_autocast(x):
         if current_backend() == "reference":
             factors = down.to(x.dtype), up.to(x.dtype)
             return reference.low_rank_add(base, x, *factors, dropout, dropped_rank, seed)
@@ -179,18 +125,18 @@ def rotated_low_rank_linear(
     x (..., k·b), q (k, b, b) real, in x's dtype or another; the rest as in `low_rank_linear`. Differentiable in every
     argument.
     """
-    _check_matrix("weight", weight, None, None, "(out_features, in_features)")
+    check_matrix("weight", weight, None, None, "(out_features, in_features)")
     n, k = weight.shape
-    _check_last("x", x, k, "the in_features of weight")
+    check_last("x", x, k, "the in_features of weight")
     _check_blocks(q, x)
-    if bias is not None and _shape(bias) != (n,):
-        raise ValueError(f"bias has shape {_shape(bias)}; it must be ({n},), the out_features of weight")
+    if bias is not None and shape_of(bias) != (n,):
+        raise ValueError(f"bias has shape {shape_of(bias)}; it must be ({n},), the out_features of weight")
     _check_factors(down, up, n, k, x)
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    _check_together(x=x, weight=weight, bias=bias)
-    with _no_autocast(x):
+    check_together(x=x, weight=weight, bias=bias)
+    with no_autocast(x):
         if current_backend() == "reference":
             narrow = (tensor.to(x.dtype) for tensor in (down, up))
             return reference.rotated_low_rank_linear(x, q.to(x.dtype), weight, bias, *narrow)
@@ -214,31 +160,31 @@ def _check_dropout(dropout: float, dropped_rank: int, rank: int, seed: Tensor | 
         raise ValueError("seed is None; with dropout it must be a tensor, such as dropout_seed(x.device)")
     if seed.dtype != torch.int64 or seed.ndim != 0:
         raise ValueError(
-            f"seed has dtype {seed.dtype} and shape {_shape(seed)}; it must be a 0-dim torch.int64 tensor"
+            f"seed has dtype {seed.dtype} and shape {shape_of(seed)}; it must be a 0-dim torch.int64 tensor"
         )
-    _check_device("seed", seed, "x", x)
+    check_device("seed", seed, "x", x)
     return seed
 
 
 def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int, x: Tensor) -> None:
-    _check_matrix("down", down, None, in_features, f"(R, {in_features})")
+    check_matrix("down", down, None, in_features, f"(R, {in_features})")
     r = down.shape[0]
     if r < 1:
         raise ValueError("down has shape (0, in_features); its rank R must be at least 1")
-    _check_matrix("up", up, out_features, r, f"({out_features}, {r})")
+    check_matrix("up", up, out_features, r, f"({out_features}, {r})")
     if down.dtype == up.dtype == x.dtype and down.device == up.device == x.device:
         return
     for name, factor in (("down", down), ("up", up)):
-        _check_dtype(name, factor, REAL_DTYPES)
-        _check_device(name, factor, "x", x)
+        check_dtype(name, factor, REAL_DTYPES)
+        check_device(name, factor, "x", x)
 
 
 def _check_reflections(u: Tensor, features: int | None = None, name: str = "u") -> None:
-    _check_matrix(name, u, features, None, f"({features or 'in_features'}, reflections)")
-    _check_dtype(name, u, REAL_DTYPES)
+    check_matrix(name, u, features, None, f"({features or 'in_features'}, reflections)")
+    check_dtype(name, u, REAL_DTYPES)
     if not 1 <= u.shape[1] <= max(u.shape[0], 1):
         raise ValueError(
-            f"{name} has shape {_shape(u)}; the number of reflections (columns) must be between 1 and in_features"
+            f"{name} has shape {shape_of(u)}; the number of reflections (columns) must be between 1 and in_features"
         )
 
 
@@ -249,10 +195,10 @@ def householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
     upper triangular t (n, n), both in float32 or u's dtype if wider.
     """
     _check_reflections(u)
-    u = u.to(_widened(u.dtype))
+    u = u.to(widened(u.dtype))
     if current_backend() == "reference":
         return reference.householder_factors(u)
-    with _no_autocast(u):
+    with no_autocast(u):
         return ops.householder_factors(u)
 
 
@@ -265,12 +211,12 @@ def householder_factors_many(us: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]
     """
     for index, u in enumerate(us):
         _check_reflections(u, name=f"us[{index}]")
-    us = [u.to(_widened(u.dtype)) for u in us]
+    us = [u.to(widened(u.dtype)) for u in us]
     if current_backend() == "reference":
         return [reference.householder_factors(u) for u in us]
     if not us:
         return []
-    with _no_autocast(us[0]):
+    with no_autocast(us[0]):
         return ops.householder_factors_many(us)
 
 
@@ -280,12 +226,12 @@ def householder_rotate(x: Tensor, u: Tensor, transpose: bool = False) -> Tensor:
     x (..., features), u (features, n). Returns the shape and dtype of x.
     """
     _check_reflections(u)
-    _check_last("x", x, u.shape[0], "the rows of u")
-    _check_dtype("x", x, REAL_DTYPES)
-    _check_device("u", u, "x", x)
+    check_last("x", x, u.shape[0], "the rows of u")
+    check_dtype("x", x, REAL_DTYPES)
+    check_device("u", u, "x", x)
     if current_backend() == "reference":
         return reference.householder_rotate(x, u.to(x.dtype), transpose)
-    with _no_autocast(x):
+    with no_autocast(x):
         v, t = householder_factors(u)
         # x Hᵀ = x − (x v) (v t)ᵀ
         return ops.householder_rotate(x, v, ops.project(v, t.mT if transpose else t))[0]
@@ -310,9 +256,9 @@ def hybrid_factors(
     Returns down (r + n, in_features) and up (out_features, r + n) in float32 or the parameters' dtype if wider.
     """
     _check_reflections(u)
-    dtype = torch.promote_types(_widened(u.dtype), lora_A.dtype)
+    dtype = torch.promote_types(widened(u.dtype), lora_A.dtype)
     lora_A, lora_B, u = lora_A.to(dtype), lora_B.to(dtype), u.to(dtype)
-    with _no_autocast(u):
+    with no_autocast(u):
         if isinstance(weight, Tensor) and current_backend() != "reference":
             coefficient = (
                 mixing.reshape(()).to(dtype)
@@ -348,23 +294,23 @@ def hybrid_linear(
     scaling s a number; dropout and seed as in `low_rank_linear`, of the low-rank branch alone. Returns
     (..., out_features). It costs what a LoRA of rank r + n costs.
     """
-    _check_matrix("weight", weight, None, None, "(out_features, in_features)")
+    check_matrix("weight", weight, None, None, "(out_features, in_features)")
     n, k = weight.shape
-    _check_dtype("lora_A", lora_A, REAL_DTYPES)
-    _check_dtype("lora_B", lora_B, REAL_DTYPES)
-    _check_matrix("lora_A", lora_A, None, k, f"(r, {k})")
-    _check_matrix("lora_B", lora_B, n, lora_A.shape[0], f"({n}, {lora_A.shape[0]})")
+    check_dtype("lora_A", lora_A, REAL_DTYPES)
+    check_dtype("lora_B", lora_B, REAL_DTYPES)
+    check_matrix("lora_A", lora_A, None, k, f"(r, {k})")
+    check_matrix("lora_B", lora_B, n, lora_A.shape[0], f"({n}, {lora_A.shape[0]})")
     _check_reflections(u, k)
     if isinstance(mixing, Tensor):
         if mixing.numel() != 1:
             raise ValueError(
-                f"mixing has shape {_shape(mixing)}; it must be a number or a tensor of one element"
+                f"mixing has shape {shape_of(mixing)}; it must be a number or a tensor of one element"
             )
-        _check_device("mixing", mixing, "weight", weight)
+        check_device("mixing", mixing, "weight", weight)
     elif not 0.0 <= mixing <= 1.0:
         raise ValueError(f"mixing is {mixing}; it must lie between 0 and 1")
     for name, tensor in (("lora_A", lora_A), ("lora_B", lora_B), ("u", u)):
-        _check_device(name, tensor, "weight", weight)
+        check_device(name, tensor, "weight", weight)
     if current_backend() == "reference":
         arguments = (lora_A.to(x.dtype), lora_B.to(x.dtype), u.to(x.dtype))
         seed = _check_dropout(dropout, 0, 0, seed, x) if dropout else None
@@ -379,8 +325,8 @@ def _check_packed(
     if block_size < 1:
         raise ValueError(f"{block_size_name} is {block_size}; it must be at least 1")
     expected = block_size * (block_size - 1) // 2
-    _check_last(name, packed, expected, f"b(b−1)/2 for block_size {block_size}")
-    _check_dtype(name, packed, REAL_DTYPES + COMPLEX_DTYPES)
+    check_last(name, packed, expected, f"b(b−1)/2 for block_size {block_size}")
+    check_dtype(name, packed, REAL_DTYPES + COMPLEX_DTYPES)
 
 
 def cayley(skew: Tensor, refine: bool = False) -> Tensor:
@@ -392,12 +338,12 @@ def cayley(skew: Tensor, refine: bool = False) -> Tensor:
     price of two products in float64.
     """
     if skew.ndim < 2 or skew.shape[-1] != skew.shape[-2] or skew.shape[-1] < 1:
-        raise ValueError(f"skew has shape {_shape(skew)}; it must be (..., b, b) with b ≥ 1")
-    _check_dtype("skew", skew, REAL_DTYPES + COMPLEX_DTYPES)
-    skew = skew.to(_widened(skew.dtype))
+        raise ValueError(f"skew has shape {shape_of(skew)}; it must be (..., b, b) with b ≥ 1")
+    check_dtype("skew", skew, REAL_DTYPES + COMPLEX_DTYPES)
+    skew = skew.to(widened(skew.dtype))
     if current_backend() == "reference":
         return reference.cayley(skew)
-    with _no_autocast(skew):
+    with no_autocast(skew):
         return ops.cayley(skew, refine)
 
 
@@ -407,10 +353,10 @@ def cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tens
     packed (..., b(b−1)/2) for block_size b ≥ 1; the diagonal of A is zero. Returns Q (..., b, b).
     """
     _check_packed(packed, block_size)
-    packed = packed.to(_widened(packed.dtype))
+    packed = packed.to(widened(packed.dtype))
     if current_backend() == "reference":
         return reference.cayley_packed(packed, block_size)
-    with _no_autocast(packed):
+    with no_autocast(packed):
         return ops.cayley_packed(packed, block_size, refine)
 
 
@@ -437,10 +383,10 @@ def cayley_packed_many(packed: Sequence[Tensor], block_sizes: Sequence[int]) -> 
 
 def _check_blocks(q: Tensor, x: Tensor) -> None:
     if q.ndim != 3 or q.shape[1] != q.shape[2]:
-        raise ValueError(f"q has shape {_shape(q)}; it must be (k, b, b)")
-    _check_last("x", x, q.shape[0] * q.shape[1], "k·b of q")
-    _check_dtype("q", q, COMPLEX_DTYPES if x.is_complex() else REAL_DTYPES)
-    _check_device("q", q, "x", x)
+        raise ValueError(f"q has shape {shape_of(q)}; it must be (k, b, b)")
+    check_last("x", x, q.shape[0] * q.shape[1], "k·b of q")
+    check_dtype("q", q, COMPLEX_DTYPES if x.is_complex() else REAL_DTYPES)
+    check_device("q", q, "x", x)
 
 
 def block_rotate(x: Tensor, q: Tensor) -> Tensor:
@@ -449,34 +395,34 @@ def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     x (..., k·b), q (k, b, b), both real or both complex; q is rounded to x's dtype, and its gradient has its own, from
     float32 sums where the backend has them. Returns the shape and dtype of x.
     """
-    _check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
+    check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
     _check_blocks(q, x)
     if current_backend() == "reference":
         return reference.block_rotate(x, q.to(x.dtype))
-    with _no_autocast(x):
+    with no_autocast(x):
         return ops.block_rotate(x, q)
 
 
 def _check_structured(x: Tensor, phases: Tensor, reflections: Tensor, permutation: Tensor) -> None:
-    _check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
-    _check_matrix("phases", phases, 3, None, "(3, n)")
+    check_dtype("x", x, REAL_DTYPES + COMPLEX_DTYPES)
+    check_matrix("phases", phases, 3, None, "(3, n)")
     n = phases.shape[1]
     if n < 1:
         raise ValueError("phases has shape (3, 0); its n must be at least 1")
-    if _shape(reflections) != (2, n, 2):
+    if shape_of(reflections) != (2, n, 2):
         raise ValueError(
-            f"reflections has shape {_shape(reflections)}; it must be (2, {n}, 2): two vectors, real and imaginary"
+            f"reflections has shape {shape_of(reflections)}; it must be (2, {n}, 2): two vectors, real and imaginary"
         )
-    if _shape(permutation) != (n,) or permutation.dtype != torch.int64:
+    if shape_of(permutation) != (n,) or permutation.dtype != torch.int64:
         raise ValueError(
-            f"permutation has dtype {permutation.dtype} and shape {_shape(permutation)}; it must be a torch.int64 "
+            f"permutation has dtype {permutation.dtype} and shape {shape_of(permutation)}; it must be a torch.int64 "
             f"tensor ({n},)"
         )
-    _check_last("x", x, n if x.is_complex() else 2 * n, "n of phases, or 2n where x is real")
+    check_last("x", x, n if x.is_complex() else 2 * n, "n of phases, or 2n where x is real")
     for name, tensor in (("phases", phases), ("reflections", reflections)):
-        _check_dtype(name, tensor, REAL_DTYPES)
-        _check_device(name, tensor, "x", x)
-    _check_device("permutation", permutation, "x", x)
+        check_dtype(name, tensor, REAL_DTYPES)
+        check_device(name, tensor, "x", x)
+    check_device("permutation", permutation, "x", x)
 
 
 def structured_unitary(x: Tensor, phases: Tensor, reflections: Tensor, permutation: Tensor) -> Tensor:
@@ -494,15 +440,15 @@ def structured_unitary(x: Tensor, phases: Tensor, reflections: Tensor, permutati
     _check_structured(x, phases, reflections, permutation)
     n = phases.shape[1]
     if current_backend() == "reference":
-        wide = _widened(x.real.dtype)
+        wide = widened(x.real.dtype)
         z = x if x.is_complex() else x.to(wide)
         return reference.structured_unitary(z, phases.to(wide), reflections.to(wide), permutation).to(x.dtype)
-    wide = torch.promote_types(torch.promote_types(phases.dtype, reflections.dtype), _widened(x.real.dtype))
+    wide = torch.promote_types(torch.promote_types(phases.dtype, reflections.dtype), widened(x.real.dtype))
     phases, reflections = phases.to(wide), reflections.to(wide)
     if x.numel() == 0:  # MKL's transforms take no empty batch
         return x * (phases.sum() + reflections.sum()).to(x.dtype)
     compute = torch.promote_types(x.dtype, torch.complex64)  # autocast leaves complex numbers alone
-    z = x if x.is_complex() else torch.complex(*x.to(_widened(x.dtype)).unflatten(-1, (n, 2)).unbind(-1))
+    z = x if x.is_complex() else torch.complex(*x.to(widened(x.dtype)).unflatten(-1, (n, 2)).unbind(-1))
     d1, d2, d3 = torch.complex(phases.cos(), phases.sin()).to(compute).unbind()
     squared = reflections.square().sum((-2, -1), keepdim=True)
     unit = reflections * torch.where(squared > 0, squared, 1.0).rsqrt()

@@ -20,10 +20,11 @@ class PreparedFactors:
     """Makes the factors of the reflections, on Triton, and the Cayley transforms of all layers in one launch each.
 
     Hooks on the model, however it is called. Only values are made together: each layer differentiates its own, so that
-    data parallelism sees nothing of it, nor does checkpointing, which makes them again a layer at a time (the compiled
-    and the Triton kernels to the same bits, torch.linalg to rounding). A gradient in one launch would be had by
-    differentiating what was joined, at the price of gradients that all come at the end of the backward, and of a graph
-    that checkpointed layers do not find again when they run anew. Where the model is compiled as a whole, that is what
+    data parallelism sees nothing of it, nor does checkpointing, which makes them again a layer at a time: to the same
+    bits by the compiled and the Triton kernels, to rounding by torch.linalg and where several threads share a large
+    block. A gradient in one launch would be had by differentiating what was joined, at the price of gradients that all
+    come at the end of the backward, and of a graph that checkpointed layers do not find again when they run anew.
+    Where the model is compiled as a whole, that is what
     the rotations do; where layers in it are compiled by themselves, they do not take what was made for them. Sharded
     parameters are left alone, and evaluation has its cache.
     """

@@ -64,10 +64,6 @@ def _eager_packed_backward(grad_q: Tensor, q: Tensor) -> Tensor:
     return 2.0 * _eager_backward(grad_q, q)[..., row, column]
 
 
-def _residual_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype.is_complex else torch.float64
-
-
 @without_tf32
 def _refined(a: Tensor, q: Tensor) -> Tensor:
     """Q after one step of iterative refinement, of the skew-Hermitian A (..., b, b).
@@ -75,7 +71,7 @@ def _refined(a: Tensor, q: Tensor) -> Tensor:
     Q + R M with the residual R = (I − A) − Q (I + A), computed in float64, and M = ½ (I + Q): Higham, "Accuracy and
     stability of numerical algorithms", 2002, ch. 12. It leaves float32 with about one rounding of the exact result.
     """
-    dtype = _residual_dtype(q.dtype)
+    dtype = torch.promote_types(q.dtype, torch.float64)
     a, wide = a.to(dtype), q.to(dtype)
     residual = torch.eye(a.shape[-1], dtype=dtype, device=a.device) - a - wide - wide @ a
     return (wide + (residual + residual @ wide) / 2).to(q.dtype)

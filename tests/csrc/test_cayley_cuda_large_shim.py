@@ -1,7 +1,6 @@
 """The CUDA kernels for what large blocks need besides matrix products (csrc/cayley_cuda_large.cu), run on the host."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,14 +22,6 @@ pytestmark = pytest.mark.skipif(why_no_shim() is not None, reason=str(why_no_shi
 
 SIZES = [1, 2, 3, 4, 7, 16, 31, 32, 33, 64, 65, 127, 128]
 SEEDS = [1, 2]  # of random orders, besides the two others
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def in_every_order(shim: CudaShim) -> list[CudaShim]:

@@ -1,7 +1,5 @@
 """The CUDA kernels of the Cayley transform in a warp and in a block of threads, run on the host (see cuda_shim)."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -30,14 +28,6 @@ SOME_CASES = [(dtype, b) for dtype, b in CASES if b in (2, 4, 7, 16, 32, 33, 64,
 @pytest.fixture(scope="module")
 def shim() -> CudaShim:
     return cuda_shim()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def mixed(b: int, dtype: torch.dtype, count: int = 6) -> Tensor:

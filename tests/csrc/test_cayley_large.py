@@ -75,12 +75,11 @@ def test_exact(operators: Operators, b: int, norm: float, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_small_angles_cost_no_digits(operators: Operators, dtype: torch.dtype) -> None:
-    """Within one rounding of Q; plain PyTorch, which adds A to the identity, is not."""
-    _, a, _, plain, _, exact_q, _ = case(300, dtype, 1e-3)
+    """Within one rounding of Q, although A is added to the identity on the way."""
+    _, a, _, _, _, exact_q, _ = case(300, dtype, 1e-3)
     rounding = torch.finfo(dtype).eps / 2 * torch.linalg.vector_norm(exact_q)
     q = operators.cayley_forward(a)
     assert torch.linalg.vector_norm(q.to(exact_q) - exact_q) < rounding
-    assert torch.linalg.vector_norm(plain.to(exact_q) - exact_q) > rounding
 
 
 @pytest.mark.parametrize("norm", [0.0, 30.0, 1e4])

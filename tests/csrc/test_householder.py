@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ FEATURES = [1, 2, 7, 16, 33, 64, 300, 768]
 REFLECTIONS = [1, 2, 3, 4, 8, 15, 16, 17, 32, 33, 64]
 SIZES = [(k, n) for k in FEATURES for n in REFLECTIONS if n <= k]
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draws(features: int, reflections: int, dtype: torch.dtype, count: int | None = None) -> list[Tensor]:
