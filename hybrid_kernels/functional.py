@@ -33,6 +33,7 @@ from hybrid_kernels.ops.cayley_many import by_kind
 
 __all__ = [
     "block_rotate",
+    "butterfly_rotate",
     "cayley",
     "cayley_packed",
     "cayley_packed_many",
@@ -401,6 +402,32 @@ def block_rotate(x: Tensor, q: Tensor) -> Tensor:
         return reference.block_rotate(x, q.to(x.dtype))
     with no_autocast(x):
         return ops.block_rotate(x, q)
+
+
+def butterfly_rotate(x: Tensor, q: Tensor) -> Tensor:
+    """x · (M_{m−1} ⋯ M₁ M₀), M_i = P_i diag(q_i1, …, q_ik) P_iᵀ: rows of x times a block butterfly, as in PEFT's BOFT.
+
+    x (..., k·b), q (m, k, b, b), both real. P₀ = I and, of levels i ≥ 1, block j of a group of b·2^i features joins its
+    half-blocks (b/2 features each) j and j + 2^i: so with m > 1, b must be even and k·b divisible by b·2^(m−1). q is
+    rounded to x's dtype, and its gradient has its own. Returns the shape and dtype of x. Of the activations x alone is
+    saved. Formula: Liu et al., arXiv 2311.06243; `hybrid_kernels.reference.butterfly_rotate`.
+    """
+    check_dtype("x", x, REAL_DTYPES)
+    if q.ndim != 4 or q.shape[2] != q.shape[3] or q.shape[0] < 1:
+        raise ValueError(f"q has shape {shape_of(q)}; it must be (m, k, b, b) with m ≥ 1")
+    levels, blocks, b, _ = q.shape
+    check_last("x", x, blocks * b, "k·b of q")
+    check_dtype("q", q, REAL_DTYPES)
+    check_device("q", q, "x", x)
+    if levels > 1 and (b % 2 != 0 or blocks % 2 ** (levels - 1) != 0):
+        raise ValueError(
+            f"q has shape {shape_of(q)}; with m = {levels} levels its b must be even and its k divisible by "
+            f"2^(m−1) = {2 ** (levels - 1)}"
+        )
+    if current_backend() == "reference":
+        return reference.butterfly_rotate(x, q.to(x.dtype))
+    with no_autocast(x):
+        return ops.block_rotate(x, q.squeeze(0)) if levels == 1 else ops.butterfly_rotate(x, q)
 
 
 def _check_structured(x: Tensor, phases: Tensor, reflections: Tensor, permutation: Tensor) -> None:

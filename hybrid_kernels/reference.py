@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "block_rotate",
+    "butterfly_rotate",
     "cayley",
     "cayley_packed",
     "householder_factors",
@@ -213,6 +214,34 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
 def block_rotate(x: Tensor, q: Tensor) -> Tensor:
     """x · diag(q₁, …, q_k): rows of ``x`` (..., k·b) times the block-diagonal matrix of ``q`` (k, b, b)."""
     return x @ torch.block_diag(*q)
+
+
+def _butterfly_permutation(features: int, block_size: int, level: int, like: Tensor) -> Tensor:
+    """P of `butterfly_rotate` at a level: row l has its 1 where the half-block l lies after the evens-first order."""
+    if level == 0:
+        return torch.eye(features, dtype=like.dtype, device=like.device)
+    halves = torch.arange(2 ** (level + 1))
+    order = torch.cat([halves[0::2], halves[1::2]])
+    half = block_size // 2
+    in_group = (order[:, None] * half + torch.arange(half)).flatten()
+    starts = torch.arange(0, features, block_size * 2**level)
+    index = (starts[:, None] + in_group).flatten().to(like.device)
+    return torch.eye(features, dtype=like.dtype, device=like.device)[index]
+
+
+def butterfly_rotate(x: Tensor, q: Tensor) -> Tensor:
+    """x · (M_{m−1} ⋯ M₁ M₀), M_i = P_i diag(q_i1, …, q_ik) P_iᵀ: rows of ``x`` (..., k·b) times a block butterfly.
+
+    Liu et al., "Parameter-efficient orthogonal finetuning via butterfly factorization", arXiv 2311.06243, in the order
+    and with the permutations of PEFT's BOFT layer: P_i takes the half-blocks of b/2 features, within each group of
+    b·2^i, in the order 0, 2, 4, …, 1, 3, 5, …; P₀ = I. ``q`` is (m, k, b, b).
+    """
+    levels, blocks, b, _ = q.shape
+    matrix = torch.eye(blocks * b, dtype=q.dtype, device=q.device)
+    for level in range(levels):
+        p = _butterfly_permutation(blocks * b, b, level, q)
+        matrix = p @ torch.block_diag(*q[level]) @ p.mT @ matrix
+    return x @ matrix
 
 
 def structured_unitary(x: Tensor, phases: Tensor, reflections: Tensor, permutation: Tensor) -> Tensor:

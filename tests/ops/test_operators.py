@@ -56,6 +56,7 @@ CASES = {
         ops.block_rotate,
         (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
     ),
+    "butterfly_rotate": (ops.butterfly_rotate, (leaf(2, 3, 8), leaf(2, 2, 4, 4))),
     "rotated_low_rank_linear": (
         ops.rotated_low_rank_linear,
         (leaf(2, 2, 6), leaf(2, 3, 3), leaf(5, 6), leaf(5), leaf(4, 6), leaf(5, 4)),
@@ -69,6 +70,10 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
     "block_rotate": (
         ops.block_rotate,
         (leaf(3, 6, dtype=torch.bfloat16), leaf(2, 3, 3, dtype=torch.float32)),
+    ),
+    "butterfly_rotate": (
+        ops.butterfly_rotate,
+        (leaf(3, 8, dtype=torch.bfloat16), leaf(2, 2, 4, 4, dtype=torch.float32)),
     ),
     "block_rotate_weight_gradient": (
         block_rotate_weight_gradient,

@@ -1,0 +1,114 @@
+"""The functions of OFT, BOFT and DoRA layers: against the float64 reference, and the reference against PEFT itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid_kernels import functional, reference, use_backend
+from tests.support import assert_close_by_scale, compare, make
+
+F, R = functional, reference
+REAL = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+BUTTERFLIES = [  # leading dimensions of x, m, k, b
+    ((5,), 1, 3, 5),
+    ((2, 3), 2, 2, 2),
+    ((70,), 2, 6, 10),
+    ((), 3, 4, 8),
+    ((33,), 3, 12, 6),
+    ((7, 1), 4, 8, 4),
+    ((9,), 2, 2, 32),
+    ((0,), 2, 4, 4),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize(("lead", "m", "k", "b"), BUTTERFLIES)
+def test_butterfly_rotate(lead, m, k, b, dtype, backend) -> None:
+    with use_backend(backend):
+        compare(
+            F.butterfly_rotate,
+            R.butterfly_rotate,
+            lambda: [make(*lead, k * b, dtype=dtype), make(m, k, b, b, dtype=dtype)],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("m", [1, 3])
+def test_butterfly_rotate_of_any_strides(m, backend) -> None:
+    """x transposed and strided, blocks transposed, and the gradient of a sum, whose strides are all 0."""
+
+    def draw() -> list[Tensor]:
+        return [make(24, 10).t()[::2], make(m, 4, 6, 6).mT]
+
+    def summed(function):
+        return lambda x, q: function(x, q).sum().expand(2, 3)
+
+    with use_backend(backend):
+        compare(F.butterfly_rotate, R.butterfly_rotate, draw)
+        compare(summed(F.butterfly_rotate), summed(R.butterfly_rotate), draw)
+
+
+@pytest.mark.parametrize("needed", ["x", "q"])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_butterfly_rotate_with_one_gradient(backend, needed) -> None:
+    x, q = make(5, 24, dtype=torch.float64), make(2, 4, 6, 6, dtype=torch.float64)
+    (x if needed == "x" else q).requires_grad_()
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(F.butterfly_rotate, (x, q))
+
+
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("q_dtype", [torch.float32, torch.float64])
+def test_butterfly_rotate_by_wider_blocks(q_dtype, x_dtype) -> None:
+    x, q = make(2, 9, 16, dtype=x_dtype), make(2, 4, 4, 4, dtype=q_dtype).requires_grad_()
+    y, plain = F.butterfly_rotate(x, q), R.butterfly_rotate(x, q.to(x_dtype))
+    truth = R.butterfly_rotate(x.double(), q.double())
+    assert_close_by_scale(y, truth, plain, 2)
+    dy = make(2, 9, 16, dtype=x_dtype)
+    gradient, plain_gradient, true_gradient = (
+        torch.autograd.grad(result, q, dy.to(result.dtype))[0] for result in (y, plain, truth)
+    )
+    assert gradient.dtype == q_dtype
+    assert_close_by_scale(gradient, true_gradient.double(), plain_gradient, 3)
+
+
+@pytest.mark.parametrize(("m", "k", "b"), [(1, 3, 4), (2, 4, 6), (3, 4, 8), (3, 12, 4), (4, 8, 2)])
+def test_the_butterfly_is_that_of_peft(m, k, b) -> None:
+    """Its permutation matrices and its products of them (`peft.tuners.boft.layer.Linear.forward`)."""
+    boft = pytest.importorskip("peft.tuners.boft.layer").BOFTLayer
+    q, x = torch.randn(m, k, b, b, dtype=torch.float64), torch.randn(5, k * b, dtype=torch.float64)
+    product = torch.eye(k * b, dtype=torch.float64)
+    for level in range(m):
+        order = boft.block_butterfly_perm(None, k * b, k // 2**level, b // 2, m - 1)
+        permutation = boft.perm2mat(None, order).double()
+        product = permutation @ torch.block_diag(*q[level]) @ permutation.mT @ product
+    torch.testing.assert_close(R.butterfly_rotate(x, q), x @ product)
+    torch.testing.assert_close(F.butterfly_rotate(x, q), x @ product)
+
+
+X = make(4, 12)
+BAD = [  # call, error, what its message names
+    (lambda: F.butterfly_rotate(X.int(), make(1, 3, 4, 4)), TypeError, "x has dtype torch.int32"),
+    (lambda: F.butterfly_rotate(X.to(torch.complex64), make(1, 3, 4, 4)), TypeError, "x has dtype torch.complex64"),
+    (lambda: F.butterfly_rotate(X, make(3, 4, 4)), ValueError, r"q has shape \(3, 4, 4\).*\(m, k, b, b\)"),
+    (lambda: F.butterfly_rotate(X, make(0, 3, 4, 4)), ValueError, r"q has shape \(0, 3, 4, 4\).*m ≥ 1"),
+    (lambda: F.butterfly_rotate(X, make(1, 2, 4, 4)), ValueError, r"x has shape \(4, 12\).*must be 8, k·b of q"),
+    (lambda: F.butterfly_rotate(X, make(2, 4, 3, 3)), ValueError, r"q has shape \(2, 4, 3, 3\).*b must be even"),
+    (lambda: F.butterfly_rotate(X, make(3, 6, 2, 2)), ValueError, r"k divisible by 2\^\(m−1\) = 4"),
+    (lambda: F.butterfly_rotate(X, make(1, 3, 4, 4).int()), TypeError, "q has dtype torch.int32"),
+    (lambda: F.butterfly_rotate(X, make(1, 3, 4, 4).to("meta")), TypeError, "q is on meta but x is on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input_names_the_argument(call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()
