@@ -2,6 +2,7 @@
 
     hk.functional, hk.reference     the operations, fast and as plain PyTorch
     hk.nn                           HybridLinear, HouseholderRotation, CayleyRotation, unitary layers and their training
+    hk.accelerate, hk.restore       PEFT layers that a model has already, onto these operators and back
     hk.adapters                     the PEFT method, its initialisation, mixing, regulariser and export
     hk.governance, hk.evaluation, hk.training    the study
     hk.use_backend, hk.info         which implementation runs
@@ -19,6 +20,7 @@ from hybrid_kernels.ops.backend import use_backend
 
 __version__ = "0.1.0"
 __all__ = [
+    "accelerate",
     "adapters",
     "evaluation",
     "functional",
@@ -26,6 +28,7 @@ __all__ = [
     "info",
     "nn",
     "reference",
+    "restore",
     "training",
     "use_backend",
 ]
@@ -48,6 +51,8 @@ def info() -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("accelerate", "restore"):
+        return getattr(__getattr__("adapters"), name)
     if name in _SUBPACKAGES:
         try:
             return importlib.import_module(f"hybrid_kernels.{name}")

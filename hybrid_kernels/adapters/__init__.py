@@ -1,8 +1,9 @@
-"""The hybrid adapter as a PEFT method, its initialisation, mixing, regulariser and export.
+"""The hybrid adapter as a PEFT method, its initialisation, mixing, regulariser and export; PEFT's own layers made fast.
 
 Importing this package registers the method with PEFT: do so before `PeftModel.from_pretrained` on a hybrid checkpoint.
 """
 
+from hybrid_kernels.adapters.acceleration import AccelerateCallback, LayerReport, Report, accelerate, restore
 from hybrid_kernels.adapters.config import HybridConfig
 from hybrid_kernels.adapters.export import export_lora
 from hybrid_kernels.adapters.initialization import initialize_gradient_aligned
@@ -16,14 +17,19 @@ from hybrid_kernels.adapters.regularization import (
 from hybrid_kernels.adapters.trainer import HybridTrainer
 
 __all__ = [
+    "AccelerateCallback",
     "GradientNormMixing",
     "HybridConfig",
     "HybridModel",
     "HybridTrainer",
+    "LayerReport",
+    "Report",
+    "accelerate",
     "export_lora",
     "initialize_gradient_aligned",
     "mixing_values",
     "norm_preservation_defects",
     "norm_preservation_penalty",
     "orthogonality_penalty",
+    "restore",
 ]

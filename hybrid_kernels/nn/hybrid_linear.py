@@ -12,17 +12,31 @@ from hybrid_kernels import functional
 from hybrid_kernels.nn.adapter import HybridAdapter
 from hybrid_kernels.nn.cache import FactorCache
 
+READABLE_DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)  # products of 8 bits need scales
+
 
 def has_plain_weight(base_layer: nn.Module) -> bool:
     """Whether ``base_layer`` is just x Wᵀ + b, so that its product may be fused with the update.
 
     Subclasses (quantised layers among them), hooks and replaced forwards (offloading) must be called, not read.
     """
+    return type(base_layer) is nn.Linear and is_readable(base_layer)
+
+
+def is_readable(module: nn.Module) -> bool:
+    """Whether a module with a ``weight`` can be read instead of called: nothing else happens when it is called."""
+    weight = module.weight
     return (
-        type(base_layer) is nn.Linear
-        and base_layer.weight.is_floating_point()
-        and "forward" not in base_layer.__dict__
-        and not (base_layer._forward_hooks or base_layer._forward_pre_hooks or base_layer._backward_hooks)
+        type(weight) in (nn.Parameter, Tensor)  # no quantised or sharded tensor
+        and weight.dtype in READABLE_DTYPES
+        and not weight.is_meta
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
     )
 
 
