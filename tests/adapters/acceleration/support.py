@@ -18,12 +18,12 @@ def _block_diagonal(blocks: Tensor) -> list[Tensor]:
 
 
 def _blocks_of(gradient: Tensor, blocks: Tensor) -> list[Tensor]:
-    n, k, b, _ = blocks.shape
+    _, k, b, _ = blocks.shape
     return [torch.stack([gradient[:, i * b : (i + 1) * b, i * b : (i + 1) * b] for i in range(k)], dim=1)]
 
 
 def allow_butterflies_in_peft() -> None:
-    """PEFT makes BOFT's products of several factors with a CUDA extension alone; here plain PyTorch stands in for it."""
+    """Plain PyTorch in place of the CUDA extension by which alone PEFT makes BOFT of several factors."""
     boft._FBD_CUDA = SimpleNamespace(forward=_block_diagonal, backward=_blocks_of)
 
 
