@@ -35,6 +35,7 @@ __all__ = [
     "block_rotate",
     "butterfly_rotate",
     "cayley",
+    "cayley_neumann_packed",
     "cayley_packed",
     "cayley_packed_many",
     "dropout_seed",
@@ -359,6 +360,25 @@ def cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tens
         return reference.cayley_packed(packed, block_size)
     with no_autocast(packed):
         return ops.cayley_packed(packed, block_size, refine)
+
+
+def cayley_neumann_packed(packed: Tensor, block_size: int, terms: int) -> Tensor:
+    """The truncated Neumann series I + 2A + 2A² + … of PEFT's OFT with ``num_cayley_neumann_terms`` = ``terms`` ≥ 1.
+
+    A as in `cayley_packed`, real: packed (..., b(b−1)/2), returns (..., b, b) in float32 or packed's dtype if wider.
+    The last power, A^(terms−1), has the coefficient 1 from A³ on; three terms are what four are, two are I + 2A and one
+    is I. It approximates `cayley_packed` of −A for ‖A‖ well below 1 and diverges from 1 on. Backward is closed-form and
+    saves packed alone.
+    """
+    _check_packed(packed, block_size)
+    check_dtype("packed", packed, REAL_DTYPES)
+    if terms < 1:
+        raise ValueError(f"terms is {terms}; it must be at least 1")
+    packed = packed.to(widened(packed.dtype))
+    if current_backend() == "reference":
+        return reference.cayley_neumann_packed(packed, block_size, terms)
+    with no_autocast(packed):
+        return ops.cayley_neumann_packed(packed, block_size, terms)
 
 
 def cayley_packed_many(packed: Sequence[Tensor], block_sizes: Sequence[int]) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hybrid_kernels import functional, reference, use_backend
+from hybrid_kernels._arguments import widened
 from tests.support import assert_close_by_scale, compare, make
 
 F, R = functional, reference
@@ -94,6 +95,70 @@ def test_the_butterfly_is_that_of_peft(m, k, b) -> None:
     torch.testing.assert_close(F.butterfly_rotate(x, q), x @ product)
 
 
+TERMS = [1, 2, 3, 4, 5, 6, 7, 8, 11]
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("terms", TERMS)
+def test_cayley_neumann_of_every_number_of_terms(terms, dtype, backend) -> None:
+    with use_backend(backend):
+        compare(
+            lambda packed: F.cayley_neumann_packed(packed, 5, terms),
+            lambda packed: R.cayley_neumann_packed(packed.to(widened(packed.dtype)), 5, terms),
+            lambda: [make(2, 3, 10, dtype=dtype, scale=0.2)],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("terms", [4, 5])
+@pytest.mark.parametrize(
+    ("lead", "b"),
+    [((2, 2), 2), ((), 3), ((9,), 8), ((0,), 6), ((3,), 17), ((5,), 32), ((2,), 100)],
+)
+def test_cayley_neumann_of_every_block_size(lead, b, terms, dtype, backend) -> None:
+    with use_backend(backend):
+        compare(
+            lambda packed: F.cayley_neumann_packed(packed, b, terms),
+            lambda packed: R.cayley_neumann_packed(packed, b, terms),
+            lambda: [make(*lead, b * (b - 1) // 2, dtype=dtype, scale=0.3 * b**-0.5)],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_cayley_neumann_of_any_strides(backend) -> None:
+    def of(function):
+        return lambda packed: function(packed.mT, 4, 5).sum((0, 1)).mT.expand(3, 4, 4)
+
+    with use_backend(backend):
+        compare(
+            of(F.cayley_neumann_packed),
+            of(R.cayley_neumann_packed),
+            lambda: [make(2, 6, 7, scale=0.2)[:, :, ::2]],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_cayley_neumann_of_one_by_one_matrices(backend) -> None:
+    packed = make(2, 3, 0).requires_grad_()
+    with use_backend(backend):
+        r = F.cayley_neumann_packed(packed, 1, 5)
+        assert torch.equal(r, torch.ones_like(r)) and r.shape == (2, 3, 1, 1)
+        r.sum().backward()
+    assert packed.grad.shape == packed.shape
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_the_truncated_series_is_that_of_peft(terms) -> None:
+    layer = pytest.importorskip("peft.tuners.oft.layer")
+    packed = make(3, 15, dtype=torch.float64, scale=0.3)
+    module = layer.OFTRotationModule(3, 15, 6, 18, num_cayley_neumann_terms=terms)
+    truth = module._cayley_batch(packed, 6, True, terms)
+    torch.testing.assert_close(R.cayley_neumann_packed(packed, 6, terms), truth)
+    torch.testing.assert_close(F.cayley_neumann_packed(packed, 6, terms), truth)
+
+
 X = make(4, 12)
 BAD = [  # call, error, what its message names
     (lambda: F.butterfly_rotate(X.int(), make(1, 3, 4, 4)), TypeError, "x has dtype torch.int32"),
@@ -105,6 +170,9 @@ BAD = [  # call, error, what its message names
     (lambda: F.butterfly_rotate(X, make(3, 6, 2, 2)), ValueError, r"k divisible by 2\^\(m−1\) = 4"),
     (lambda: F.butterfly_rotate(X, make(1, 3, 4, 4).int()), TypeError, "q has dtype torch.int32"),
     (lambda: F.butterfly_rotate(X, make(1, 3, 4, 4).to("meta")), TypeError, "q is on meta but x is on"),
+    (lambda: F.cayley_neumann_packed(make(2, 5), 4, 5), ValueError, r"packed has shape \(2, 5\).*must be 6"),
+    (lambda: F.cayley_neumann_packed(make(2, 6), 4, 0), ValueError, "terms is 0"),
+    (lambda: F.cayley_neumann_packed(make(2, 6).to(torch.complex64), 4, 5), TypeError, "packed has dtype torch.compl"),
 ]  # fmt: skip
 
 

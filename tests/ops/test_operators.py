@@ -49,6 +49,10 @@ CASES = {
     "cayley, complex": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128),)),
     "cayley_packed": (ops.cayley_packed, (leaf(2, 6), 4)),
     "cayley_packed, complex": (ops.cayley_packed, (leaf(2, 6, dtype=torch.complex128), 4)),
+    **{
+        f"cayley_neumann_packed, {terms} terms": (ops.cayley_neumann_packed, (leaf(2, 6), 4, terms))
+        for terms in (2, 3, 5, 6, 9)
+    },
     "cayley, refined": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128), True)),
     "cayley_packed, refined": (ops.cayley_packed, (leaf(2, 6), 4, True)),
     "block_rotate": (ops.block_rotate, (leaf(3, 6), leaf(2, 3, 3))),
