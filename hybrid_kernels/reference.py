@@ -28,6 +28,7 @@ __all__ = [
     "low_rank_add",
     "low_rank_linear",
     "rotated_low_rank_linear",
+    "scale_features",
     "seeded_dropout",
     "structured_unitary",
 ]
@@ -115,6 +116,11 @@ def low_rank_add(
     seen = seeded_dropout(x, dropout, seed)
     low = seen @ (up[:, :dropped_rank] @ down[:dropped_rank]).mT
     return base + low + x @ (up[:, dropped_rank:] @ down[dropped_rank:]).mT
+
+
+def scale_features(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """y ⊙ scale + bias: each feature of ``y`` (..., out_features) times its own number, as DoRA's magnitudes do it."""
+    return y * scale if bias is None else y * scale + bias
 
 
 def _reflection_vector(column: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def _unpack(packed: Tensor, b: int) -> Tensor:
     if b == 1:
         return packed.new_zeros(math.prod(packed.shape[:-1]), 1, 1)
     place, sign, _ = _positions(b, packed.device)
-    return (packed.reshape(-1, packed.shape[-1])[:, place] * sign).reshape(-1, b, b)
+    return (packed.reshape(-1, packed.shape[-1])[:, place] * sign).view(-1, b, b)
 
 
 def _horner(a: Tensor, square: Tensor, coefficients: list[float]) -> list[Tensor]:
@@ -88,7 +88,7 @@ def _eager_backward(grad_r: Tensor, packed: Tensor, terms: int) -> Tensor:
     b = grad_r.shape[-1]
     if degree == 0 or b == 1:
         return torch.zeros_like(packed)
-    gradient = grad_r.reshape(-1, b, b)
+    gradient = grad_r.view(-1, b, b)
     w = coefficients[1] * gradient
     if degree > 1:
         a = _unpack(packed, b)
@@ -112,12 +112,12 @@ _backward = Operator("cayley_neumann_packed_backward", Implementation("eager", _
 
 def _cayley_neumann_packed(packed: Tensor, block_size: int, terms: int) -> Tensor:
     """R (..., b, b) of the matrices packed in (..., b(b−1)/2); see the module's docstring."""
-    return _forward(packed, block_size, terms)
+    return _forward(packed.contiguous(), block_size, terms)
 
 
 def _cayley_neumann_packed_backward(grad_r: Tensor, packed: Tensor, terms: int) -> Tensor:
     """The gradient of ``packed`` (..., b(b−1)/2) from that of R (..., b, b)."""
-    return _backward(grad_r, packed, terms)
+    return _backward(grad_r.contiguous(), packed.contiguous(), terms)
 
 
 cayley_neumann_packed_backward = operator(

@@ -61,6 +61,8 @@ CASES = {
         (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
     ),
     "butterfly_rotate": (ops.butterfly_rotate, (leaf(2, 3, 8), leaf(2, 2, 4, 4))),
+    "scale_features": (ops.scale_features, (leaf(2, 3, 5), leaf(5), leaf(5))),
+    "scale_features, no bias": (ops.scale_features, (leaf(4, 5), leaf(5), None)),
     "rotated_low_rank_linear": (
         ops.rotated_low_rank_linear,
         (leaf(2, 2, 6), leaf(2, 3, 3), leaf(5, 6), leaf(5), leaf(4, 6), leaf(5, 4)),
@@ -78,6 +80,10 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
     "butterfly_rotate": (
         ops.butterfly_rotate,
         (leaf(3, 8, dtype=torch.bfloat16), leaf(2, 2, 4, 4, dtype=torch.float32)),
+    ),
+    "scale_features": (
+        ops.scale_features,
+        (leaf(3, 8, dtype=torch.bfloat16), leaf(8, dtype=torch.float32), leaf(8, dtype=torch.float32)),
     ),
     "block_rotate_weight_gradient": (
         block_rotate_weight_gradient,
