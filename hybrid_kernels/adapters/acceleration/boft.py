@@ -25,6 +25,7 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, fits, sa
 class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
     """BOFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
 
+    container = "boft_R"
     method = "BOFT"
 
     def unsupported(self, adapter_name: str) -> str | None:
