@@ -37,6 +37,9 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
     method = "HRA"
 
     def unsupported(self, adapter_name: str) -> str | None:
+        weight = self.base_layer.weight
+        if not weight.is_floating_point() or type(weight).__module__.startswith("torchao"):
+            return "PEFT's HRA takes the stored numbers of a quantised weight for its values, or raises"
         if not whole(self.hra_u[adapter_name]):
             return "its hra_u cannot be read (sharded or offloaded)"
         return None

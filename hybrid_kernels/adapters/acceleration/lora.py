@@ -16,7 +16,7 @@ import torch
 from peft.tuners import lora
 from peft.tuners.lora.torchao import TorchaoLoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
@@ -134,7 +134,7 @@ class AcceleratedLora(AcceleratedLayer):
         down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
         def norms() -> Tensor:
-            weight = dequantize_module_weight(self.get_base_layer()) if plain is None else plain.weight
+            weight = _dequantized(self.get_base_layer()) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
         sources = down, up, *self.base_layer.parameters()
@@ -191,6 +191,13 @@ def lora_update(layer: Any, names: Sequence[str], dtype: torch.dtype | None = No
 
 def _scaled(tensor: Tensor, scaling: float) -> Tensor:
     return tensor if scaling == 1.0 else tensor * scaling
+
+
+def _dequantized(layer: Any) -> Tensor:
+    if type(layer.weight).__name__ in ("Int8Params", "Params4bit"):
+        # What PEFT does around this on the CPU replaces an 8-bit parameter by one that has lost its scales.
+        return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    return dequantize_module_weight(layer)
 
 
 @without_tf32
