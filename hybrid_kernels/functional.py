@@ -35,6 +35,7 @@ __all__ = [
     "block_rotate",
     "butterfly_rotate",
     "cayley",
+    "cayley_neumann_packed",
     "cayley_packed",
     "cayley_packed_many",
     "dropout_seed",
@@ -46,6 +47,7 @@ __all__ = [
     "low_rank_add",
     "low_rank_linear",
     "rotated_low_rank_linear",
+    "scale_features",
     "structured_unitary",
 ]
 
@@ -142,6 +144,31 @@ def rotated_low_rank_linear(
             narrow = (tensor.to(x.dtype) for tensor in (down, up))
             return reference.rotated_low_rank_linear(x, q.to(x.dtype), weight, bias, *narrow)
         return ops.rotated_low_rank_linear(x, q, weight, bias, down, up)[0]
+
+
+def scale_features(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """y ⊙ scale + bias: each feature times its own number, as in DoRA (Liu et al., arXiv 2402.09353).
+
+    y (..., out_features), scale (out_features,), bias (out_features,) or None, all real; scale and bias are rounded to
+    y's dtype, and their gradients have their own, from float32 sums. Returns the shape and dtype of y.
+    """
+    check_dtype("y", y, REAL_DTYPES)
+    if scale.ndim != 1:
+        raise ValueError(f"scale has shape {shape_of(scale)}; it must be (out_features,)")
+    check_last("y", y, scale.shape[0], "the out_features of scale")
+    for name, tensor in (("scale", scale), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.shape != scale.shape:
+            raise ValueError(
+                f"{name} has shape {shape_of(tensor)}; it must be that of scale, {shape_of(scale)}"
+            )
+        check_dtype(name, tensor, REAL_DTYPES)
+        check_device(name, tensor, "y", y)
+    if current_backend() == "reference":
+        return reference.scale_features(y, scale.to(y.dtype), None if bias is None else bias.to(y.dtype))
+    with no_autocast(y):
+        return ops.scale_features(y, scale, bias)
 
 
 def dropout_seed(device: torch.device | str) -> Tensor:
@@ -359,6 +386,25 @@ def cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tens
         return reference.cayley_packed(packed, block_size)
     with no_autocast(packed):
         return ops.cayley_packed(packed, block_size, refine)
+
+
+def cayley_neumann_packed(packed: Tensor, block_size: int, terms: int) -> Tensor:
+    """The truncated Neumann series I + 2A + 2A² + … of PEFT's OFT with ``num_cayley_neumann_terms`` = ``terms`` ≥ 1.
+
+    A as in `cayley_packed`, real: packed (..., b(b−1)/2), returns (..., b, b) in float32 or packed's dtype if wider.
+    The last power, A^(terms−1), has the coefficient 1 from A³ on; three terms are what four are, two are I + 2A and one
+    is I. It approximates `cayley_packed` of −A for ‖A‖ well below 1 and diverges from 1 on. Backward is closed-form and
+    saves packed alone.
+    """
+    _check_packed(packed, block_size)
+    check_dtype("packed", packed, REAL_DTYPES)
+    if terms < 1:
+        raise ValueError(f"terms is {terms}; it must be at least 1")
+    packed = packed.to(widened(packed.dtype))
+    if current_backend() == "reference":
+        return reference.cayley_neumann_packed(packed, block_size, terms)
+    with no_autocast(packed):
+        return ops.cayley_neumann_packed(packed, block_size, terms)
 
 
 def cayley_packed_many(packed: Sequence[Tensor], block_sizes: Sequence[int]) -> list[Tensor]:

@@ -20,6 +20,7 @@ __all__ = [
     "block_rotate",
     "butterfly_rotate",
     "cayley",
+    "cayley_neumann_packed",
     "cayley_packed",
     "householder_factors",
     "householder_rotate",
@@ -27,6 +28,7 @@ __all__ = [
     "low_rank_add",
     "low_rank_linear",
     "rotated_low_rank_linear",
+    "scale_features",
     "seeded_dropout",
     "structured_unitary",
 ]
@@ -116,6 +118,11 @@ def low_rank_add(
     return base + low + x @ (up[:, dropped_rank:] @ down[dropped_rank:]).mT
 
 
+def scale_features(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """y ⊙ scale + bias: each feature of ``y`` (..., out_features) times its own number, as DoRA's magnitudes do it."""
+    return y * scale if bias is None else y * scale + bias
+
+
 def _reflection_vector(column: Tensor) -> Tensor:
     """The unit vector u/‖u‖, or the zero vector, with zero gradient, for u = 0 ("no reflection")."""
     squared = (column * column.conj()).real.sum()
@@ -201,6 +208,10 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
 
     A[i, j] = p and A[j, i] = −conj(p) for i < j; the diagonal is zero.
     """
+    return cayley(_unpacked(packed, block_size))
+
+
+def _unpacked(packed: Tensor, block_size: int) -> Tensor:
     a = packed.new_zeros(*packed.shape[:-1], block_size, block_size)
     index = 0
     for i in range(block_size):
@@ -208,7 +219,27 @@ def cayley_packed(packed: Tensor, block_size: int) -> Tensor:
             a[..., i, j] = packed[..., index]
             a[..., j, i] = -packed[..., index].conj()
             index += 1
-    return cayley(a)
+    return a
+
+
+def cayley_neumann_packed(packed: Tensor, block_size: int, terms: int) -> Tensor:
+    """PEFT's truncation of the Neumann series of (I + A)(I − A)⁻¹ = I + 2A + 2A² + …, for A as in `cayley_packed`.
+
+    The powers of A are added up as `peft.tuners.oft.layer` does it for ``terms`` Cayley–Neumann terms ≥ 1: the last
+    with coefficient 1 from A³ on, and A³ for three terms as well as for four.
+    """
+    a = _unpacked(packed, block_size)
+    r = torch.eye(block_size, dtype=a.dtype, device=a.device) + 0.0 * a  # of one term, the gradient is zero
+    if terms > 1:
+        r = r + 2.0 * a
+    if terms > 2:
+        power = a @ a
+        r = r + 2.0 * power
+        for _ in range(3, terms - 1):
+            power = power @ a
+            r = r + 2.0 * power
+        r = r + power @ a
+    return r
 
 
 def block_rotate(x: Tensor, q: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from hybrid_kernels import functional, reference, use_backend
-from tests.support import assert_close_by_scale, compare, make
+from hybrid_kernels._arguments import widened
+from hybrid_kernels.ops import feature_scaling
+from tests.support import DEVICE, assert_close_by_scale, compare, make
 
 F, R = functional, reference
 REAL = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -94,6 +96,155 @@ def test_the_butterfly_is_that_of_peft(m, k, b) -> None:
     torch.testing.assert_close(F.butterfly_rotate(x, q), x @ product)
 
 
+TERMS = [1, 2, 3, 4, 5, 6, 7, 8, 11]
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("terms", TERMS)
+def test_cayley_neumann_of_every_number_of_terms(terms, dtype, backend) -> None:
+    with use_backend(backend):
+        compare(
+            lambda packed: F.cayley_neumann_packed(packed, 5, terms),
+            lambda packed: R.cayley_neumann_packed(packed.to(widened(packed.dtype)), 5, terms),
+            lambda: [make(2, 3, 10, dtype=dtype, scale=0.2)],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("terms", [4, 5])
+@pytest.mark.parametrize(
+    ("lead", "b"),
+    [((2, 2), 2), ((), 3), ((9,), 8), ((0,), 6), ((3,), 17), ((5,), 32), ((2,), 100)],
+)
+def test_cayley_neumann_of_every_block_size(lead, b, terms, dtype, backend) -> None:
+    with use_backend(backend):
+        compare(
+            lambda packed: F.cayley_neumann_packed(packed, b, terms),
+            lambda packed: R.cayley_neumann_packed(packed, b, terms),
+            lambda: [make(*lead, b * (b - 1) // 2, dtype=dtype, scale=0.3 * b**-0.5)],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_cayley_neumann_of_any_strides(backend) -> None:
+    def of(function):
+        return lambda packed: function(packed.mT, 4, 5).sum((0, 1)).mT.expand(3, 4, 4)
+
+    with use_backend(backend):
+        compare(
+            of(F.cayley_neumann_packed),
+            of(R.cayley_neumann_packed),
+            lambda: [make(2, 6, 7, scale=0.2)[:, :, ::2]],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_cayley_neumann_of_one_by_one_matrices(backend) -> None:
+    packed = make(2, 3, 0).requires_grad_()
+    with use_backend(backend):
+        r = F.cayley_neumann_packed(packed, 1, 5)
+        assert torch.equal(r, torch.ones_like(r)) and r.shape == (2, 3, 1, 1)
+        r.sum().backward()
+    assert packed.grad.shape == packed.shape
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_the_truncated_series_is_that_of_peft(terms) -> None:
+    layer = pytest.importorskip("peft.tuners.oft.layer")
+    packed = make(3, 15, dtype=torch.float64, scale=0.3)
+    module = layer.OFTRotationModule(3, 15, 6, 18, num_cayley_neumann_terms=terms)
+    truth = module._cayley_batch(packed, 6, True, terms)
+    torch.testing.assert_close(R.cayley_neumann_packed(packed, 6, terms), truth)
+    torch.testing.assert_close(F.cayley_neumann_packed(packed, 6, terms), truth)
+
+
+SCALED = [((5,), 7), ((2, 3), 33), ((), 6), ((0,), 4), ((300,), 130), ((3,), 1), ((1,), 1000)]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize(("lead", "n"), SCALED)
+def test_scale_features(lead, n, dtype, backend, with_bias) -> None:
+    def of(function):
+        return lambda y, scale, *bias: function(y, scale, *(bias or (None,)))
+
+    shapes = [(*lead, n), (n,), *[(n,)] * with_bias]
+    with use_backend(backend):
+        compare(
+            of(F.scale_features),
+            of(R.scale_features),
+            lambda: [make(*shape, dtype=dtype) for shape in shapes],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_scale_features_of_any_strides(backend) -> None:
+    def draw() -> list[Tensor]:
+        return [make(40, 20).t()[::2], make(40, 2)[:, 0], make(1).expand(40)]
+
+    def summed(function):
+        return lambda *tensors: function(*tensors).sum().expand(2, 3)
+
+    with use_backend(backend):
+        compare(F.scale_features, R.scale_features, draw)
+        compare(summed(F.scale_features), summed(R.scale_features), draw)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("needed", range(3))
+def test_scale_features_with_one_gradient(needed, backend) -> None:
+    tensors = [make(*shape, dtype=torch.float64) for shape in ((5, 12), (12,), (12,))]
+    tensors[needed].requires_grad_()
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(F.scale_features, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_sums_of_the_gradient_of_a_float32_scale(dtype) -> None:
+    """As exact as the products of y and its gradient, which float32 holds, not as half types are."""
+    y, dz = make(5000, 3, dtype=dtype), make(5000, 3, dtype=dtype)
+    scale, bias = make(3).requires_grad_(), make(3).requires_grad_()
+    z = F.scale_features(y, scale, bias)
+    assert z.dtype == dtype
+    gradients = torch.autograd.grad(z, (scale, bias), dz)
+    truths = (dz.double() * y.double()).sum(0), dz.double().sum(0)
+    plains = (dz.float() * y.float()).sum(0), dz.float().sum(0)
+    for gradient, truth, plain in zip(gradients, truths, plains, strict=True):
+        assert_close_by_scale(gradient, truth, plain, 3)
+
+
+def test_plain_pytorch_sums_the_gradient_of_a_scale_in_parts(monkeypatch) -> None:
+    monkeypatch.setattr(feature_scaling, "CHUNK", 24)
+    with use_backend("eager"):
+        compare(
+            lambda y, scale: F.scale_features(y, scale, None),
+            lambda y, scale: R.scale_features(y, scale, None),
+            lambda: [make(7, 12), make(12)],
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_autocast_leaves_these_functions_alone(backend) -> None:
+    functions = {
+        F.butterfly_rotate: (make(4, 16), make(2, 4, 4, 4)),
+        F.scale_features: (make(4, 16), make(16), make(16)),
+        lambda packed: F.cayley_neumann_packed(packed, 6, 5): (make(3, 15),),
+    }
+    for function, tensors in functions.items():
+        leaves = [tensor.requires_grad_() for tensor in tensors]
+        with use_backend(backend):
+            outside = function(*leaves)
+            gradients = torch.autograd.grad(outside.sin().sum(), leaves)
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+                inside = function(*leaves)
+                within = torch.autograd.grad(inside.sin().sum(), leaves)
+        assert torch.equal(inside, outside)
+        assert all(map(torch.equal, within, gradients))
+
+
 X = make(4, 12)
 BAD = [  # call, error, what its message names
     (lambda: F.butterfly_rotate(X.int(), make(1, 3, 4, 4)), TypeError, "x has dtype torch.int32"),
@@ -105,6 +256,15 @@ BAD = [  # call, error, what its message names
     (lambda: F.butterfly_rotate(X, make(3, 6, 2, 2)), ValueError, r"k divisible by 2\^\(m−1\) = 4"),
     (lambda: F.butterfly_rotate(X, make(1, 3, 4, 4).int()), TypeError, "q has dtype torch.int32"),
     (lambda: F.butterfly_rotate(X, make(1, 3, 4, 4).to("meta")), TypeError, "q is on meta but x is on"),
+    (lambda: F.cayley_neumann_packed(make(2, 5), 4, 5), ValueError, r"packed has shape \(2, 5\).*must be 6"),
+    (lambda: F.cayley_neumann_packed(make(2, 6), 4, 0), ValueError, "terms is 0"),
+    (lambda: F.cayley_neumann_packed(make(2, 6).to(torch.complex64), 4, 5), TypeError, "packed has dtype torch.compl"),
+    (lambda: F.scale_features(X.int(), make(12), None), TypeError, "y has dtype torch.int32"),
+    (lambda: F.scale_features(X, make(12, 1), None), ValueError, r"scale has shape \(12, 1\).*\(out_features,\)"),
+    (lambda: F.scale_features(X, make(11), None), ValueError, r"y has shape \(4, 12\).*must be 11"),
+    (lambda: F.scale_features(X, make(12), make(1)), ValueError, r"bias has shape \(1,\).*of scale, \(12,\)"),
+    (lambda: F.scale_features(X, make(12).int(), None), TypeError, "scale has dtype torch.int32"),
+    (lambda: F.scale_features(X, make(12), make(12).to("meta")), TypeError, "bias is on meta but y is on"),
 ]  # fmt: skip
 
 

@@ -6,7 +6,9 @@ The operators take tensors of one device, and of one dtype unless they say other
 
 from hybrid_kernels.ops.block_rotation import block_rotate
 from hybrid_kernels.ops.butterfly_rotation import butterfly_rotate
+from hybrid_kernels.ops.cayley_neumann import cayley_neumann_packed
 from hybrid_kernels.ops.cayley_transform import cayley, cayley_packed
+from hybrid_kernels.ops.feature_scaling import scale_features
 from hybrid_kernels.ops.householder import householder_factors, householder_factors_many
 from hybrid_kernels.ops.householder_rotation import householder_rotate
 from hybrid_kernels.ops.hybrid import hybrid_factors
@@ -18,6 +20,7 @@ __all__ = [
     "block_rotate",
     "butterfly_rotate",
     "cayley",
+    "cayley_neumann_packed",
     "cayley_packed",
     "householder_factors",
     "householder_factors_many",
@@ -27,4 +30,5 @@ __all__ = [
     "low_rank_linear",
     "project",
     "rotated_low_rank_linear",
+    "scale_features",
 ]

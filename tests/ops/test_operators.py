@@ -49,6 +49,10 @@ CASES = {
     "cayley, complex": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128),)),
     "cayley_packed": (ops.cayley_packed, (leaf(2, 6), 4)),
     "cayley_packed, complex": (ops.cayley_packed, (leaf(2, 6, dtype=torch.complex128), 4)),
+    **{
+        f"cayley_neumann_packed, {terms} terms": (ops.cayley_neumann_packed, (leaf(2, 6), 4, terms))
+        for terms in (2, 3, 5, 6, 9)
+    },
     "cayley, refined": (ops.cayley, (leaf(2, 4, 4, dtype=torch.complex128), True)),
     "cayley_packed, refined": (ops.cayley_packed, (leaf(2, 6), 4, True)),
     "block_rotate": (ops.block_rotate, (leaf(3, 6), leaf(2, 3, 3))),
@@ -57,6 +61,8 @@ CASES = {
         (leaf(3, 6, dtype=torch.complex128), leaf(2, 3, 3, dtype=torch.complex128)),
     ),
     "butterfly_rotate": (ops.butterfly_rotate, (leaf(2, 3, 8), leaf(2, 2, 4, 4))),
+    "scale_features": (ops.scale_features, (leaf(2, 3, 5), leaf(5), leaf(5))),
+    "scale_features, no bias": (ops.scale_features, (leaf(4, 5), leaf(5), None)),
     "rotated_low_rank_linear": (
         ops.rotated_low_rank_linear,
         (leaf(2, 2, 6), leaf(2, 3, 3), leaf(5, 6), leaf(5), leaf(4, 6), leaf(5, 4)),
@@ -74,6 +80,10 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
     "butterfly_rotate": (
         ops.butterfly_rotate,
         (leaf(3, 8, dtype=torch.bfloat16), leaf(2, 2, 4, 4, dtype=torch.float32)),
+    ),
+    "scale_features": (
+        ops.scale_features,
+        (leaf(3, 8, dtype=torch.bfloat16), leaf(8, dtype=torch.float32), leaf(8, dtype=torch.float32)),
     ),
     "block_rotate_weight_gradient": (
         block_rotate_weight_gradient,

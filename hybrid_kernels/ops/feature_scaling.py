@@ -1,0 +1,86 @@
+"""Features scaled one by one, and the gradients in one pass.
+
+    z = y ⊙ scale + bias        dy = dz ⊙ scale        d_scale = Σ_rows dz ⊙ y        d_bias = Σ_rows dz
+
+y, z, dz (..., N), scale (N,), bias (N,) or None. scale and bias may have another dtype than y: they are rounded to
+y's, and their gradients have their own, from sums in float32 or y's dtype if wider. No product dz ⊙ y is ever whole in
+memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.registration import operator
+
+#: elements of dz ⊙ y that plain PyTorch holds at a time
+CHUNK = 2**20
+
+
+def _eager_backward(dz: Tensor, y: Tensor, scale: Tensor, need_y: bool) -> list[Tensor]:
+    wide = torch.promote_types(y.dtype, torch.float32)
+    rows = max(1, CHUNK // max(1, y.shape[-1]))
+    d_scale = torch.zeros(scale.shape, dtype=wide, device=y.device)
+    for part, gradient in zip(y.split(rows), dz.split(rows), strict=True):
+        d_scale += (part.to(wide) * gradient.to(wide)).sum(0)
+    d_scale = d_scale.to(scale.dtype)
+    return [dz * scale.to(dz.dtype), d_scale] if need_y else [d_scale]
+
+
+_gradients = Operator("scale_features_backward", Implementation("eager", _eager_backward))
+
+
+def _forward(
+    y: Tensor,
+    scale: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045 (torch.library reads the schema from the annotations)
+) -> Tensor:
+    """z (..., N); see the module's docstring."""
+    scale = scale.to(y.dtype)
+    return y * scale if bias is None else torch.addcmul(bias.to(y.dtype), y, scale)
+
+
+def _backward_forward(dz: Tensor, y: Tensor, scale: Tensor, need_y: bool) -> list[Tensor]:
+    """dy (..., N), if needed, and d_scale (N,)."""
+    features = y.shape[-1]
+    gradients = _gradients(dz.reshape(-1, features), y.reshape(-1, features), scale, need_y)
+    return [gradients[0].view(y.shape), gradients[1]] if need_y else gradients
+
+
+def _backward_fake(dz: Tensor, y: Tensor, scale: Tensor, need_y: bool) -> list[Tensor]:
+    d_scale = scale.new_empty(scale.shape)
+    return [y.new_empty(y.shape), d_scale] if need_y else [d_scale]
+
+
+scale_features_backward = operator("scale_features_backward", _backward_forward, _backward_fake)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    y, scale, bias = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(y, scale)
+
+
+def _backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+    y, scale = ctx.saved_tensors
+    need_y, need_scale, need_bias = ctx.needs_input_grad
+    dy = d_scale = None
+    if need_scale:
+        *gradient, d_scale = scale_features_backward(dz, y, scale, need_y)
+        dy = gradient[0] if gradient else None
+    elif need_y:
+        dy = dz * scale.to(dz.dtype)
+    d_bias = None
+    if need_bias:
+        wide = torch.promote_types(dz.dtype, torch.float32)
+        d_bias = dz.reshape(-1, dz.shape[-1]).sum(0, dtype=wide).to(ctx.bias_dtype)
+    return dy, d_scale, d_bias
+
+
+scale_features = operator(
+    "scale_features", _forward, lambda y, scale, bias: y.new_empty(y.shape), _setup, _backward
+)
