@@ -30,7 +30,7 @@ from hybrid_kernels.adapters.acceleration.base import (
     low_rank_operators,
     without_bias,
 )
-from hybrid_kernels.nn.hybrid_linear import has_plain_weight
+from hybrid_kernels.nn.hybrid_linear import has_plain_weight, project
 from hybrid_kernels.ops.precision import without_tf32
 
 NORM_ELEMENTS = 2**20  # of W + s B A at a time, so that what the norm needs stays in the cache
@@ -142,13 +142,22 @@ class AcceleratedLora(AcceleratedLayer):
         down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
         def norms() -> Tensor:
-            weight = dequantize_module_weight(self.get_base_layer()) if plain is None else plain.weight
+            weight = self._weight() if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
         sources = down, up, *self.base_layer.parameters()
         return layer.lora_magnitude_vector[name].weight / self.cached(
             f"norms of {name} at scaling {scaling}", sources, norms
         )
+
+    def _weight(self) -> Tensor:
+        """W (out_features, in_features) of a base layer that is more than x Wᵀ + b."""
+        base: Any = self.get_base_layer()
+        if not base.weight.is_meta:
+            return dequantize_module_weight(base)
+        # Elsewhere until the layer is called: so it is called.
+        factor: Any = next(iter(self.lora_A.values())).weight  # type: ignore[attr-defined]
+        return project(base, torch.eye(base.in_features, dtype=factor.dtype, device=factor.device))
 
     def _dropping(self, x: Tensor, names: Sequence[str], plain: Plain | None) -> Tensor:
         """Each adapter with a mask of its own, so one after another."""
