@@ -16,7 +16,7 @@ import torch
 from peft.tuners import lora
 from peft.tuners.lora.torchao import TorchaoLoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
@@ -125,16 +125,8 @@ class AcceleratedLora(AcceleratedLayer):
         return self.update(plain, names)
 
     def update(self, plain: Plain | None, names: Sequence[str]) -> Update:
-        layer: Any = self
-        downs = [layer.lora_A[name].weight for name in names]
-        ups = [_scaled(layer.lora_B[name].weight, layer.scaling[name]) for name in names]
-        down, up = (downs[0], ups[0]) if len(names) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
-        bias = None
-        for name in names:
-            if layer.lora_B[name].bias is not None:
-                bias = added(bias, _scaled(layer.lora_B[name].bias, layer.scaling[name]))
-        scale = self._magnitude(plain, names[0]) if self._is_dora(names[0]) else None
-        return Update(down, up, bias, scale)
+        update = lora_update(self, names)
+        return update._replace(scale=self._magnitude(plain, names[0])) if self._is_dora(names[0]) else update
 
     def _magnitude(self, plain: Plain | None, name: str) -> Tensor:
         """m / ‖W + s B A‖ (out_features,), the norm without gradient."""
@@ -142,22 +134,13 @@ class AcceleratedLora(AcceleratedLayer):
         down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
         def norms() -> Tensor:
-            weight = self._weight() if plain is None else plain.weight
+            weight = _dequantized(self.get_base_layer(), down.device) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
         sources = down, up, *self.base_layer.parameters()
         return layer.lora_magnitude_vector[name].weight / self.cached(
             f"norms of {name} at scaling {scaling}", sources, norms
         )
-
-    def _weight(self) -> Tensor:
-        """W (out_features, in_features) of a base layer that is more than x Wᵀ + b."""
-        base: Any = self.get_base_layer()
-        if not base.weight.is_meta:
-            return dequantize_module_weight(base)
-        # Elsewhere until the layer is called: so it is called.
-        factor: Any = next(iter(self.lora_A.values())).weight  # type: ignore[attr-defined]
-        return project(base, torch.eye(base.in_features, dtype=factor.dtype, device=factor.device))
 
     def _dropping(self, x: Tensor, names: Sequence[str], plain: Plain | None) -> Tensor:
         """Each adapter with a mask of its own, so one after another."""
@@ -193,8 +176,30 @@ class AcceleratedLora(AcceleratedLayer):
         return low_rank_operators(self, rank)
 
 
+def lora_update(layer: Any, names: Sequence[str], dtype: torch.dtype | None = None) -> Update:
+    """down = [A₁; …], up = [s₁ B₁, …], bias = Σᵢ sᵢ βᵢ of these adapters on PEFT's LoRA layer, without DoRA's scale;
+    in ``dtype``, or in their own without it."""
+    downs = [layer.lora_A[name].weight.to(dtype) for name in names]
+    ups = [_scaled(layer.lora_B[name].weight.to(dtype), layer.scaling[name]) for name in names]
+    down, up = (downs[0], ups[0]) if len(names) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
+    bias = None
+    for name in names:
+        if layer.lora_B[name].bias is not None:
+            bias = added(bias, _scaled(layer.lora_B[name].bias.to(dtype), layer.scaling[name]))
+    return Update(down, up, bias)
+
+
 def _scaled(tensor: Tensor, scaling: float) -> Tensor:
     return tensor if scaling == 1.0 else tensor * scaling
+
+
+def _dequantized(layer: Any, device: torch.device) -> Tensor:
+    if layer.weight.is_meta:  # elsewhere until the layer is called: so it is called
+        return project(layer, torch.eye(layer.in_features, dtype=layer.weight.dtype, device=device))
+    if type(layer.weight).__name__ in ("Int8Params", "Params4bit"):
+        # What PEFT does around this on the CPU replaces an 8-bit parameter by one that has lost its scales.
+        return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    return dequantize_module_weight(layer)
 
 
 @without_tf32
