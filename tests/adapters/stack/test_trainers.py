@@ -53,23 +53,6 @@ def test_accelerators_loop_with_accumulation(kind) -> None:
 
 
 WORDS = "the cat sat on a mat and it was very happy there with all its friends".split()  # noqa: SIM905
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "it",
-    "was",
-    "very",
-    "happy",
-    "there",
-    "with",
-    "all",
-    "its",
-    "friends",
-]
 
 
 @pytest.fixture(scope="module")
