@@ -4,8 +4,8 @@
 #   benchmarks/gpu_session.sh                 or: PYTHON=… OUT=folder HYBRID_KERNELS_COMMIT=abc1234 benchmarks/gpu_session.sh
 #
 # Needs torch, triton, pytest and pytest-timeout in the Python it finds, and transformers and peft for the peers; no
-# network, no git and no aenum (the hybrid is measured through nn.HybridLinear, not as a PEFT method). Seconds a step
-# may take, and what it leaves in benchmarks/results/:
+# network, no git and no aenum (the hybrid is measured through nn.HybridLinear, not as a PEFT method; without aenum the
+# tests of adapters in a training stack are left out). Seconds a step may take, and what it leaves in benchmarks/results/:
 #
 #    75  build the extension
 #    10  what is installed and would run                info.cuda.json
@@ -108,6 +108,7 @@ tests() {
   "$PYTHON" -m pytest -v --tb=short -rfE --timeout 100 -p no:cacheprovider "${workers[@]}" \
     tests/csrc/test_cayley_cuda.py tests/triton_ops/test_shipped_tiles.py tests/triton_ops/test_[!as]*.py \
     tests/test_functional.py tests/ops tests/nn \
+    tests/adapters/stack/test_precision.py tests/adapters/stack/test_memory.py tests/adapters/stack/test_generate.py \
     > "$WORK/tests.txt" 2>&1
 }
 export PYTHON RESULTS WORK
