@@ -23,7 +23,7 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, fits, sa
 
 
 class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
-    """BOFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
+    """BOFT on `nn.Linear` and the quantised layers that PEFT takes."""
 
     container = "boft_R"
     method = "BOFT"

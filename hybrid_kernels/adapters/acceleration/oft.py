@@ -22,7 +22,7 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, sample, 
 
 
 class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
-    """OFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
+    """OFT on `nn.Linear` and the quantised layers that PEFT takes."""
 
     container = "oft_R"
     method = "OFT"
@@ -57,13 +57,16 @@ class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
 
 def blocks(module: Any) -> Tensor:
     """q (k, b, b), or (1, b, b) where the blocks share one, in float32 or the parameter's dtype if wider."""
+    weight = module.weight
     if module.coft:  # PEFT projects the parameter itself on the constraint, at each forward
         with torch.no_grad():
-            module.weight.copy_(module._project_batch(module.weight, eps=module.eps))
+            weight.copy_(module._project_batch(weight, eps=module.eps))
+        weight = (
+            weight.clone()
+        )  # the next forward writes to the parameter, perhaps before this one's backward
     if module.use_cayley_neumann:
-        terms = module.num_cayley_neumann_terms
-        return functional.cayley_neumann_packed(module.weight, module.block_size, terms)
-    return functional.cayley_packed(module.weight, module.block_size)
+        return functional.cayley_neumann_packed(weight, module.block_size, module.num_cayley_neumann_terms)
+    return functional.cayley_packed(weight, module.block_size)
 
 
 OFT_CLASSES: dict[type[nn.Module], type[AcceleratedLayer]] = {oft.Linear: AcceleratedOFTLinear}
