@@ -86,6 +86,11 @@ class AcceleratedLayer:
             return ()
         return tuple(name for name, layer in group.members.items() if layer is not self)
 
+    def described(self) -> list[str]:
+        """The adapters that reports speak of: the active ones, or all where none of them is in this layer."""
+        held = getattr(self, self.container)
+        return [name for name in self.active_adapters if name in held] or list(held)
+
     def unsupported(self, adapter_name: str) -> str | None:
         """None, or why this adapter has no fast form here and runs as PEFT has it."""
         raise NotImplementedError
@@ -96,14 +101,7 @@ class AcceleratedLayer:
 
     def plain(self) -> Plain | None:
         """The base layer's weight and bias where they may be read; None where it has to be called."""
-        base = self.base_layer
-        if type(base) is Conv1D and is_readable(base):
-            return Plain(base.weight.t(), base.bias)
-        return Plain(base.weight, base.bias) if has_plain_weight(base) else None
-
-    def projection(self, plain: Plain | None) -> Callable[[Tensor], Tensor] | Tensor:
-        """W, or the function z ↦ W z where W cannot be read: what `functional.hybrid_factors` takes."""
-        return (lambda z: project(self.base_layer, z)) if plain is None else plain.weight
+        return plain_of(self.base_layer)
 
     def cached(self, name: str, sources: Iterable[Tensor | None], compute: Callable[[], Any]) -> Any:
         tensors = [tensor for tensor in sources if tensor is not None]
@@ -116,6 +114,18 @@ class AcceleratedLayer:
     def unmerge(self, *args: Any, **kwargs: Any) -> None:
         self._acceleration.cache.clear()
         super().unmerge(*args, **kwargs)  # type: ignore[misc]
+
+
+def plain_of(base_layer: Any) -> Plain | None:
+    """A base layer's weight and bias where they may be read; None where it has to be called."""
+    if type(base_layer) is Conv1D and is_readable(base_layer):
+        return Plain(base_layer.weight.t(), base_layer.bias)
+    return Plain(base_layer.weight, base_layer.bias) if has_plain_weight(base_layer) else None
+
+
+def projection(base_layer: Any, plain: Plain | None) -> Callable[[Tensor], Tensor] | Tensor:
+    """W, or the function z ↦ W z where W cannot be read: what `functional.hybrid_factors` takes."""
+    return (lambda z: project(base_layer, z)) if plain is None else plain.weight
 
 
 def fits(x: Tensor, plain: Plain | None) -> bool:

@@ -42,7 +42,7 @@ class AcceleratedLora(AcceleratedLayer):
 
     @property
     def method(self) -> str:
-        dora = any(self._is_dora(name) for name in self.active_adapters)
+        dora = any(self._is_dora(name) for name in self.described())
         return "DoRA" if dora else "LoRA"
 
     def unsupported(self, adapter_name: str) -> str | None:
@@ -126,16 +126,8 @@ class AcceleratedLora(AcceleratedLayer):
         return self.update(plain, names)
 
     def update(self, plain: Plain | None, names: Sequence[str]) -> Update:
-        layer: Any = self
-        downs = [layer.lora_A[name].weight for name in names]
-        ups = [_scaled(layer.lora_B[name].weight, layer.scaling[name]) for name in names]
-        down, up = (downs[0], ups[0]) if len(names) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
-        bias = None
-        for name in names:
-            if layer.lora_B[name].bias is not None:
-                bias = added(bias, _scaled(layer.lora_B[name].bias, layer.scaling[name]))
-        scale = self._magnitude(plain, names[0]) if self._is_dora(names[0]) else None
-        return Update(down, up, bias, scale)
+        update = lora_update(self, names)
+        return update._replace(scale=self._magnitude(plain, names[0])) if self._is_dora(names[0]) else update
 
     def _magnitude(self, plain: Plain | None, name: str) -> Tensor:
         """m / ‖W + s B A‖ (out_features,), the norm without gradient."""
@@ -181,8 +173,21 @@ class AcceleratedLora(AcceleratedLayer):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         layer: Any = self
-        rank = sum(layer.r[name] for name in self.active_adapters if name in layer.r)
+        rank = sum(layer.r[name] for name in self.described())
         return low_rank_operators(self, rank)
+
+
+def lora_update(layer: Any, names: Sequence[str], dtype: torch.dtype | None = None) -> Update:
+    """down = [A₁; …], up = [s₁ B₁, …], bias = Σᵢ sᵢ βᵢ of these adapters on PEFT's LoRA layer, without DoRA's scale;
+    in ``dtype``, or in their own without it."""
+    downs = [layer.lora_A[name].weight.to(dtype) for name in names]
+    ups = [_scaled(layer.lora_B[name].weight.to(dtype), layer.scaling[name]) for name in names]
+    down, up = (downs[0], ups[0]) if len(names) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
+    bias = None
+    for name in names:
+        if layer.lora_B[name].bias is not None:
+            bias = added(bias, _scaled(layer.lora_B[name].bias.to(dtype), layer.scaling[name]))
+    return Update(down, up, bias)
 
 
 def _scaled(tensor: Tensor, scaling: float) -> Tensor:

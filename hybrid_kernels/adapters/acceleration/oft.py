@@ -50,8 +50,7 @@ class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         x = sample(self)
-        name = next(name for name in self.active_adapters if name in self.oft_R)
-        b = self.oft_block_size[name]
+        b = self.oft_block_size[self.described()[0]]
         return {"block_rotate": (x, x.new_zeros(1).expand(self.in_features // b, b, b))}
 
 
