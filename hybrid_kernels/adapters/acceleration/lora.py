@@ -31,7 +31,7 @@ from hybrid_kernels.adapters.acceleration.base import (
     low_rank_operators,
     without_bias,
 )
-from hybrid_kernels.nn.hybrid_linear import has_plain_weight
+from hybrid_kernels.nn.hybrid_linear import has_plain_weight, project
 from hybrid_kernels.ops.precision import without_tf32
 
 NORM_ELEMENTS = 2**20  # of W + s B A at a time, so that what the norm needs stays in the cache
@@ -135,7 +135,7 @@ class AcceleratedLora(AcceleratedLayer):
         down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
         def norms() -> Tensor:
-            weight = _dequantized(self.get_base_layer()) if plain is None else plain.weight
+            weight = _dequantized(self.get_base_layer(), down.device) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
         sources = down, up, *self.base_layer.parameters()
@@ -194,7 +194,9 @@ def _scaled(tensor: Tensor, scaling: float) -> Tensor:
     return tensor if scaling == 1.0 else tensor * scaling
 
 
-def _dequantized(layer: Any) -> Tensor:
+def _dequantized(layer: Any, device: torch.device) -> Tensor:
+    if layer.weight.is_meta:  # elsewhere until the layer is called: so it is called
+        return project(layer, torch.eye(layer.in_features, dtype=layer.weight.dtype, device=device))
     if type(layer.weight).__name__ in ("Int8Params", "Params4bit"):
         # What PEFT does around this on the CPU replaces an 8-bit parameter by one that has lost its scales.
         return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
