@@ -105,9 +105,8 @@ class AcceleratedLayer:
         """W, or the function z ↦ W z where W cannot be read: what `functional.hybrid_factors` takes."""
         return (lambda z: project(self.base_layer, z)) if plain is None else plain.weight
 
-    def cached(self, name: str, sources: Iterable[Tensor | None], compute: Callable[[], Any]) -> Any:
-        tensors = [tensor for tensor in sources if tensor is not None]
-        return self._acceleration.cache.get(name, lambda: tensors, compute, self.training)
+    def cached(self, name: str, sources: Iterable[Tensor | float], compute: Callable[[], Any]) -> Any:
+        return self._acceleration.cache.get(name, lambda: sources, compute, self.training)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self._acceleration.cache.clear()  # what is written to weight.data has no version
@@ -116,6 +115,19 @@ class AcceleratedLayer:
     def unmerge(self, *args: Any, **kwargs: Any) -> None:
         self._acceleration.cache.clear()
         super().unmerge(*args, **kwargs)  # type: ignore[misc]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._acceleration.cache.clear()  # which holds the adapter's tensors
+        super().delete_adapter(adapter_name)  # type: ignore[misc]
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._acceleration.cache.clear()  # PEFT's hotswap asks for the keys and then writes to the parameters' data
+        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+    def sampled_adapters(self) -> list[str]:
+        """The adapters that a report is about: the active ones, or all where none is active on this layer."""
+        names = list(getattr(self, self.container))
+        return [name for name in self.active_adapters if name in names] or names
 
 
 def fits(x: Tensor, plain: Plain | None) -> bool:

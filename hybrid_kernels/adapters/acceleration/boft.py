@@ -57,7 +57,7 @@ class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         x = sample(self)
-        name = next(name for name in self.active_adapters if name in self.boft_R)
+        name = self.sampled_adapters()[0]
         q = x.new_zeros(1).expand(self.boft_R[name].shape)
         return {"block_rotate": (x, q[0])} if len(q) == 1 else {"butterfly_rotate": (x, q)}
 

@@ -86,7 +86,7 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
         return Update(v.mT, -rotated.to(v.dtype))
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
-        rank = sum(self.hra_r[name] for name in self.active_adapters if name in self.hra_r)
+        rank = sum(self.hra_r[name] for name in self.sampled_adapters())
         return low_rank_operators(self, rank)
 
 

@@ -145,10 +145,8 @@ class AcceleratedLora(AcceleratedLayer):
             weight = dequantize_module_weight(self.get_base_layer()) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
-        sources = down, up, *self.base_layer.parameters()
-        return layer.lora_magnitude_vector[name].weight / self.cached(
-            f"norms of {name} at scaling {scaling}", sources, norms
-        )
+        sources = down, up, scaling, *self.base_layer.parameters()
+        return layer.lora_magnitude_vector[name].weight / self.cached(f"norms of {name}", sources, norms)
 
     def _dropping(self, x: Tensor, names: Sequence[str], plain: Plain | None) -> Tensor:
         """Each adapter with a mask of its own, so one after another."""
@@ -180,7 +178,7 @@ class AcceleratedLora(AcceleratedLayer):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         layer: Any = self
-        rank = sum(layer.r[name] for name in self.active_adapters if name in layer.r)
+        rank = sum(layer.r[name] for name in self.sampled_adapters())
         return low_rank_operators(self, rank)
 
 
