@@ -10,10 +10,13 @@
 #include <tuple>
 #include <vector>
 
+#include "butterfly_torch.h"
 #include "cayley_torch.h"
 #include "dropout_cpu.h"
 #include "householder_cpu.h"
 #include "hybrid_cpu.h"
+#include "neumann_torch.h"
+#include "scaling_torch.h"
 #include "skinny_cpu.h"
 #include "torch_common.h"
 
@@ -336,13 +339,19 @@ std::tuple<Tensor, Tensor, Tensor> hybrid_factors_backward_cpu(
 }  // namespace
 
 TORCH_LIBRARY(hybrid_kernels_cpp, m) {
+  m.def("butterfly_rotate(Tensor x, Tensor q) -> Tensor");
+  m.def(
+      "butterfly_backward(Tensor dy, Tensor x, Tensor q, bool need_x, bool need_q) -> (Tensor dx, Tensor dq)");
   m.def("cayley_forward(Tensor skew) -> Tensor");
   m.def("cayley_packed_forward(Tensor packed, int block_size) -> Tensor");
   m.def("cayley_backward(Tensor grad_q, Tensor q) -> Tensor");
   m.def("cayley_packed_backward(Tensor grad_q, Tensor q) -> Tensor");
   m.def("householder_forward(Tensor u) -> (Tensor v, Tensor t)");
   m.def("householder_backward(Tensor u, Tensor v, Tensor t, Tensor? grad_v, Tensor? grad_t) -> Tensor");
+  m.def("neumann_forward(Tensor packed, int block_size, float[] coefficients) -> Tensor");
+  m.def("neumann_backward(Tensor grad_r, Tensor packed, float[] coefficients) -> Tensor");
   m.def("project(Tensor weight, Tensor z) -> Tensor");
+  m.def("scale_backward(Tensor dz, Tensor y, Tensor scale, bool need_y) -> (Tensor dy, Tensor d_scale)");
   m.def("dropout_kept(Tensor seed, int rows, int features, int threshold) -> Tensor");
   m.def("low_rank_linear(Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
   m.def("low_rank_add(Tensor base, Tensor x, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
@@ -365,13 +374,18 @@ TORCH_LIBRARY(hybrid_kernels_cpp, m) {
 }
 
 TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
+  m.impl("butterfly_rotate", &butterfly_rotate_cpu);
+  m.impl("butterfly_backward", &butterfly_backward_cpu);
   m.impl("cayley_forward", &cayley_forward<Cpu>);
   m.impl("cayley_packed_forward", &cayley_packed_forward<Cpu>);
   m.impl("cayley_backward", &cayley_backward<Cpu>);
   m.impl("cayley_packed_backward", &cayley_packed_backward<Cpu>);
   m.impl("householder_forward", &householder_forward_cpu);
   m.impl("householder_backward", &householder_backward_cpu);
+  m.impl("neumann_forward", &neumann_forward_cpu);
+  m.impl("neumann_backward", &neumann_backward_cpu);
   m.impl("project", &project_cpu);
+  m.impl("scale_backward", &scale_backward_cpu);
   m.impl("dropout_kept", &dropout_kept_cpu);
   m.impl("low_rank_linear", &low_rank_linear_cpu);
   m.impl("low_rank_add", &low_rank_add_cpu);

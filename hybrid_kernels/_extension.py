@@ -26,6 +26,9 @@ HOUSEHOLDER_CPU_MAX_WORK = 4096 * 32**2
 SKINNY_CPU_RANKS = range(2, 257)
 SKINNY_CPU_MIN_ROWS = 8
 
+BLOCK_ROTATION_CPU_MAX_BLOCK = 128
+NEUMANN_CPU_MAX_BLOCK = 128
+
 _BUILD_INFO = Path(__file__).with_name("_build_info.json")
 
 
@@ -87,11 +90,24 @@ def unsupported_floating(x: torch.Tensor) -> str | None:
 
 def skinny_preferred(rows: int, rank: int, like: torch.Tensor) -> bool:
     """Whether the compiled skinny products are to be chosen by themselves for tensors like this one."""
+    return rank in SKINNY_CPU_RANKS and rows >= SKINNY_CPU_MIN_ROWS and _wide_registers(like)
+
+
+def block_rotation_preferred(block_size: int, like: torch.Tensor) -> bool:
+    """Whether the compiled rotation by blocks is to be chosen by itself for tensors like this one."""
+    return block_size <= BLOCK_ROTATION_CPU_MAX_BLOCK and _wide_registers(like)
+
+
+def neumann_preferred(block_size: int, like: torch.Tensor) -> bool:
+    """Whether the compiled Cayley–Neumann series is to be chosen by itself for tensors like this one."""
+    return block_size <= NEUMANN_CPU_MAX_BLOCK and _wide_registers(like)
+
+
+def _wide_registers(like: torch.Tensor) -> bool:
+    """Whether the kernels take tensors like this one, and have AVX2 or AVX-512 for them."""
     return (
         like.device.type == "cpu"
         and like.dtype in (torch.float32, torch.float64)
-        and rank in SKINNY_CPU_RANKS
-        and rows >= SKINNY_CPU_MIN_ROWS
         and _cpu_capability() in ("AVX2", "AVX512")
     )
 

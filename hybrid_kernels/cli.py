@@ -144,6 +144,38 @@ def govern(
 
 
 @app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="A folder that save_pretrained wrote, of any PEFT method.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="The base model, a folder or hub name; else the adapter's own record.")
+    ] = None,
+    adapter_name: Annotated[str, typer.Option(help="Which of several adapters in the folder.")] = "default",
+    merged: Annotated[bool, typer.Option("--merged", help="Write the whole model, adapter merged.")] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="What the base model is loaded in, and a merged one written in: auto, float32, bfloat16 or float16."
+        ),
+    ] = "auto",
+) -> None:
+    """Write a saved adapter so that it can be served without this package.
+
+    The hybrid, HRA and LoRA become an ordinary LoRA, of scaling 1, that stock PEFT loads. What is no low-rank update
+    (unitary rotations, OFT, BOFT, DoRA, ...) is merged: a plain Transformers model, with its tokenizer if there is one.
+    """
+    import hybrid_kernels
+
+    _ = hybrid_kernels.adapters  # says which extra is missing, where one is
+    from hybrid_kernels.adapters.checkpoint import export_checkpoint
+
+    written = export_checkpoint(
+        adapter, out, model=model, adapter_name=adapter_name, merged=merged, dtype=dtype
+    )
+    console.print(str(written), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def bench(
     tune: Annotated[
         bool, typer.Option("--tune", help="Search variants and tiles; see where CUDA kernels win.")
@@ -274,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         hint = (
             "; this command needs the study's libraries: pip install 'hybrid-kernels[study]'"
-            if isinstance(error, ModuleNotFoundError)
+            if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
             else ""
         )
         errors.print(f"error: {error}{hint}", markup=False, highlight=False, soft_wrap=True)

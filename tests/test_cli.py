@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy():
         "print('heavy:', sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("run", "train", "evaluate", "report", "govern", "info", "bench"):
+    for name in ("run", "train", "evaluate", "report", "govern", "info", "bench", "export"):
         assert name in done.stdout
     assert done.stdout.splitlines()[-1] == "heavy: []"
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 
-from hybrid_kernels.adapters import GradientNormMixing, HybridConfig, export_lora, initialize_gradient_aligned
+from hybrid_kernels.adapters import GradientNormMixing, HybridConfig, initialize_gradient_aligned
 from hybrid_kernels.adapters.layer import HybridLayer
 
 OPTIONS = {
@@ -272,33 +272,6 @@ def test_autocast_and_gradient_checkpointing(make_base, batch) -> None:
         loss = model(**batch).loss
     loss.backward()
     assert torch.isfinite(loss)
-
-
-@pytest.mark.parametrize("option", ["plain", "learned", "fixed"])
-@pytest.mark.parametrize("aligned", [False, True])
-def test_export_as_lora(make_base, batch, tmp_path, option, aligned) -> None:
-    model = get_peft_model(make_base(), config(**OPTIONS[option]))
-    if aligned:
-        initialize_gradient_aligned(model, [batch], progress=False)
-    train(model, batch)
-    export_lora(model, tmp_path / "lora")
-    saved = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert saved["peft_type"] == "LORA" and saved["r"] == (12 if aligned else 8)
-    stock = PeftModel.from_pretrained(make_base(), tmp_path / "lora")
-    assert isinstance(stock.peft_config["default"], LoraConfig)
-    torch.testing.assert_close(logits(stock, batch), logits(model, batch))
-    torch.testing.assert_close(logits(stock.merge_and_unload(), batch), logits(model, batch))
-
-
-def test_export_refuses_what_is_no_low_rank_update(make_base, batch, tmp_path) -> None:
-    model = get_peft_model(make_base(), config(**OPTIONS["rotation"]))
-    with pytest.raises(ValueError, match="unitary rotation in 6 layers"):
-        export_lora(model, tmp_path)
-    with pytest.raises(ValueError, match=r"adapter_name is 'x'; the model has \['default'\]"):
-        export_lora(model, tmp_path, "x")
-    with pytest.raises(TypeError, match="takes a PeftModel"):
-        export_lora(make_base(), tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_truncated_checkpoint(make_base, tmp_path) -> None:

@@ -49,6 +49,10 @@ class State:
         self.cache = FactorCache()
         self.group: Group | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of one layer alone leaves its group behind; a copy of the group takes in its members' copies.
+        return {**vars(self), "group": None}
+
 
 class AcceleratedLayer:
     """Mixin before a PEFT layer's class. Instances come from `convert` and are turned back by `revert`."""
@@ -96,14 +100,7 @@ class AcceleratedLayer:
 
     def plain(self) -> Plain | None:
         """The base layer's weight and bias where they may be read; None where it has to be called."""
-        base = self.base_layer
-        if type(base) is Conv1D and is_readable(base):
-            return Plain(base.weight.t(), base.bias)
-        return Plain(base.weight, base.bias) if has_plain_weight(base) else None
-
-    def projection(self, plain: Plain | None) -> Callable[[Tensor], Tensor] | Tensor:
-        """W, or the function z ↦ W z where W cannot be read: what `functional.hybrid_factors` takes."""
-        return (lambda z: project(self.base_layer, z)) if plain is None else plain.weight
+        return plain_of(self.base_layer)
 
     def cached(self, name: str, sources: Iterable[Tensor | float], compute: Callable[[], Any]) -> Any:
         return self._acceleration.cache.get(name, lambda: sources, compute, self.training)
@@ -128,6 +125,18 @@ class AcceleratedLayer:
         """The adapters that a report is about: the active ones, or all where none is active on this layer."""
         names = list(getattr(self, self.container))
         return [name for name in self.active_adapters if name in names] or names
+
+
+def plain_of(base_layer: Any) -> Plain | None:
+    """A base layer's weight and bias where they may be read; None where it has to be called."""
+    if type(base_layer) is Conv1D and is_readable(base_layer):
+        return Plain(base_layer.weight.t(), base_layer.bias)
+    return Plain(base_layer.weight, base_layer.bias) if has_plain_weight(base_layer) else None
+
+
+def projection(base_layer: Any, plain: Plain | None) -> Callable[[Tensor], Tensor] | Tensor:
+    """W, or the function z ↦ W z where W cannot be read: what `functional.hybrid_factors` takes."""
+    return (lambda z: project(base_layer, z)) if plain is None else plain.weight
 
 
 def fits(x: Tensor, plain: Plain | None) -> bool:

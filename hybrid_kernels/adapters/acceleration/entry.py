@@ -65,10 +65,9 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
         if reasons[name] is None and not isinstance(layer, AcceleratedLayer):
             CLASSES[type(layer)].convert(layer)
             converted.append(weakref.ref(layer))
-    if share_inputs and off is None:
-        for parent, members in list(find_groups(model)):
-            Group(parent, members)
-    return Report([_report(name, layer, reasons[name]) for name, layer in layers], converted)
+    found = list(find_groups(model)) if share_inputs and off is None else []
+    groups = [weakref.ref(Group(parent, members)) for parent, members in found]
+    return Report([_report(name, layer, reasons[name]) for name, layer in layers], converted, groups)
 
 
 def restore(model: nn.Module) -> int:

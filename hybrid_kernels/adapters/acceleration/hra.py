@@ -9,7 +9,7 @@ on their span alone: q of a QR factorisation serves. Several active adapters mul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from hybrid_kernels.adapters.acceleration.base import (
     apply_update,
     fits,
     low_rank_operators,
+    projection,
     whole,
 )
 from hybrid_kernels.ops.precision import without_tf32
@@ -36,6 +37,9 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
     method = "HRA"
 
     def unsupported(self, adapter_name: str) -> str | None:
+        weight = self.base_layer.weight
+        if not weight.is_floating_point() or type(weight).__module__.startswith("torchao"):
+            return "PEFT's HRA takes the stored numbers of a quantised weight for its values, or raises"
         if not whole(self.hra_u[adapter_name]):
             return "its hra_u cannot be read (sharded or offloaded)"
         return None
@@ -68,26 +72,31 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
     def update(self, plain: Plain | None, names: Sequence[str]) -> Update:
         us = [self.hra_u[name] for name in names]
         return self.cached(
-            f"factors of {names}", (*us, *self.base_layer.parameters()), lambda: self._update(plain, names)
+            f"factors of {names}",
+            (*us, *self.base_layer.parameters()),
+            lambda: hra_update(self, names, projection(self.base_layer, plain)),
         )
-
-    def _update(self, plain: Plain | None, names: Sequence[str]) -> Update:
-        weight = self.projection(plain)
-        u = self.hra_u[names[0]]
-        if len(names) == 1 and not self.hra_apply_GS[names[0]]:
-            # The hybrid's factors without a low-rank branch: λ = 0 and r = 0.
-            empty = u.new_zeros(0, self.in_features), u.new_zeros(self.out_features, 0)
-            return Update(*functional.hybrid_factors(weight, *empty, u, 0.0, 1.0))
-        v, t = _wy(u, self.hra_apply_GS[names[0]])
-        for name in names[1:]:
-            v, t = _joined(v, t, *_wy(self.hra_u[name], self.hra_apply_GS[name]))
-        z = v @ t
-        rotated = weight(z) if callable(weight) else weight @ z.to(weight.dtype)
-        return Update(v.mT, -rotated.to(v.dtype))
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         rank = sum(self.hra_r[name] for name in self.sampled_adapters())
         return low_rank_operators(self, rank)
+
+
+@without_tf32
+def hra_update(layer: Any, names: Sequence[str], weight: Tensor | Callable[[Tensor], Tensor]) -> Update:
+    """The factors of PEFT's `HRALinear` under these adapters, in float32 or their dtype if wider; ``weight`` is the
+    base layer's W (out_features, in_features) or the function z ↦ W z."""
+    u = layer.hra_u[names[0]]
+    if len(names) == 1 and not layer.hra_apply_GS[names[0]]:
+        # The hybrid's factors without a low-rank branch: λ = 0 and r = 0.
+        empty = u.new_zeros(0, layer.in_features), u.new_zeros(layer.out_features, 0)
+        return Update(*functional.hybrid_factors(weight, *empty, u, 0.0, 1.0))
+    v, t = _wy(u, layer.hra_apply_GS[names[0]])
+    for name in names[1:]:
+        v, t = _joined(v, t, *_wy(layer.hra_u[name], layer.hra_apply_GS[name]))
+    z = v @ t
+    rotated = weight(z) if callable(weight) else weight @ z.to(weight.dtype)
+    return Update(v.mT, -rotated.to(v.dtype))
 
 
 @without_tf32

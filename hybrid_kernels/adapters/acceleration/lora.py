@@ -16,8 +16,9 @@ import torch
 from peft.tuners import lora
 from peft.tuners.lora.torchao import TorchaoLoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from hybrid_kernels import functional
 from hybrid_kernels.adapters.acceleration.base import (
@@ -57,7 +58,7 @@ class AcceleratedLora(AcceleratedLayer):
         return None
 
     def _is_dora(self, name: str) -> bool:
-        return name in self.lora_variant  # type: ignore[attr-defined]
+        return isinstance(self.lora_variant.get(name), DoraLinearVariant)  # type: ignore[attr-defined]
 
     def _dropout(self, name: str) -> float:
         """The probability, 0 where nothing is dropped now."""
@@ -68,7 +69,7 @@ class AcceleratedLora(AcceleratedLayer):
         """The active adapters' names; None where PEFT's forward has to take them."""
         layer: Any = self
         names = [name for name in self.active_adapters if name in layer.lora_A]
-        if any(self.unsupported(name) is not None for name in names):
+        if any(self.unsupported(name) is not None or self._dropout(name) == 1.0 for name in names):
             return None
         if len(names) > 1 and any(self._is_dora(name) for name in names):
             return None  # PEFT scales each by the others' result
@@ -125,16 +126,8 @@ class AcceleratedLora(AcceleratedLayer):
         return self.update(plain, names)
 
     def update(self, plain: Plain | None, names: Sequence[str]) -> Update:
-        layer: Any = self
-        downs = [layer.lora_A[name].weight for name in names]
-        ups = [_scaled(layer.lora_B[name].weight, layer.scaling[name]) for name in names]
-        down, up = (downs[0], ups[0]) if len(names) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
-        bias = None
-        for name in names:
-            if layer.lora_B[name].bias is not None:
-                bias = added(bias, _scaled(layer.lora_B[name].bias, layer.scaling[name]))
-        scale = self._magnitude(plain, names[0]) if self._is_dora(names[0]) else None
-        return Update(down, up, bias, scale)
+        update = lora_update(self, names)
+        return update._replace(scale=self._magnitude(plain, names[0])) if self._is_dora(names[0]) else update
 
     def _magnitude(self, plain: Plain | None, name: str) -> Tensor:
         """m / ‖W + s B A‖ (out_features,), the norm without gradient."""
@@ -142,7 +135,7 @@ class AcceleratedLora(AcceleratedLayer):
         down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
         def norms() -> Tensor:
-            weight = dequantize_module_weight(self.get_base_layer()) if plain is None else plain.weight
+            weight = _dequantized(self.get_base_layer()) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
         sources = down, up, scaling, *self.base_layer.parameters()
@@ -182,8 +175,29 @@ class AcceleratedLora(AcceleratedLayer):
         return low_rank_operators(self, rank)
 
 
+def lora_update(layer: Any, names: Sequence[str], dtype: torch.dtype | None = None) -> Update:
+    """down = [A₁; …], up = [s₁ B₁, …], bias = Σᵢ sᵢ βᵢ of these adapters on PEFT's LoRA layer, without DoRA's scale;
+    in ``dtype``, or in their own without it."""
+    downs = [layer.lora_A[name].weight.to(dtype) for name in names]
+    ups = [_scaled(layer.lora_B[name].weight.to(dtype), layer.scaling[name]) for name in names]
+    down, up = (downs[0], ups[0]) if len(names) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
+    bias = None
+    for name in names:
+        if layer.lora_B[name].bias is not None:
+            bias = added(bias, _scaled(layer.lora_B[name].bias.to(dtype), layer.scaling[name]))
+    return Update(down, up, bias)
+
+
 def _scaled(tensor: Tensor, scaling: float) -> Tensor:
     return tensor if scaling == 1.0 else tensor * scaling
+
+
+def _dequantized(layer: Any) -> Tensor:
+    if type(layer.weight).__name__ in ("Int8Params", "Params4bit"):
+        # What PEFT does around this on the CPU replaces an 8-bit parameter by one that has lost its scales.
+        return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    weight = dequantize_module_weight(layer)
+    return weight.t() if isinstance(layer, Conv1D) else weight
 
 
 @without_tf32

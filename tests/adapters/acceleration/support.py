@@ -5,32 +5,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
-from peft.tuners.boft import layer as boft
 from torch import Tensor, nn
 
+from benchmarks.peft_butterflies import allow_butterflies_in_peft
 from hybrid_kernels.adapters.acceleration import accelerate
 from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer
 from tests.support import assert_close_by_scale
-
-
-def _block_diagonal(blocks: Tensor) -> list[Tensor]:
-    return [torch.stack([torch.block_diag(*each) for each in blocks])]
-
-
-def _blocks_of(gradient: Tensor, blocks: Tensor) -> list[Tensor]:
-    _, k, b, _ = blocks.shape
-    return [torch.stack([gradient[:, i * b : (i + 1) * b, i * b : (i + 1) * b] for i in range(k)], dim=1)]
-
-
-def allow_butterflies_in_peft() -> None:
-    """Plain PyTorch in place of the CUDA extension by which alone PEFT makes BOFT of several factors."""
-    boft._FBD_CUDA = SimpleNamespace(forward=_block_diagonal, backward=_blocks_of)
-
 
 allow_butterflies_in_peft()
 
@@ -129,7 +113,7 @@ def tokens(rows: int = 3, length: int = 7, seed: int = 1) -> Tensor:
 def adapted(model: str, method: str, **changes: Any) -> nn.Module:
     """The model under the method on all its linear layers, the adapter moved off its start."""
     make, targets = MODELS[model]
-    return moved(get_peft_model(make(), METHODS[method](target_modules=targets, **changes)))
+    return moved(get_peft_model(make(), METHODS[method](target_modules=targets, **changes)).eval())
 
 
 @torch.no_grad()
