@@ -42,7 +42,8 @@ def is_readable(module: nn.Module) -> bool:
         and weight.dtype in READABLE_DTYPES
         and not weight.is_meta
         and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
     )
 
 
