@@ -92,6 +92,11 @@ class AcceleratedLayer:
             return ()
         return tuple(name for name, layer in group.members.items() if layer is not self)
 
+    def described(self) -> list[str]:
+        """The adapters that reports speak of: the active ones, or all where none of them is in this layer."""
+        held = getattr(self, self.container)
+        return [name for name in self.active_adapters if name in held] or list(held)
+
     def unsupported(self, adapter_name: str) -> str | None:
         """None, or why this adapter has no fast form here and runs as PEFT has it."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ from hybrid_kernels.adapters.acceleration.lora import LORA_CLASSES
 from hybrid_kernels.adapters.acceleration.oft import OFT_CLASSES
 from hybrid_kernels.adapters.acceleration.report import LayerReport, Report
 from hybrid_kernels.adapters.layer import HybridLayer
-from hybrid_kernels.ops.backend import OPERATORS
+from hybrid_kernels.ops.backend import OPERATORS, current_backend
 
 SWITCH = "HYBRID_KERNELS_ACCELERATE"
 CLASSES = {**LORA_CLASSES, **HRA_CLASSES, **OFT_CLASSES, **BOFT_CLASSES}
@@ -49,8 +49,9 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
         share_inputs: whether q/k/v and gate/up under LoRA, DoRA or HRA share one projection of their input.
 
     Returns a `Report` of every PEFT layer; as a context manager it turns back what this call did. With the environment
-    variable HYBRID_KERNELS_ACCELERATE=0 everything is left alone. Raises TypeError if ``model`` is no module and
-    ValueError if it has no PEFT layer.
+    variable HYBRID_KERNELS_ACCELERATE=0 everything is left alone. Raises TypeError if ``model`` is no module,
+    ValueError if it has no PEFT layer or the variable another value than 0 and 1, and RuntimeError if a backend that
+    was asked for by name cannot run a layer; nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module with PEFT layers")
@@ -80,7 +81,22 @@ def _accelerate(
     if share_inputs and off is None:
         for parent, members in list(find_groups(model)):
             Group(parent, members)
-    return Report([_report(name, layer, reasons[name]) for name, layer in layers], converted)
+    try:
+        entries = [_report(name, layer, reasons[name]) for name, layer in layers]
+    except RuntimeError:
+        revert(layer for layer in (reference() for reference in converted) if layer is not None)
+        raise
+    return Report(entries, converted)
+
+
+def can_accelerate(model: nn.Module) -> bool:
+    """Whether `accelerate` would take up a layer of ``model``."""
+    return any(
+        isinstance(module, BaseTunerLayer)
+        and not isinstance(module, AcceleratedLayer)
+        and _unsupported(module) is None
+        for module in model.modules()
+    )
 
 
 @contextmanager
@@ -142,17 +158,20 @@ def _unsupported(layer: Any) -> str | None:
     if "forward" in layer.__dict__:
         return "its forward was replaced, by hooks of accelerate or by hand"
     adapters = list(getattr(layer, cls.container))
+    if not adapters:
+        return "it has no adapter"
     reasons = [cls.unsupported(layer, name) for name in adapters]
     # One adapter with a fast form is enough: the others run as PEFT has them.
-    return reasons[0] if reasons and all(reasons) else None
+    return reasons[0] if all(reasons) else None
 
 
 def _report(name: str, layer: Any, reason: str | None) -> LayerReport:
     method = _method(layer)
     if reason is not None:
         return LayerReport(name, method, None, reason)
+    reference = current_backend() == "reference"  # plain PyTorch, which no operator is asked for
     backends = {
-        operator: OPERATORS[operator].select(*arguments).backend
+        operator: "reference" if reference else OPERATORS[operator].select(*arguments).backend
         for operator, arguments in layer.operators().items()
     }
     return LayerReport(

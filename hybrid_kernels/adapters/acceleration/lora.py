@@ -20,6 +20,7 @@ from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_wei
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
+from hybrid_kernels._arguments import no_autocast, widened
 from hybrid_kernels.adapters.acceleration.base import (
     AcceleratedLayer,
     Plain,
@@ -41,7 +42,7 @@ class AcceleratedLora(AcceleratedLayer):
 
     @property
     def method(self) -> str:
-        dora = any(self._is_dora(name) for name in self.active_adapters)
+        dora = any(self._is_dora(name) for name in self.described())
         return "DoRA" if dora else "LoRA"
 
     def unsupported(self, adapter_name: str) -> str | None:
@@ -172,7 +173,7 @@ class AcceleratedLora(AcceleratedLayer):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         layer: Any = self
-        rank = sum(layer.r[name] for name in self.active_adapters if name in layer.r)
+        rank = sum(layer.r[name] for name in self.described())
         return low_rank_operators(self, rank)
 
 
@@ -206,11 +207,14 @@ def _dequantized(layer: Any, device: torch.device) -> Tensor:
 @torch.no_grad()
 def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
     """‖W + s up·down‖ of each row, in float32 or the factors' dtype if wider."""
+    dtype = widened(down.dtype)
     rows = max(1, NORM_ELEMENTS // max(weight.shape[1], 1))
-    parts = [
-        torch.linalg.vector_norm(torch.addmm(w.to(down.dtype), u, down, alpha=scaling), dim=1)
-        for w, u in zip(weight.split(rows), up.split(rows), strict=True)
-    ]
+    down, up = down.to(dtype), up.to(dtype)
+    with no_autocast(weight):
+        parts = [
+            torch.linalg.vector_norm(torch.addmm(w.to(dtype), u, down, alpha=scaling), dim=1)
+            for w, u in zip(weight.split(rows), up.split(rows), strict=True)
+        ]
     return torch.cat(parts)
 
 
