@@ -19,11 +19,8 @@ READABLE_DTYPES = (
     torch.float32,
     torch.float64,
 )  # products of 8 bits need scales
-READABLE_TYPES = (
-    nn.Parameter,
-    Tensor,
-    FakeTensor,
-)  # torch.export's trace has the last; none quantised or sharded
+# No quantised or sharded tensors; the last is what torch.export traces with.
+READABLE_TYPES = (nn.Parameter, Tensor, FakeTensor)
 
 
 def has_plain_weight(base_layer: nn.Module) -> bool:
