@@ -19,7 +19,11 @@ READABLE_DTYPES = (
     torch.float32,
     torch.float64,
 )  # products of 8 bits need scales
-READABLE_TYPES = (nn.Parameter, Tensor, FakeTensor)  # torch.export's trace has the last; none quantised or sharded
+READABLE_TYPES = (
+    nn.Parameter,
+    Tensor,
+    FakeTensor,
+)  # torch.export's trace has the last; none quantised or sharded
 
 
 def has_plain_weight(base_layer: nn.Module) -> bool:

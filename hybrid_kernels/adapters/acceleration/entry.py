@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -40,7 +43,9 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
     not touched. A second call does nothing to layers that are accelerated already, and takes up those that are new.
 
     Args:
-        model: any module with PEFT layers in it, before or after ``torch.compile``, DDP or ``fully_shard``.
+        model: any module with PEFT layers in it, before or after ``torch.compile`` (which compiles again), DDP,
+            ``fully_shard`` of the model or its blocks (give what was wrapped or sharded, and every process calls it),
+            gradient checkpointing or offloading of base weights.
         share_inputs: whether q/k/v and gate/up under LoRA, DoRA or HRA share one projection of their input.
 
     Returns a `Report` of every PEFT layer; as a context manager it turns back what this call did. With the environment
@@ -59,6 +64,13 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
             "PeftModel.from_pretrained"
         )
     off = f"environment variable {SWITCH} is 0" if switched() is False else None
+    with as_gathered(model):
+        return _accelerate(model, layers, off, share_inputs)
+
+
+def _accelerate(
+    model: nn.Module, layers: list[tuple[str, Any]], off: str | None, share_inputs: bool
+) -> Report:
     reasons: dict[str, str | None] = {}
     converted = []
     for name, layer in layers:
@@ -85,6 +97,33 @@ def can_accelerate(model: nn.Module) -> bool:
         and _unsupported(module) is None
         for module in model.modules()
     )
+
+
+@contextmanager
+def as_gathered(model: nn.Module) -> Iterator[None]:
+    """Parameters that `fully_shard` has sharded as a forward will see them: whole tensors, here without values."""
+    shards: list[tuple[nn.Module, str, nn.Parameter]] = []
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+        from torch.distributed.tensor import DTensor
+
+        inside = {
+            m: None for owner in model.modules() if isinstance(owner, FSDPModule) for m in owner.modules()
+        }
+        for module in inside:
+            shards += [
+                (module, name, p)
+                for name, p in module.named_parameters(recurse=False)
+                if isinstance(p, DTensor)
+            ]
+    for module, name, shard in shards:
+        whole = torch.zeros(1, dtype=shard.dtype, device=shard.device).expand(shard.shape)
+        module._parameters[name] = nn.Parameter(whole, shard.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, shard in shards:
+            module._parameters[name] = shard
 
 
 def restore(model: nn.Module) -> int:

@@ -28,7 +28,7 @@ from hybrid_kernels.adapters.acceleration.base import (
     projection,
     whole,
 )
-from hybrid_kernels.nn.hybrid_linear import READABLE_DTYPES
+from hybrid_kernels.nn.hybrid_linear import READABLE_DTYPES, READABLE_TYPES
 from hybrid_kernels.ops.precision import without_tf32
 
 
@@ -40,7 +40,9 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
 
     def unsupported(self, adapter_name: str) -> str | None:
         weight = self.base_layer.weight
-        if not weight.is_floating_point() or type(weight).__module__.startswith("torchao"):
+        # A graph can hold no name of a module, so that of a plain tensor is not asked for.
+        torchao = type(weight) not in READABLE_TYPES and type(weight).__module__.startswith("torchao")
+        if torchao or not weight.is_floating_point():
             return "PEFT's HRA takes the stored numbers of a quantised weight for its values, or raises"
         if not whole(self.hra_u[adapter_name]):
             return "its hra_u cannot be read (sharded or offloaded)"

@@ -6,6 +6,7 @@ The first process writes what came out, or the traceback, for each kind of adapt
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from hybrid_kernels import accelerate
 from tests.adapters.acceleration.support import tokens
 from tests.adapters.stack.support import HYBRID, KINDS, Results, accelerated, no_stock_forward, plain
 
@@ -37,16 +39,19 @@ def own_part(batch: torch.Tensor) -> torch.Tensor:
     return batch.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def step(model: nn.Module) -> Results:
-    """The logits of the whole batch and the mean gradient, of which each process makes its part."""
+def step(model: nn.Module, parts: int = 1) -> Results:
+    """The logits of the whole batch and the mean gradient, of which each process makes its own, in micro-batches."""
     model.zero_grad()
-    ids = own_part(BATCH)
+    logits = []
     with no_stock_forward(model):
-        output = model(input_ids=ids, labels=ids)
-        output.loss.backward()
+        for index, ids in enumerate(own_part(BATCH).chunk(parts)):
+            with model.no_sync() if index + 1 < parts else nullcontext():
+                output = model(input_ids=ids, labels=ids)
+                (output.loss / parts).backward()
+                logits.append(output.logits.detach())
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     gradients = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in gradients]
-    return [gathered(output.logits.detach()), torch.cat([g.flatten() for g in gradients])]
+    return [gathered(torch.cat(logits)), torch.cat([g.flatten() for g in gradients])]
 
 
 def data_parallel(kind: str, order: str, folder: Path) -> dict[str, Results]:
@@ -59,12 +64,8 @@ def data_parallel(kind: str, order: str, folder: Path) -> dict[str, Results]:
     first = step(model)
     model.module.gradient_checkpointing_enable({"use_reentrant": False})
     checkpointed = step(model)
-    model.zero_grad()
-    with no_stock_forward(model):
-        for part in own_part(BATCH)[:1], own_part(BATCH)[1:]:
-            with model.no_sync() if part is not own_part(BATCH)[1:] else torch.enable_grad():
-                (model(input_ids=part, labels=part).loss / 2).backward()
-    return {"step": first, "checkpointed": checkpointed}
+    accumulated = step(model, parts=2)
+    return {"step": first, "checkpointed": checkpointed, "accumulated": accumulated}
 
 
 def sharded(kind: str, order: str, folder: Path) -> dict[str, Results]:
@@ -75,7 +76,8 @@ def sharded(kind: str, order: str, folder: Path) -> dict[str, Results]:
         fully_shard(layer)
     fully_shard(model)
     if order == "after":
-        accelerated(model)
+        report = accelerate(model)
+        assert str(report) == str(accelerate(plain(kind, LAYERS)))
     first = step(model)
 
     # A sharded checkpoint of what is trained, read again after it was overwritten.
@@ -96,8 +98,6 @@ def sharded(kind: str, order: str, folder: Path) -> dict[str, Results]:
     if dist.get_rank() == 0:
         model.save_pretrained(folder / "full", state_dict=whole)
 
-    for layer in model.base_model.model.model.layers:
-        layer.gradient_checkpointing = False
     model.gradient_checkpointing_enable({"use_reentrant": False})
     checkpointed = step(model)
     return {"step": first, "loaded": loaded, "checkpointed": checkpointed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NoReturn
 from unittest import mock
 
@@ -91,13 +91,19 @@ def gradients(model: nn.Module) -> Tensor:
 
 
 def step(model: nn.Module, ids: Tensor | None = None) -> Results:
-    """Logits and gradients of one forward and backward."""
+    """Logits and gradients of one forward and backward, on the fast path where the model is accelerated."""
     model.zero_grad()
     device = next(model.parameters()).device
     ids = (tokens() if ids is None else ids).to(device)
-    output = model(input_ids=ids, labels=ids)
-    output.loss.backward()
+    with no_stock_forward(model):
+        output = model(input_ids=ids, labels=ids)
+        output.loss.backward()
     return [output.logits.detach(), gradients(model)]
+
+
+def plain_backend(kind: str) -> AbstractContextManager[object]:
+    """For the plain model: the hybrid has no stock PEFT to be held against, so it runs on the reference."""
+    return use_backend("reference" if kind in HYBRID else "auto")
 
 
 def assert_as_plain(
@@ -108,8 +114,7 @@ def assert_as_plain(
     device: str = "cpu",
 ) -> None:
     """``results`` of the fast path against ``run`` on the plain model, whose float64 twin is the truth."""
-    # The hybrid has no stock PEFT to be held against: its plain form is the reference backend.
-    with use_backend("reference" if kind in HYBRID else "auto"):
+    with plain_backend(kind):
         simple = run(plain(kind, layers).to(device))
         truth = run(plain(kind, layers).double().to(device))
     for index, (result, true, same) in enumerate(zip(results, truth, simple, strict=True)):

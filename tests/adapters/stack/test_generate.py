@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.adapters.acceleration.support import tokens
-from tests.adapters.stack.support import DEVICES, HYBRID, KINDS, fast, plain
-from hybrid_kernels import use_backend
+from tests.adapters.stack.support import DEVICES, KINDS, fast, plain, plain_backend
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -21,7 +20,7 @@ def test_greedy_tokens_with_a_cache_and_padding(kind, device) -> None:
         model = model.to(device).eval()
         return model.generate(input_ids=ids, attention_mask=mask, use_cache=use_cache, **options)
 
-    with use_backend("reference" if kind in HYBRID else "auto"):
+    with plain_backend(kind):
         expected = generate(plain(kind), use_cache=True)
     assert expected.shape == (3, 18)
     model = fast(kind)
@@ -35,5 +34,5 @@ def test_greedy_tokens_with_a_cache_and_padding(kind, device) -> None:
     changed = generate(model, use_cache=True)
     other = plain(kind)
     other.load_state_dict(model.state_dict())
-    with use_backend("reference" if kind in HYBRID else "auto"):
+    with plain_backend(kind):
         assert torch.equal(changed, generate(other, use_cache=True))

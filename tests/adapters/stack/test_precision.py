@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.adapters.acceleration.support import tokens
 from tests.adapters.stack.support import (
     DEVICES,
     KINDS,
@@ -13,7 +14,6 @@ from tests.adapters.stack.support import (
     gradients,
     step,
 )
-from tests.adapters.acceleration.support import tokens
 
 
 @pytest.mark.parametrize("device", DEVICES)
