@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,6 +198,9 @@ def test_configuration_names_layers_and_ranks(stock) -> None:
         saved = json.loads((stock[name, "float64"]["folder"] / "adapter_config.json").read_text())
         assert saved["r"] == saved["lora_alpha"] == rank and not saved["rank_pattern"]
     assert saved["task_type"] is None and saved["auto_mapping"]["base_model_class"] == "LlamaForCausalLM"
+    for name, bias in (("hra with biases", "all"), ("lora with biases", "lora_only"), ("hra", "none")):
+        saved = json.loads((stock[name, "float64"]["folder"] / "adapter_config.json").read_text())
+        assert saved["bias"] == bias
     saved = json.loads((stock["hybrid aligned", "float64"]["folder"] / "adapter_config.json").read_text())
     assert saved["task_type"] == "SEQ_CLS" and set(saved["modules_to_save"]) == {"classifier", "score"}
 
@@ -277,6 +281,25 @@ def test_resized_vocabulary_comes_along(tmp_path) -> None:
         export_lora(model, tmp_path / "lora")
     saved = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert saved["base_model.model.model.embed_tokens.weight"].shape == (70, 32)
+
+
+def test_tied_modules_are_written_both(tmp_path) -> None:
+    """They share their memory, which a checkpoint's tensors must not."""
+    config = METHODS["lora"](
+        target_modules=LLAMA_LINEAR, modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True
+    )
+    model = adapted_to(llama(tie_word_embeddings=True), config)
+    export_lora(model, tmp_path)
+    stock = PeftModel.from_pretrained(llama(tie_word_embeddings=True), tmp_path)
+    torch.testing.assert_close(outputs(stock), outputs(model))
+
+
+def test_weights_move_in_before_the_configuration(tmp_path, monkeypatch) -> None:
+    moves = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (moves.append(to), replace(self, to))[1])
+    export_lora(adapted("llama", "hra"), tmp_path)
+    assert moves == [tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"]
 
 
 def test_existing_checkpoint_is_replaced_whole(tmp_path, monkeypatch) -> None:
