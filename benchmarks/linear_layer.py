@@ -136,13 +136,7 @@ class Sides:
         leaves = [adapter.lora_A, adapter.lora_B, adapter.householder_u]
 
         def on(name: str, backend: str, variant: str | None) -> Callable[[], Step]:
-            inner = self.step(name, hybrid)
-
-            def run() -> None:
-                with hk.use_backend(backend, variant=variant):
-                    inner()
-
-            return lambda: run
+            return lambda: measuring.on_backend(backend, self.step(name, hybrid), variant)
 
         def plain(name: str, function: Callable[..., Tensor]) -> Callable[[], Step]:
             def forward(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import hybrid_kernels as hk
 import triton_ops
+from hybrid_kernels.training.memory import peak_rise
 
 RANK, REFLECTIONS, ALPHA = 16, 16, 16.0
 FLOOR, HYBRID, ON_TRITON, LORA = "frozen model", "hybrid 16 + 16", "hybrid, Triton", "PEFT LoRA r=32"
@@ -110,24 +111,12 @@ def step_of(model: nn.Module, embeddings: Tensor, labels: Tensor) -> Step:
     return run
 
 
-def on_triton(step: Step) -> Step:
-    def run() -> None:
-        with hk.use_backend("triton"):
-            step()
-
-    return run
-
-
 def peak_bytes(step: Step, device: torch.device) -> int | None:
     """What the step takes above what is allocated before it."""
     if device.type != "cuda":
         return None
     measuring.free(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(device) - before
+    return peak_rise(step, device)
 
 
 def own_kernels() -> set[str]:
@@ -210,7 +199,7 @@ def main() -> None:
         LORA: lambda: of(with_lora(shared_copy(frozen))),
     }
     if hk.ops.backend.unavailable("triton") is None:
-        builders[ON_TRITON] = lambda: on_triton(of(hybrid))
+        builders[ON_TRITON] = lambda: measuring.on_backend("triton", of(hybrid))
     result = measuring.head("llama_step", device, dtype=options.dtype, rounds=options.rounds)
     result["model"] = {
         **size,

@@ -122,6 +122,16 @@ def summarised(times: Times, floor: str, ratio: str = "ratio_to_frozen") -> dict
     return table
 
 
+def on_backend(backend: str, step: Step, variant: str | None = None) -> Step:
+    """The step on a backend asked for by name; where it cannot run, the step raises."""
+
+    def run() -> Any:
+        with hk.use_backend(backend, variant=variant):
+            return step()
+
+    return run
+
+
 def captured(steps: Mapping[str, Step]) -> tuple[dict[str, Step], Failures]:
     """Replays of the steps captured in CUDA graphs, so that the launches are out of their times; the steps must have
     been warmed up. Those that cannot be captured, such as steps that wait for the device, come with the reason."""

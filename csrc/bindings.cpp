@@ -8,11 +8,15 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <vector>
 
+#include "butterfly_torch.h"
 #include "cayley_torch.h"
 #include "dropout_cpu.h"
 #include "householder_cpu.h"
 #include "hybrid_cpu.h"
+#include "neumann_torch.h"
+#include "scaling_torch.h"
 #include "skinny_cpu.h"
 #include "torch_common.h"
 
@@ -187,6 +191,83 @@ std::tuple<Tensor, Tensor, Tensor> low_rank_backward_cpu(const Tensor& dy, const
   return {dx, d_down, d_up};
 }
 
+// The factor pairs of layers that read the same x, and their p side by side: the columns of each are views of it.
+void check_low_rank_many(const Tensor& x, at::TensorList weights, at::TensorList downs, at::TensorList ups) {
+  const size_t layers = weights.size();
+  TORCH_CHECK_VALUE(layers > 0 && downs.size() == layers && ups.size() == layers,
+                    "weights, downs and ups must be as many, and at least one; got ", layers, ", ", downs.size(),
+                    " and ", ups.size());
+  for (size_t i = 0; i < layers; ++i) {
+    check_low_rank(x, downs[i], ups[i]);
+    check_factor(weights[i], "weight", {ups[i].size(0), x.size(1)}, x);
+  }
+}
+
+std::vector<Tensor> own_columns(const Tensor& p, at::TensorList ups) {
+  std::vector<Tensor> own;
+  int64_t column = 0;
+  for (const Tensor& up : ups) {
+    own.push_back(p.narrow(1, column, up.size(1)));
+    column += up.size(1);
+  }
+  return own;
+}
+
+std::vector<Tensor> low_rank_linear_many_cpu(const Tensor& x, at::TensorList weights, at::TensorList biases,
+                                             at::TensorList downs, at::TensorList ups) {
+  check_low_rank_many(x, weights, downs, ups);
+  TORCH_CHECK_VALUE(biases.empty() || biases.size() == weights.size(), "biases must be of all layers or of none, got ",
+                    biases.size(), " of ", weights.size());
+  const Tensor p = skinny_product(x, at::cat(downs).t());
+  const std::vector<Tensor> own = own_columns(p, ups);
+  std::vector<Tensor> results;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    Tensor y = biases.empty() ? at::mm(x, weights[i].t()) : at::addmm(biases[i], x, weights[i].t());
+    skinny_product(own[i], ups[i].t(), y, y);
+    results.push_back(y);
+  }
+  results.push_back(p);
+  return results;
+}
+
+// Those of dx, d_down (of all layers, one below the other) and the d_up that are needed, in that order.
+std::vector<Tensor> low_rank_linear_many_backward_cpu(at::TensorList dys, const Tensor& x, at::TensorList weights,
+                                                      at::TensorList downs, at::TensorList ups, const Tensor& p,
+                                                      bool need_x, bool need_down, bool need_up) {
+  check_low_rank_many(x, weights, downs, ups);
+  TORCH_CHECK_VALUE(dys.size() == weights.size(), "dys must be as many as weights, ", weights.size(), ", got ",
+                    dys.size());
+  const Tensor down = need_x || need_down ? at::cat(downs) : Tensor();
+  int64_t total = 0;
+  for (size_t i = 0; i < dys.size(); ++i) {
+    check_factor(dys[i], "dy", {x.size(0), ups[i].size(0)}, x);
+    total += ups[i].size(1);
+  }
+  check_factor(p, "p", {x.size(0), total}, x);
+  std::vector<Tensor> gradients;
+  if (need_x || need_down) {
+    const Tensor q = at::empty(p.sizes(), x.options());
+    std::vector<Tensor> own = own_columns(q, ups);
+    for (size_t i = 0; i < dys.size(); ++i) skinny_product(dys[i], ups[i], Tensor(), own[i]);
+    if (need_x) {
+      Tensor dx = at::mm(dys[0], weights[0]);
+      for (size_t i = 1; i < dys.size(); ++i) dx.addmm_(dys[i], weights[i]);
+      skinny_product(q, down, dx, dx);
+      gradients.push_back(dx);
+    }
+    if (need_down) {
+      Tensor d_down = at::empty(down.sizes(), x.options()), transposed = d_down.t();
+      skinny_product(x.t(), q, Tensor(), transposed);
+      gradients.push_back(d_down);
+    }
+  }
+  if (need_up) {
+    const std::vector<Tensor> own = own_columns(p, ups);
+    for (size_t i = 0; i < dys.size(); ++i) gradients.push_back(skinny_product(dys[i].t(), own[i]));
+  }
+  return gradients;
+}
+
 Tensor dropout_kept_cpu(const Tensor& seed, int64_t rows, int64_t features, int64_t threshold) {
   TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "seed must be int64, got ", seed.scalar_type());
   TORCH_CHECK_VALUE(seed.numel() == 1, "seed must have one element, got shape ", seed.sizes());
@@ -258,19 +339,31 @@ std::tuple<Tensor, Tensor, Tensor> hybrid_factors_backward_cpu(
 }  // namespace
 
 TORCH_LIBRARY(hybrid_kernels_cpp, m) {
+  m.def("butterfly_rotate(Tensor x, Tensor q) -> Tensor");
+  m.def(
+      "butterfly_backward(Tensor dy, Tensor x, Tensor q, bool need_x, bool need_q) -> (Tensor dx, Tensor dq)");
   m.def("cayley_forward(Tensor skew) -> Tensor");
   m.def("cayley_packed_forward(Tensor packed, int block_size) -> Tensor");
   m.def("cayley_backward(Tensor grad_q, Tensor q) -> Tensor");
   m.def("cayley_packed_backward(Tensor grad_q, Tensor q) -> Tensor");
   m.def("householder_forward(Tensor u) -> (Tensor v, Tensor t)");
   m.def("householder_backward(Tensor u, Tensor v, Tensor t, Tensor? grad_v, Tensor? grad_t) -> Tensor");
+  m.def("neumann_forward(Tensor packed, int block_size, float[] coefficients) -> Tensor");
+  m.def("neumann_backward(Tensor grad_r, Tensor packed, float[] coefficients) -> Tensor");
   m.def("project(Tensor weight, Tensor z) -> Tensor");
+  m.def("scale_backward(Tensor dz, Tensor y, Tensor scale, bool need_y) -> (Tensor dy, Tensor d_scale)");
   m.def("dropout_kept(Tensor seed, int rows, int features, int threshold) -> Tensor");
   m.def("low_rank_linear(Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
   m.def("low_rank_add(Tensor base, Tensor x, Tensor down, Tensor up) -> (Tensor y, Tensor p)");
   m.def(
       "low_rank_backward(Tensor dy, Tensor x, Tensor? weight, Tensor down, Tensor up, Tensor p, bool need_x, "
       "bool need_down, bool need_up) -> (Tensor dx, Tensor d_down, Tensor d_up)");
+  m.def(
+      "low_rank_linear_many(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] downs, Tensor[] ups) -> "
+      "Tensor[]");
+  m.def(
+      "low_rank_linear_many_backward(Tensor[] dys, Tensor x, Tensor[] weights, Tensor[] downs, Tensor[] ups, "
+      "Tensor p, bool need_x, bool need_down, bool need_up) -> Tensor[]");
   m.def(
       "hybrid_factors(Tensor weight, Tensor lora_A, Tensor lora_B, Tensor u, Tensor mixing, float scaling) -> "
       "(Tensor down, Tensor up, Tensor v, Tensor t, Tensor c)");
@@ -281,17 +374,24 @@ TORCH_LIBRARY(hybrid_kernels_cpp, m) {
 }
 
 TORCH_LIBRARY_IMPL(hybrid_kernels_cpp, CPU, m) {
+  m.impl("butterfly_rotate", &butterfly_rotate_cpu);
+  m.impl("butterfly_backward", &butterfly_backward_cpu);
   m.impl("cayley_forward", &cayley_forward<Cpu>);
   m.impl("cayley_packed_forward", &cayley_packed_forward<Cpu>);
   m.impl("cayley_backward", &cayley_backward<Cpu>);
   m.impl("cayley_packed_backward", &cayley_packed_backward<Cpu>);
   m.impl("householder_forward", &householder_forward_cpu);
   m.impl("householder_backward", &householder_backward_cpu);
+  m.impl("neumann_forward", &neumann_forward_cpu);
+  m.impl("neumann_backward", &neumann_backward_cpu);
   m.impl("project", &project_cpu);
+  m.impl("scale_backward", &scale_backward_cpu);
   m.impl("dropout_kept", &dropout_kept_cpu);
   m.impl("low_rank_linear", &low_rank_linear_cpu);
   m.impl("low_rank_add", &low_rank_add_cpu);
   m.impl("low_rank_backward", &low_rank_backward_cpu);
+  m.impl("low_rank_linear_many", &low_rank_linear_many_cpu);
+  m.impl("low_rank_linear_many_backward", &low_rank_linear_many_backward_cpu);
   m.impl("hybrid_factors", &hybrid_factors_cpu);
   m.impl("hybrid_factors_backward", &hybrid_factors_backward_cpu);
 }

@@ -3,7 +3,7 @@
 
 namespace hybrid_kernels {
 
-// Task is one of the structures of cayley_cpu.h, householder_cpu.h and skinny_cpu.h.
+// Task is one of the structures of the *_cpu.h whose kernels are in *_cpu_kernels.h.
 template <class Task>
 void run_baseline(const Task& task);
 template <class Task>

@@ -1,14 +1,12 @@
 // Matrix products with a small side, for one instruction set.
 //
-// One register tile does all the work: kRows × 2 registers of sums; each step over the inner dimension loads
-// two registers of the packed right factor and broadcasts kRows numbers of the left one, which is thus read
-// as it lies in memory. Every kInner steps the sums start anew, and are added up apart: in one long chain they
-// would be less accurate than BLAS, whose chains are short where the result is narrow.
+// One register tile does all the work, over a block of kInner steps of the inner dimension at a time; the sums of
+// the blocks are added up apart.
 #pragma once
 
 #include <type_traits>
 
-#include "lanes.h"
+#include "register_tile.h"
 #include "skinny_cpu.h"
 #include "workspace.h"
 
@@ -16,44 +14,16 @@ namespace hybrid_kernels {
 namespace {
 
 template <class T, int Bytes>
-struct Skinny {
-  using Base = RealLanes<T, Bytes>;
-  using Vector = typename Base::Vector;
-  typedef T Unaligned __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
-  static constexpr int kWidth = Base::width;
-  static constexpr int kTileRows = Bytes == 64 ? 12 : 6;  // 2 · kTileRows sums in 32 or 16 registers
+struct Skinny : RegisterTile<T, Bytes> {
+  using Tile = RegisterTile<T, Bytes>;
+  using Vector = typename Tile::Vector;
+  using Tile::kTileRows, Tile::kWidth, Tile::load, Tile::store;
   static constexpr int kGroup = 2;
-  static constexpr int64_t kInner = 32;
+  static constexpr int64_t kInner = Tile::kChain;
   // Rows whose sums are held while a block of the inner dimension passes, if that is the slow one in memory.
   static constexpr int64_t kTransposedRows = 16 * kTileRows;
 
   static HK_INLINE int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-  static HK_INLINE Vector load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
-  static HK_INLINE void store(T* p, Vector x) { *reinterpret_cast<Unaligned*>(p) = x; }
-
-  // sum += left · right over `inner` steps
-  template <int kRows, int kVectors, bool kTransposed>
-  static HK_INLINE void multiply(Vector (&sum)[kRows][kVectors], const T* left, int64_t stride, const T* right,
-                                 int64_t inner) {
-    constexpr int kAddresses = (kRows + 3) / 4;  // rows four by four: few enough for the address registers
-    const T* at[kAddresses];
-#pragma GCC unroll 16
-    for (int g = 0; g < kAddresses; ++g) at[g] = left + (kTransposed ? 0 : 4 * g * stride);
-    for (int64_t k = 0; k < inner; ++k) {
-      Vector x[kVectors];
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) x[j] = load(right + j * kWidth);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const Vector f = Base::broadcast(kTransposed ? at[0][i] : at[i / 4][i % 4 * stride]);
-#pragma GCC unroll 4
-        for (int j = 0; j < kVectors; ++j) sum[i][j] += f * x[j];
-      }
-      right += kSkinnyPanel;
-#pragma GCC unroll 16
-      for (int g = 0; g < kAddresses; ++g) at[g] += kTransposed ? (g == 0 ? stride : 0) : 1;
-    }
-  }
 
   // One tile of sums, (kRows, kVectors registers) of a panel, over one block of the inner dimension. `held`
   // has the sums of the blocks before; the last block writes to out, if its rows are contiguous and as wide.
@@ -61,11 +31,8 @@ struct Skinny {
   static void tile(const T* left, int64_t stride, const T* right, int64_t inner, bool first, T* held,
                    int64_t held_row, const T* source, int64_t source_row, T* out, int64_t out_row) {
     Vector sum[kRows][kVectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = Base::broadcast(0);
-    multiply<kRows, kVectors, kTransposed>(sum, left, stride, right, inner);
+    Tile::clear(sum);
+    Tile::template multiply<kRows, kVectors, kTransposed>(sum, left, stride, right, kSkinnyPanel, inner);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4

@@ -46,6 +46,7 @@ __all__ = [
     "hybrid_linear",
     "low_rank_add",
     "low_rank_linear",
+    "low_rank_linear_many",
     "rotated_low_rank_linear",
     "scale_features",
     "structured_unitary",
@@ -87,6 +88,55 @@ def low_rank_linear(
             factors = down.to(x.dtype), up.to(x.dtype)
             return reference.low_rank_linear(x, weight, bias, *factors, dropout, dropped_rank, seed)
         return ops.low_rank_linear(x, weight, bias, down, up, dropout, dropped_rank, seed)[0]
+
+
+def low_rank_linear_many(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+) -> list[Tensor]:
+    """y_i = x W_iᵀ + b_i + (x down_iᵀ) up_iᵀ for each of several layers that read the same x, such as q, k and v.
+
+    x (..., in_features); weights, biases, downs and ups are as many, one or more, each as in `low_rank_linear`, and of
+    out_features and ranks of their own. Returns a list of (..., out_features_i) in x's dtype. Differentiable in every
+    tensor. It saves reading x once a layer, and adding up the layers' gradients of x; there is no dropout.
+    """
+    g = len(weights)
+    if g < 1:
+        raise ValueError("weights has 0 elements; it must have at least one")
+    for name, given in (("biases", biases), ("downs", downs), ("ups", ups)):
+        if len(given) != g:
+            raise ValueError(f"{name} has {len(given)} elements; it must have as many as weights, {g}")
+    check_matrix("weights[0]", weights[0], None, None, "(out_features, in_features)")
+    k = weights[0].shape[1]
+    check_last("x", x, k, "the in_features of weights[0]")
+    for i, (weight, bias, down, up) in enumerate(zip(weights, biases, downs, ups, strict=True)):
+        check_matrix(f"weights[{i}]", weight, None, k, f"(out_features, {k})")
+        n = weight.shape[0]
+        if bias is not None and shape_of(bias) != (n,):
+            raise ValueError(
+                f"biases[{i}] has shape {shape_of(bias)}; it must be ({n},), the out_features of weights[{i}]"
+            )
+        _check_factors(down, up, n, k, x, f"downs[{i}]", f"ups[{i}]")
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
+        biases = [None if bias is None else bias.to(dtype) for bias in biases]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        check_together(x=x, **{f"weights[{i}]": weight, f"biases[{i}]": bias})
+    with no_autocast(x):
+        if current_backend() == "reference":
+            factors = ([factor.to(x.dtype) for factor in each] for each in (downs, ups))
+            return reference.low_rank_linear_many(x, weights, biases, *factors)
+        present = [bias for bias in biases if bias is not None]
+        if 0 < len(present) < g:  # autograd tracks no list with a None in it
+            present = [
+                x.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)
+            ]
+        *ys, _ = ops.low_rank_linear_many(x, list(weights), present, list(downs), list(ups))
+        return ys
 
 
 def low_rank_add(
@@ -194,15 +244,23 @@ def _check_dropout(dropout: float, dropped_rank: int, rank: int, seed: Tensor | 
     return seed
 
 
-def _check_factors(down: Tensor, up: Tensor, out_features: int, in_features: int, x: Tensor) -> None:
-    check_matrix("down", down, None, in_features, f"(R, {in_features})")
+def _check_factors(
+    down: Tensor,
+    up: Tensor,
+    out_features: int,
+    in_features: int,
+    x: Tensor,
+    down_name: str = "down",
+    up_name: str = "up",
+) -> None:
+    check_matrix(down_name, down, None, in_features, f"(R, {in_features})")
     r = down.shape[0]
     if r < 1:
-        raise ValueError("down has shape (0, in_features); its rank R must be at least 1")
-    check_matrix("up", up, out_features, r, f"({out_features}, {r})")
+        raise ValueError(f"{down_name} has shape (0, in_features); its rank R must be at least 1")
+    check_matrix(up_name, up, out_features, r, f"({out_features}, {r})")
     if down.dtype == up.dtype == x.dtype and down.device == up.device == x.device:
         return
-    for name, factor in (("down", down), ("up", up)):
+    for name, factor in ((down_name, down), (up_name, up)):
         check_dtype(name, factor, REAL_DTYPES)
         check_device(name, factor, "x", x)
 
@@ -291,7 +349,7 @@ def hybrid_factors(
             coefficient = (
                 mixing.reshape(()).to(dtype)
                 if isinstance(mixing, Tensor)
-                else torch.tensor(mixing, dtype=dtype, device=u.device)
+                else torch.full((), mixing, dtype=dtype, device=u.device)
             )
             ready = reflections or ()
             return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling, *ready)[:2]

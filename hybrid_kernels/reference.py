@@ -12,6 +12,7 @@ and ``up`` (out_features, R); reflections are the columns of ``u`` (in_features,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "hybrid_linear",
     "low_rank_add",
     "low_rank_linear",
+    "low_rank_linear_many",
     "rotated_low_rank_linear",
     "scale_features",
     "seeded_dropout",
@@ -121,6 +123,18 @@ def low_rank_add(
 def scale_features(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """y ⊙ scale + bias: each feature of ``y`` (..., out_features) times its own number, as DoRA's magnitudes do it."""
     return y * scale if bias is None else y * scale + bias
+
+
+def low_rank_linear_many(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+) -> list[Tensor]:
+    """`low_rank_linear` of the same x for each weight, bias, down and up."""
+    layers = zip(weights, biases, downs, ups, strict=True)
+    return [low_rank_linear(x, weight, bias, down, up) for weight, bias, down, up in layers]
 
 
 def _reflection_vector(column: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def assert_close_by_scale(
-    actual: torch.Tensor, reference64: torch.Tensor, same_dtype_plain: torch.Tensor, factor: float
+    actual: Tensor, reference64: Tensor, same_dtype_plain: Tensor, factor: float
 ) -> None:
     """‖actual − reference‖ ≤ factor · ‖plain − reference‖: no tolerance that has to be tuned to a scale.
 
@@ -21,7 +22,7 @@ def assert_close_by_scale(
     assert actual.dtype == same_dtype_plain.dtype, (actual.dtype, same_dtype_plain.dtype)
     assert actual.shape == reference64.shape == same_dtype_plain.shape, (actual.shape, reference64.shape)
 
-    def error(result: torch.Tensor) -> float:
+    def error(result: Tensor) -> float:
         return torch.linalg.vector_norm(result.detach().to(reference64) - reference64).item()
 
     rounding = torch.finfo(actual.dtype).eps / 2 * torch.linalg.vector_norm(reference64).item()
@@ -32,7 +33,7 @@ def assert_close_by_scale(
     )
 
 
-def wide(t: torch.Tensor) -> torch.Tensor:
+def wide(t: Tensor) -> Tensor:
     return t.detach().to(torch.complex128 if t.is_complex() else torch.float64).requires_grad_()
 
 
@@ -40,9 +41,7 @@ INSTANCES = 8
 
 
 def compare(
-    fast: Callable[..., torch.Tensor],
-    plain: Callable[..., torch.Tensor],
-    draw: Callable[[], list[torch.Tensor]],
+    fast: Callable[..., Tensor], plain: Callable[..., Tensor], draw: Callable[[], list[Tensor]]
 ) -> None:
     """``fast`` and ``plain`` (a reference function) on the same tensors; ``plain`` in float64 is the truth.
 
@@ -69,5 +68,5 @@ def compare(
             assert_close_by_scale(mine, true, simple, 2 if index == 0 else 3)
 
 
-def make(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
+def make(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
     return (torch.randn(*shape, dtype=torch.float64) * scale).to(DEVICE, dtype)

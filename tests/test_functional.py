@@ -515,6 +515,13 @@ def test_structured_unitary_under_autocast_is_that_without() -> None:
 X, W, A, B, U = make(4, 6), make(5, 6), make(2, 6), make(5, 2), make(6, 2)
 SEED = torch.tensor(1, device=DEVICE)
 P, V, ORDER = make(3, 3), make(2, 3, 2), torch.arange(3, device=DEVICE)
+
+
+def many(x=X, w=W, bias=None, down=A, up=B):
+    """Two layers, the first of them good."""
+    return F.low_rank_linear_many(x, [W, w], [None, bias], [A, down], [B, up])
+
+
 BAD = [  # call, error, what its message names
     (lambda: F.low_rank_linear(make(4, 7), W, None, A, B), ValueError, r"x has shape \(4, 7\).*must be 6"),
     (lambda: F.low_rank_linear(X, make(6), None, A, B), ValueError, r"weight has shape \(6,\)"),
@@ -531,6 +538,20 @@ BAD = [  # call, error, what its message names
     (lambda: F.low_rank_linear(X, W, None, A, B, 0.5, 2, make(1)), ValueError, "seed has dtype torch.float32"),
     (lambda: F.low_rank_linear(X, W, None, A, B, 0.5, 2, SEED.to("meta")), TypeError, "seed is on meta but x"),
     (lambda: F.hybrid_linear(X, W, None, A, B, U, 0.5, 1.0, -0.1, SEED), ValueError, "dropout is -0.1"),
+    (lambda: F.low_rank_linear_many(X, [], [], [], []), ValueError, "weights has 0 elements.*at least one"),
+    (lambda: F.low_rank_linear_many(X, [W, W], [None], [A] * 2, [B] * 2), ValueError, "biases has 1 .*weights, 2"),
+    (lambda: F.low_rank_linear_many(X, [W, W], [None] * 2, [A], [B] * 2), ValueError, "downs has 1 elements"),
+    (lambda: F.low_rank_linear_many(X, [W, W], [None] * 2, [A] * 2, [B]), ValueError, "ups has 1 elements"),
+    (lambda: many(w=make(5, 7)), ValueError, r"weights\[1\] has shape \(5, 7\).*\(out_features, 6\)"),
+    (lambda: many(x=make(4, 7)), ValueError, r"x has shape \(4, 7\).*must be 6, the in_features of weights\[0\]"),
+    (lambda: many(bias=make(4)), ValueError, r"biases\[1\] has shape \(4,\).*\(5,\)"),
+    (lambda: many(down=make(2, 5)), ValueError, r"downs\[1\] has shape \(2, 5\)"),
+    (lambda: many(down=make(0, 6), up=make(5, 0)), ValueError, r"downs\[1\] .* at least 1"),
+    (lambda: many(up=make(5, 3)), ValueError, r"ups\[1\] has shape \(5, 3\).*\(5, 2\)"),
+    (lambda: many(w=W.double()), TypeError, r"weights\[1\] has dtype torch.float64 but x has"),
+    (lambda: many(bias=make(5).double()), TypeError, r"biases\[1\] has dtype torch.float64 but x has"),
+    (lambda: many(down=A.int()), TypeError, r"downs\[1\] has dtype torch.int32"),
+    (lambda: many(up=B.to("meta")), TypeError, r"ups\[1\] is on meta but x is on"),
     (lambda: F.low_rank_add(make(3, 5), X, A, B), ValueError, r"base has shape \(3, 5\)"),
     (lambda: F.householder_rotate(X, make(5, 2)), ValueError, r"x has shape \(4, 6\).*must be 5"),
     (lambda: F.householder_rotate(X, make(6, 0)), ValueError, "between 1 and in_features"),

@@ -13,6 +13,7 @@ from hybrid_kernels.ops.householder import householder_factors, householder_fact
 from hybrid_kernels.ops.householder_rotation import householder_rotate
 from hybrid_kernels.ops.hybrid import hybrid_factors
 from hybrid_kernels.ops.low_rank import low_rank_add, low_rank_linear
+from hybrid_kernels.ops.low_rank_many import low_rank_linear_many
 from hybrid_kernels.ops.projection import project
 from hybrid_kernels.ops.rotated_low_rank import rotated_low_rank_linear
 
@@ -28,6 +29,7 @@ __all__ = [
     "hybrid_factors",
     "low_rank_add",
     "low_rank_linear",
+    "low_rank_linear_many",
     "project",
     "rotated_low_rank_linear",
     "scale_features",

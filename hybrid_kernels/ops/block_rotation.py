@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import triton_ops
+from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.registration import operator
 
@@ -57,9 +58,25 @@ def _triton_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
     return block_rotation.weight_gradient(x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1]), q)
 
 
+def _cpp(x: Tensor, q: Tensor) -> Tensor:
+    rotate = torch.ops.hybrid_kernels_cpp.butterfly_rotate.default
+    return rotate(x.reshape(-1, x.shape[-1]), q.to(x.dtype)[None]).view(x.shape)
+
+
+def _cpp_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    backward = torch.ops.hybrid_kernels_cpp.butterfly_backward.default
+    return backward(dy.reshape(rows.shape), rows, q.to(x.dtype)[None], False, True)[1][0].to(q.dtype)
+
+
+def _cpp_preferred(x: Tensor, q: Tensor) -> bool:
+    return _extension.block_rotation_preferred(x, q.shape[-1])
+
+
 _rotate = Operator(
     "block_rotate",
     Implementation("triton", _triton, _triton_unsupported, automatic=_triton_wins),
+    Implementation("cpp", _cpp, lambda x, q: _extension.unsupported_floating(x), automatic=_cpp_preferred),
     Implementation("eager", _eager),
 )
 _weight_gradient = Operator(
@@ -69,6 +86,12 @@ _weight_gradient = Operator(
         _triton_weight_gradient,
         lambda x, dy, q: _triton_unsupported(x, q),
         automatic=lambda x, dy, q: _triton_wins(x, q),
+    ),
+    Implementation(
+        "cpp",
+        _cpp_weight_gradient,
+        lambda x, dy, q: _extension.unsupported_floating(x),
+        automatic=lambda x, dy, q: _cpp_preferred(x, q),
     ),
     Implementation("eager", _eager_weight_gradient),
 )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator
 from hybrid_kernels.ops.registration import operator
 
@@ -77,8 +78,37 @@ def _eager_backward(dy: Tensor, x: Tensor, q: Tensor, need_x: bool, need_q: bool
     return [*results, torch.stack(d_q).to(q.dtype)] if need_q else results
 
 
-_rotate = Operator("butterfly_rotate", Implementation("eager", _eager))
-_gradients = Operator("butterfly_rotate_backward", Implementation("eager", _eager_backward))
+def _cpp(x: Tensor, q: Tensor) -> Tensor:
+    return torch.ops.hybrid_kernels_cpp.butterfly_rotate.default(x, q.to(x.dtype))
+
+
+def _cpp_backward(dy: Tensor, x: Tensor, q: Tensor, need_x: bool, need_q: bool) -> list[Tensor]:
+    backward = torch.ops.hybrid_kernels_cpp.butterfly_backward.default
+    dx, d_q = backward(dy, x, q.to(x.dtype), need_x, need_q)
+    results = [dx] if need_x else []
+    return [*results, d_q.to(q.dtype)] if need_q else results
+
+
+_rotate = Operator(
+    "butterfly_rotate",
+    Implementation(
+        "cpp",
+        _cpp,
+        lambda x, q: _extension.unsupported_floating(x),
+        automatic=lambda x, q: _extension.block_rotation_preferred(x, q.shape[-1]),
+    ),
+    Implementation("eager", _eager),
+)
+_gradients = Operator(
+    "butterfly_rotate_backward",
+    Implementation(
+        "cpp",
+        _cpp_backward,
+        lambda dy, x, *_: _extension.unsupported_floating(x),
+        automatic=lambda dy, x, q, *_: _extension.block_rotation_preferred(x, q.shape[-1]),
+    ),
+    Implementation("eager", _eager_backward),
+)
 
 
 def _rows(x: Tensor) -> Tensor:

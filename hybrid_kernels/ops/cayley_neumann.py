@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
@@ -106,8 +107,36 @@ def _eager_backward(grad_r: Tensor, packed: Tensor, terms: int) -> Tensor:
     return (w - w.mT).view(-1, b * b)[:, above].view(packed.shape)
 
 
-_forward = Operator("cayley_neumann_packed_forward", Implementation("eager", _eager))
-_backward = Operator("cayley_neumann_packed_backward", Implementation("eager", _eager_backward))
+def _cpp(packed: Tensor, block_size: int, terms: int) -> Tensor:
+    forward = torch.ops.hybrid_kernels_cpp.neumann_forward.default
+    return forward(packed, block_size, coefficients_of(terms))
+
+
+def _cpp_backward(grad_r: Tensor, packed: Tensor, terms: int) -> Tensor:
+    backward = torch.ops.hybrid_kernels_cpp.neumann_backward.default
+    return backward(grad_r, packed, coefficients_of(terms))
+
+
+_forward = Operator(
+    "cayley_neumann_packed_forward",
+    Implementation(
+        "cpp",
+        _cpp,
+        lambda packed, *_: _extension.unsupported_floating(packed),
+        automatic=lambda packed, block_size, terms: _extension.neumann_preferred(packed, block_size),
+    ),
+    Implementation("eager", _eager),
+)
+_backward = Operator(
+    "cayley_neumann_packed_backward",
+    Implementation(
+        "cpp",
+        _cpp_backward,
+        lambda grad_r, *_: _extension.unsupported_floating(grad_r),
+        automatic=lambda grad_r, packed, terms: _extension.neumann_preferred(packed, grad_r.shape[-1]),
+    ),
+    Implementation("eager", _eager_backward),
+)
 
 
 def _cayley_neumann_packed(packed: Tensor, block_size: int, terms: int) -> Tensor:

@@ -8,7 +8,8 @@ signatures).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +28,25 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *gradients)
 
     return run
+
+
+def _is_plain(arguments: Iterable[Any]) -> bool:
+    """Whether every tensor among them is no subclass, such as a fake tensor, that torch.library must be shown."""
+    for argument in arguments:
+        kind = type(argument)
+        if kind is not Tensor and kind is not nn.Parameter and isinstance(argument, Tensor):
+            return False
+    return True
+
+
+def _function(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply` of an `torch.autograd.Function`; ``forward(ctx, *args)`` is its setup_context too.
+
+    With a setup_context of its own, Function.apply would inspect the signature of forward at every call. Saved
+    intermediates carry no graph, so a second derivative would be silently wrong: it raises instead.
+    """
+    members = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))}
+    return type(name, (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
 
 
 def operator(
@@ -49,27 +69,80 @@ def operator(
         backward = without_autocast(backward)
         custom_op.register_autograd(backward, setup_context=setup_context)
 
-        # With a setup_context of its own, Function.apply would inspect the signature of forward at every call.
         def forward_with_context(ctx: Any, *args: Any) -> Any:
             output = forward(*args)
             setup_context(ctx, args, output)
             return output
 
-        # Saved intermediates carry no graph, so a second derivative would be silently wrong: it raises instead.
-        members = {
-            "forward": staticmethod(forward_with_context),
-            "backward": staticmethod(once_differentiable(backward)),
-        }
-        direct = type(name, (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
+        direct = _function(name, forward_with_context, backward)
 
     def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _is_plain(args):
+            return custom_op(*args)
+        return direct(*args)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = forward.__doc__
+    return call
+
+
+def _flattened(arguments: Iterable[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for argument in arguments:
+        if type(argument) is list:
+            flat += argument
+        else:
+            flat.append(argument)
+    return flat
+
+
+def _nested(flat: Iterable[Any], like: Iterable[int | None]) -> tuple[Any, ...]:
+    """`_flattened` undone: a list of that length for each number, one element for each None."""
+    elements = iter(flat)
+    return tuple(next(elements) if length is None else list(islice(elements, length)) for length in like)
+
+
+def operator_of_lists(
+    name: str,
+    forward: Callable[..., list[Tensor]],
+    fake: Callable[..., list[Tensor]],
+    setup_context: Callable[..., None],
+    backward: Callable[..., tuple[Any, ...]],
+) -> Callable[..., list[Tensor]]:
+    """`operator` of tensors and lists of tensors, none of them None, that returns a list of tensors.
+
+    Autograd tracks no tensors in lists, so they go through it one by one. ``ctx.needs_input_grad`` and what
+    ``backward(ctx, *gradients)`` returns are nested as the arguments are.
+    """
+    custom_op = torch.library.custom_op(f"hybrid_kernels::{name}", forward, mutates_args=())
+    custom_op.register_fake(fake)
+    backward = without_autocast(backward)
+    custom_op.register_autograd(lambda ctx, gradients: backward(ctx, *gradients), setup_context=setup_context)
+
+    def flat_forward(ctx: Any, lengths: tuple[int | None, ...], *flat: Tensor) -> tuple[Tensor, ...]:
+        args = _nested(flat, lengths)
+        output = forward(*args)
+        setup_context(ctx, args, output)
+        ctx.lengths = lengths
+        return tuple(output)
+
+    def flat_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        flat = ctx.needs_input_grad
+        ctx.needs_input_grad = _nested(flat[1:], ctx.lengths)
+        try:
+            return None, *_flattened(backward(ctx, *gradients))
+        finally:
+            ctx.needs_input_grad = flat
+
+    direct = _function(name, flat_forward, flat_backward)
+
+    def call(*args: Any) -> list[Tensor]:
         if torch.compiler.is_compiling():
             return custom_op(*args)
-        for argument in args:
-            kind = type(argument)
-            if kind is not Tensor and kind is not nn.Parameter and isinstance(argument, Tensor):
-                return custom_op(*args)
-        return direct(*args)
+        flat = _flattened(args)
+        if not _is_plain(flat):
+            return custom_op(*args)
+        return list(direct(tuple(len(a) if type(a) is list else None for a in args), *flat))
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = forward.__doc__

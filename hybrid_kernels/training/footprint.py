@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod, RunConfig
 from hybrid_kernels.training.data import Row
+from hybrid_kernels.training.memory import peak_rise
 from hybrid_kernels.training.trainer import batches, tokenize
 
 ROUNDS = 9
@@ -186,35 +186,7 @@ def _peak_memory(request: Path) -> int:
         for _ in range(MEMORY_STEPS):
             step()
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        steps()
-        return torch.cuda.max_memory_allocated() - before
-    return _resident_rise(steps)
-
-
-def _resident_rise(function: Callable[[], None]) -> int:
-    """How far the resident set size rises above its present value while a function runs, in bytes."""
-    import psutil
-
-    process = psutil.Process()
-    before = peak = process.memory_info().rss
-    finished = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not finished.wait(0.001):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        finished.set()
-        watcher.join()
-    return max(peak, process.memory_info().rss) - before
+    return peak_rise(steps, torch.device(device))
 
 
 if __name__ == "__main__":

@@ -197,6 +197,21 @@ def test_bad_input() -> None:
         OPERATORS.low_rank_add(base[1:], x, down, up)
     with pytest.raises(TypeError, match="up must have dtype Float, got Double"):
         OPERATORS.low_rank_add(base, x, down, up.double())
+    with pytest.raises(ValueError, match=r"must be as many, and at least one; got 2, 1 and 2"):
+        OPERATORS.low_rank_linear_many(x, [weight] * 2, [], [down], [up] * 2)
+    with pytest.raises(ValueError, match=r"biases must be of all layers or of none, got 1 of 2"):
+        OPERATORS.low_rank_linear_many(x, [weight] * 2, [bias], [down] * 2, [up] * 2)
+    with pytest.raises(ValueError, match=r"weight must have shape \[6, 5\], got \[5, 5\]"):
+        OPERATORS.low_rank_linear_many(x, [weight, weight[1:]], [], [down] * 2, [up] * 2)
+    for dys, p, message in (
+        ([base], x[:, :4], "dys must be as many as weights, 2, got 1"),
+        ([base, base[1:]], x[:, :4], "dy must have shape"),
+        ([base] * 2, x[:, :3], "p must have shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OPERATORS.low_rank_linear_many_backward(
+                dys, x, [weight] * 2, [down] * 2, [up] * 2, p, True, True, True
+            )
     with pytest.raises(ValueError, match="z must have shape"):
         OPERATORS.project(weight, z[1:])
     with pytest.raises(TypeError, match="weight must be float32 or float64"):

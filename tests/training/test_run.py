@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from hybrid_kernels.training import run as run_module
@@ -183,7 +184,7 @@ def test_run_without_rows_left(values):
 
 
 def test_peak_memory_sees_an_allocation():
-    from hybrid_kernels.training.footprint import _resident_rise
+    from hybrid_kernels.training.memory import peak_rise
 
     def allocate():
         # Not by malloc, which may hand out memory that is resident already.
@@ -191,4 +192,4 @@ def test_peak_memory_sees_an_allocation():
             block.write(bytes(64 * 2**20))
             time.sleep(0.02)
 
-    assert 64 * 2**20 <= _resident_rise(allocate) < 150 * 2**20
+    assert 64 * 2**20 <= peak_rise(allocate, torch.device("cpu")) < 150 * 2**20

@@ -23,8 +23,9 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, fits, sa
 
 
 class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
-    """BOFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
+    """BOFT on `nn.Linear` and the quantised layers that PEFT takes."""
 
+    container = "boft_R"
     method = "BOFT"
 
     def unsupported(self, adapter_name: str) -> str | None:
@@ -56,8 +57,7 @@ class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         x = sample(self)
-        name = next(name for name in self.active_adapters if name in self.boft_R)
-        q = x.new_zeros(1).expand(self.boft_R[name].shape)
+        q = x.new_zeros(1).expand(self.boft_R[self.described()[0]].shape)
         return {"block_rotate": (x, q[0])} if len(q) == 1 else {"butterfly_rotate": (x, q)}
 
 

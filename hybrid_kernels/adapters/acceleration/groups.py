@@ -7,9 +7,11 @@ what is there. Nothing outlives the forward. A group whose members turn out to r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
@@ -22,6 +24,9 @@ SHARED_INPUTS = (
 )
 
 
+_numbers = itertools.count()
+
+
 class Group:
     """Sibling layers of ``parent`` that are expected to read the same input."""
 
@@ -31,6 +36,7 @@ class Group:
         self._open = False
         self._x: Tensor | None = None
         self._ready: dict[int, Tensor] = {}
+        self._traced = f"_hybrid_kernels_shared_{next(_numbers)}"
         for layer in members.values():
             layer._acceleration.group = self
         self._handles = [
@@ -68,16 +74,27 @@ class Group:
         """The layer's output, which all members' may be computed for; None where it has to be made alone."""
         if not self._open or getattr(layer, "_is_replica", False):
             return None
-        if self._x is not None:
-            if self._x is not x:
-                self.dissolved = "its layers were called with different inputs"
-                self._close()
-                return None
-            return self._ready.pop(id(layer), None)
+        if torch.compiler.is_compiling():
+            # In checkpointed code a graph may change nothing but what it has made there itself: here, x.
+            ready = getattr(x, self._traced, None)
+            if not ready:
+                ready = self._compute(x)
+                setattr(x, self._traced, ready)
+            return ready.pop(id(layer), None)
+        if self._x is None:
+            self._ready = self._compute(x)
+            self._x = x
+        elif self._x is not x:
+            self.dissolved = "its layers were called with different inputs"
+            self._close()
+        return self._ready.pop(id(layer), None)
+
+    def _compute(self, x: Tensor) -> dict[int, Tensor]:
+        """Every member's output by its id; none where they have to be made alone."""
         inputs = self._inputs(x)
         if inputs is None:
             self._open = False  # as it is now, so it is for the others
-            return None
+            return {}
         plains, updates = inputs
         biases = [
             None if update.scale is not None else added(plain.bias, update.bias)
@@ -86,12 +103,12 @@ class Group:
         ys = functional.low_rank_linear_many(
             x, [plain.weight for plain in plains], biases, [u.down for u in updates], [u.up for u in updates]
         )
-        self._x = x
+        ready = {}
         for member, y, plain, update in zip(self.members.values(), ys, plains, updates, strict=True):
             if update.scale is not None:
                 y = functional.scale_features(y, update.scale, added(plain.bias, update.bias))
-            self._ready[id(member)] = y
-        return self._ready.pop(id(layer))
+            ready[id(member)] = y
+        return ready
 
     def _inputs(self, x: Tensor) -> tuple[list[Plain], list[Update]] | None:
         plains, updates = [], []

@@ -22,7 +22,7 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, sample, 
 
 
 class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
-    """OFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
+    """OFT on `nn.Linear` and the quantised layers that PEFT takes."""
 
     container = "oft_R"
     method = "OFT"
@@ -50,20 +50,22 @@ class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         x = sample(self)
-        name = next(name for name in self.active_adapters if name in self.oft_R)
-        b = self.oft_block_size[name]
+        b = self.oft_block_size[self.described()[0]]
         return {"block_rotate": (x, x.new_zeros(1).expand(self.in_features // b, b, b))}
 
 
 def blocks(module: Any) -> Tensor:
     """q (k, b, b), or (1, b, b) where the blocks share one, in float32 or the parameter's dtype if wider."""
+    weight = module.weight
     if module.coft:  # PEFT projects the parameter itself on the constraint, at each forward
         with torch.no_grad():
-            module.weight.copy_(module._project_batch(module.weight, eps=module.eps))
+            weight.copy_(module._project_batch(weight, eps=module.eps))
+        weight = (
+            weight.clone()
+        )  # the next forward writes to the parameter, perhaps before this one's backward
     if module.use_cayley_neumann:
-        terms = module.num_cayley_neumann_terms
-        return functional.cayley_neumann_packed(module.weight, module.block_size, terms)
-    return functional.cayley_packed(module.weight, module.block_size)
+        return functional.cayley_neumann_packed(weight, module.block_size, module.num_cayley_neumann_terms)
+    return functional.cayley_packed(weight, module.block_size)
 
 
 OFT_CLASSES: dict[type[nn.Module], type[AcceleratedLayer]] = {oft.Linear: AcceleratedOFTLinear}

@@ -56,6 +56,7 @@ class Report:
         from hybrid_kernels.adapters.acceleration.entry import revert
 
         revert(module for module in (reference() for reference in self._converted) if module is not None)
+        self._converted.clear()
 
     def __str__(self) -> str:
         lines = [f"{len(self.accelerated)} of {len(self.layers)} PEFT layers accelerated"]

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
-from peft.tuners.boft import layer as boft
 from torch import Tensor, nn
 
-
-def _block_diagonal(blocks: Tensor) -> list[Tensor]:
-    return [torch.stack([torch.block_diag(*each) for each in blocks])]
-
-
-def _blocks_of(gradient: Tensor, blocks: Tensor) -> list[Tensor]:
-    _, k, b, _ = blocks.shape
-    return [torch.stack([gradient[:, i * b : (i + 1) * b, i * b : (i + 1) * b] for i in range(k)], dim=1)]
-
-
-def allow_butterflies_in_peft() -> None:
-    """Plain PyTorch in place of the CUDA extension by which alone PEFT makes BOFT of several factors."""
-    boft._FBD_CUDA = SimpleNamespace(forward=_block_diagonal, backward=_blocks_of)
-
+from benchmarks.peft_butterflies import allow_butterflies_in_peft
 
 allow_butterflies_in_peft()
 
