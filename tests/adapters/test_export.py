@@ -220,18 +220,32 @@ def test_accelerated_and_stock_layers_export_the_same(tmp_path, method) -> None:
 
 
 def test_base_layer_that_cannot_be_read_is_called(tmp_path) -> None:
-    """A subclass of nn.Linear stands for quantised layers."""
+    """A weight of its own type, as torchao's, stands for quantised ones: it can be applied, and must not be read."""
 
-    class Opaque(nn.Linear):
+    class Opaque(nn.Parameter):
         pass
 
     model = adapted("bert", "hra").double()
+    expected, called = outputs(model), []
     for layer in model.modules():
         base = getattr(layer, "base_layer", None)
         if isinstance(base, nn.Linear):
-            base.__class__ = Opaque
+            base.weight = Opaque(base.weight.data, requires_grad=False)
+            base.register_forward_hook(lambda *_: called.append(1))
     export_lora(model, tmp_path)
+    assert len(called) == 13
     stock = PeftModel.from_pretrained(bert().double(), tmp_path)
+    torch.testing.assert_close(outputs(stock), expected)
+
+
+def test_hooks_on_base_layers_that_pefts_hra_does_not_call_do_not_count(tmp_path) -> None:
+    model = adapted("llama", "hra").double()
+    for layer in model.modules():
+        base = getattr(layer, "base_layer", None)
+        if isinstance(base, nn.Linear):
+            base.register_forward_hook(lambda module, inputs, output: 2 * output)
+    export_lora(model, tmp_path)
+    stock = PeftModel.from_pretrained(llama().double(), tmp_path)
     torch.testing.assert_close(outputs(stock), outputs(model))
 
 
