@@ -314,8 +314,11 @@ def run_layers(result: dict[str, Any], options: argparse.Namespace) -> None:
 def run_memory(result: dict[str, Any], options: argparse.Namespace) -> None:
     entry = Model(options).described()
     names = [FROZEN, *(name(method) for method in options.methods for name in (stock, accelerated))]
-    entry["sides"] = {name: memory_in_new_processes(name, options) for name in names}
+    entry["sides"] = {}
     result["shapes"].append(entry)
+    for name in names:
+        entry["sides"][name] = memory_in_new_processes(name, options)
+        measuring.write(result, options.output)
     show_memory(entry)
 
 

@@ -48,7 +48,8 @@ def arguments(
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
-# A group of all features and many groups, so that rows and groups are divided; blocks narrower and wider than registers.
+# A group of all features and many groups, so that rows and groups are divided; blocks narrower and wider than a
+# register.
 @pytest.mark.parametrize(
     "size", [(400, 3, 4, 32, 70), (331, 1, 96, 8, 999), (300, 2, 2, 66, 3), (200, 1, 1, 100, 5)]
 )
