@@ -117,10 +117,6 @@ class AcceleratedLayer:
         self._acceleration.cache.clear()  # which holds the adapter's tensors
         super().delete_adapter(adapter_name)  # type: ignore[misc]
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._acceleration.cache.clear()  # PEFT's hotswap asks for the keys and then writes to the parameters' data
-        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
-
     def sampled_adapters(self) -> list[str]:
         """The adapters that a report is about: the active ones, or all where none is active on this layer."""
         names = list(getattr(self, self.container))
