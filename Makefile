@@ -1,7 +1,7 @@
 # make demo   the study on an embedded default: sets up, fetches the demo model, trains, reports
 # make test   sets up, then lint, types and all tests
 # make lint   ruff and mypy
-# make bench  the benchmarks of one adapted layer and of the Cayley transform, with ratios to their peers
+# make bench  the benchmarks of one adapted layer, of the Cayley transform and of accelerate, with ratios to their peers
 # make gpu    the GPU session: build, tests, benchmarks, with what is installed and no network
 #
 # Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
@@ -53,6 +53,9 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/linear_layer.py
 	$(BIN)/python benchmarks/cayley.py
+	$(BIN)/python benchmarks/acceleration.py step
+	$(BIN)/python benchmarks/acceleration.py layers
+	$(BIN)/python benchmarks/acceleration.py memory
 
 gpu:
 	PYTHON="$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))" benchmarks/gpu_session.sh

@@ -115,11 +115,11 @@ def eager(method: str) -> str:
 
 
 def builders(
-    make: Callable[[str], nn.Module], step: Callable[[nn.Module], Step]
+    methods: list[str], make: Callable[[str], nn.Module], step: Callable[[nn.Module], Step]
 ) -> dict[str, Callable[[], Step]]:
-    """{side: what makes its step} of every method, ``make(method)`` the module under stock PEFT."""
+    """{side: what makes its step} of the methods, ``make(method)`` the module under stock PEFT."""
     result: dict[str, Callable[[], Step]] = {}
-    for method in METHODS:
+    for method in methods:
         under_peft = functools.cache(functools.partial(make, method))
 
         def fast(under_peft: Callable[[], nn.Module] = under_peft) -> Step:
@@ -146,7 +146,7 @@ def measured(sides: dict[str, Callable[[], Step]], options: argparse.Namespace) 
         raise RuntimeError(f"the frozen side cannot be measured: {failures[FROZEN]}")
     times = measuring.interleaved(steps, options.rounds, device, options.seconds_each)
     table = measuring.summarised(times, FROZEN)
-    for method in METHODS:
+    for method in options.methods:
         ours = accelerated(method)
         if ours in times:
             of_method = {name: times[name] for name in (stock(method), ours, eager(method)) if name in times}
@@ -164,6 +164,7 @@ class Model:
     """The model of a step, and its step under any adapter."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self.methods = options.methods
         self.device, dtype = torch.device(options.device), getattr(torch, options.dtype)
         self.size, (batch, tokens) = SIZES["tiny" if options.tiny else self.device.type]
         self.frozen = llama(self.size, tokens, self.device, dtype)
@@ -187,7 +188,7 @@ class Model:
         return step_of(model, self.embeddings, self.labels)
 
     def builders(self) -> dict[str, Callable[[], Step]]:
-        return {FROZEN: lambda: self.step(self.frozen), **builders(self.under, self.step)}
+        return {FROZEN: lambda: self.step(self.frozen), **builders(self.methods, self.under, self.step)}
 
 
 def layer_builders(m: int, k: int, n: int, options: argparse.Namespace) -> dict[str, Callable[[], Step]]:
@@ -206,7 +207,7 @@ def layer_builders(m: int, k: int, n: int, options: argparse.Namespace) -> dict[
         leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
         return lambda: torch.autograd.grad(layer(x), leaves, dy)
 
-    return {FROZEN: lambda: step(linear()), **builders(under, step)}
+    return {FROZEN: lambda: step(linear()), **builders(options.methods, under, step)}
 
 
 def memory_of(side: str, options: argparse.Namespace) -> int:
@@ -246,7 +247,7 @@ def show(entry: dict[str, Any], on_gpu: bool) -> None:
         + ("" if not on_gpu else f"{'ms':>60}{'MiB, PEFT':>14}{'ours':>8}")
     )
     for method in METHODS:
-        rows = [sides[name(method)] for name in (stock, accelerated, eager)]
+        rows = [sides.get(name(method), {}) for name in (stock, accelerated, eager)]
         line = f"  {method:18}"
         line += f"{cell(rows[0], 'ratio_to_frozen'):>12}{cell(rows[1], 'ratio_to_frozen'):>14}"
         for row in (rows[0], rows[2]):
@@ -263,7 +264,7 @@ def show_memory(entry: dict[str, Any]) -> None:
     sides = entry["sides"]
     print(f"\n{'MiB':20}{'PEFT':>10}{'accelerated':>14}{'ratio':>9}")
     for method in METHODS:
-        peft, ours = (sides[name(method)] for name in (stock, accelerated))
+        peft, ours = (sides.get(name(method), {}) for name in (stock, accelerated))
         ratio = (
             ours["peak_bytes"] / peft["peak_bytes"]
             if "peak_bytes" in peft and "peak_bytes" in ours
@@ -312,7 +313,7 @@ def run_layers(result: dict[str, Any], options: argparse.Namespace) -> None:
 
 def run_memory(result: dict[str, Any], options: argparse.Namespace) -> None:
     entry = Model(options).described()
-    names = [FROZEN, *(name(method) for method in METHODS for name in (stock, accelerated))]
+    names = [FROZEN, *(name(method) for method in options.methods for name in (stock, accelerated))]
     entry["sides"] = {name: memory_in_new_processes(name, options) for name in names}
     result["shapes"].append(entry)
     show_memory(entry)
@@ -337,6 +338,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds-each", type=float, default=5.0, help="a side that takes longer sits out some rounds"
     )
+    parser.add_argument(
+        "--without", default="", help="leave out methods whose names begin so, such as BOFT,OFT"
+    )
     parser.add_argument("--limit", type=float, default=math.inf, help="begin no shape after so many seconds")
     parser.add_argument(
         "--side", help="of memory: of this side alone, in this process, and nothing else is printed"
@@ -353,6 +357,8 @@ def main() -> None:
         options.shapes = measuring.shapes_of(options.shapes or SHAPES[options.device])
     except ValueError as error:
         sys.exit(str(error))
+    left_out = tuple(name for name in options.without.split(",") if name)
+    options.methods = [method for method in METHODS if not method.startswith(left_out)]
     stand_in = options.device == "cpu"
     if stand_in:
         allow_butterflies_in_peft()

@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
-# One command for a machine with a GPU, under 9 minutes: build, test on the GPU, measure, keep the results.
+# One command for a machine with a GPU, under 10 minutes: build, test on the GPU, measure, keep the results.
 #
 #   benchmarks/gpu_session.sh                 or: PYTHON=… OUT=folder HYBRID_KERNELS_COMMIT=abc1234 benchmarks/gpu_session.sh
 #
 # Needs torch, triton, pytest and pytest-timeout in the Python it finds, and transformers and peft for the peers; no
-# network, no git and no aenum (the hybrid is measured through nn.HybridLinear, not as a PEFT method). Seconds a step
-# may take, and what it leaves in benchmarks/results/:
+# network, no git and no aenum (the hybrid is measured through nn.HybridLinear, not as a PEFT method; without aenum the
+# tests of adapters in a training stack are left out). Seconds a step may take, and what it leaves in benchmarks/results/:
 #
 #    75  build the extension
 #    10  what is installed and would run                info.cuda.json
-#   130  tests on the GPU, failures listed              tests.cuda.txt
-#    85  tune: which variant wins on which shape        selection.cuda.json
-#    85  one layer, bfloat16, variants and peers        linear_layer.cuda.bfloat16.json
+#   120  tests on the GPU, failures listed              tests.cuda.txt
+#    75  tune: which variant wins on which shape        selection.cuda.json
+#    75  one layer, bfloat16, variants and peers        linear_layer.cuda.bfloat16.json
 #    25  the Cayley transform, float32, and peers       cayley.cuda.float32.json
 #    30  the single products of a layer                 products.cuda.bfloat16.json
 #    45  a step of a Llama-shaped model, profiled       llama_step.cuda.json
+#    35  steps of stock PEFT and accelerated         acceleration_step.cuda.bfloat16.json
+#    35  layers of stock PEFT and accelerated        acceleration_layers.cuda.bfloat16.json
 #    35  one layer, float32 without TF32                linear_layer.cuda.float32.json
 #     5  all ratios, and the targets                    summary.cuda.txt
 #
-# A step that fails or runs out of time is named, and the next one begins; none begins after 520 seconds. These nine
+# A step that fails or runs out of time is named, and the next one begins; none begins after 560 seconds. These eleven
 # files replace those of an earlier session. After each step what is there is copied to the folder OUT, where it is
 # given, so that nothing done is lost. The exit status is 0 if no step failed, whatever the targets say. What the tuning
 # finds is used by the steps after it and stays out of the user's cache; to ship it, copy selection.cuda.json's rows
@@ -28,9 +30,10 @@ cd "$(dirname "$0")/.." || exit 2
 PYTHON="${PYTHON:-python3}"
 RESULTS=benchmarks/results
 FILES=(info.cuda.json tests.cuda.txt selection.cuda.json linear_layer.cuda.bfloat16.json cayley.cuda.float32.json
-  products.cuda.bfloat16.json llama_step.cuda.json linear_layer.cuda.float32.json summary.cuda.txt)
+  products.cuda.bfloat16.json llama_step.cuda.json acceleration_step.cuda.bfloat16.json
+  acceleration_layers.cuda.bfloat16.json linear_layer.cuda.float32.json summary.cuda.txt)
 LAYERS=8192x4096x4096,2048x4096x4096,512x4096x4096,8192x4096x14336,8192x5120x5120,8192x8192x8192,256x4096x4096
-END=520
+END=560
 SECONDS=0
 failed=()
 
@@ -108,6 +111,7 @@ tests() {
   "$PYTHON" -m pytest -v --tb=short -rfE --timeout 100 -p no:cacheprovider "${workers[@]}" \
     tests/csrc/test_cayley_cuda.py tests/triton_ops/test_shipped_tiles.py tests/triton_ops/test_[!as]*.py \
     tests/test_functional.py tests/ops tests/nn \
+    tests/adapters/stack/test_precision.py tests/adapters/stack/test_memory.py tests/adapters/stack/test_generate.py \
     > "$WORK/tests.txt" 2>&1
 }
 export PYTHON RESULTS WORK
@@ -127,13 +131,13 @@ boft=$!
 
 step "build the extension" 75 "$PYTHON" setup.py build_ext --inplace
 step "what is installed" 10 bash -c info
-step "tests on the GPU" 130 bash -c tests
+step "tests on the GPU" 120 bash -c tests
 if [ -f "$WORK/tests.txt" ]; then
   # Without the lines of tests that begin or pass.
   grep -vE ' (PASSED|SKIPPED) |^tests/.*::.* $' "$WORK/tests.txt" | tail -c 4000000 > "$RESULTS/tests.cuda.txt"
   tail -n 40 "$RESULTS/tests.cuda.txt"
 fi
-step "tune" 85 "$PYTHON" -m hybrid_kernels bench --tune --dtype bfloat16 --limit 75 \
+step "tune" 75 "$PYTHON" -m hybrid_kernels bench --tune --dtype bfloat16 --limit 65 \
   --output "$RESULTS/selection.cuda.json"
 if [ -f "$RESULTS/selection.cuda.json" ]; then
   cp "$RESULTS/selection.cuda.json" "$HYBRID_KERNELS_CACHE/selection.json"
@@ -151,10 +155,14 @@ layer() {
     --shapes "$shapes" --rounds 30 --seconds-each 0.3 --limit $((limit - 20)) "${without[@]}" \
     --output "$RESULTS/linear_layer.cuda.$dtype.json"
 }
-layer bfloat16 85 "$LAYERS"
+layer bfloat16 75 "$LAYERS"
 step "the Cayley transform" 25 "$PYTHON" benchmarks/cayley.py --device cuda --rounds 20 --seconds-each 0.1 --limit 14 \
   --output "$RESULTS/cayley.cuda.float32.json"
 step "the single products" 30 "$PYTHON" benchmarks/products.py --device cuda --dtype bfloat16 \
   --shapes 8192x4096x4096,512x4096x4096 --limit 25 --output "$RESULTS/products.cuda.bfloat16.json"
 step "a training step" 45 "$PYTHON" benchmarks/llama_step.py --device cuda --output "$RESULTS/llama_step.cuda.json"
+for part in step layers; do
+  step "accelerate, $part" 35 "$PYTHON" benchmarks/acceleration.py "$part" --device cuda --dtype bfloat16 --rounds 15 \
+    --seconds-each 0.5 --limit 15 "${without[@]/PEFT /}" --output "$RESULTS/acceleration_$part.cuda.bfloat16.json"
+done
 layer float32 35 8192x4096x4096,2048x4096x4096,512x4096x4096

@@ -125,9 +125,9 @@ def summarised(times: Times, floor: str, ratio: str = "ratio_to_frozen") -> dict
 def on_backend(backend: str, step: Step, variant: str | None = None) -> Step:
     """The step on a backend asked for by name; where it cannot run, the step raises."""
 
-    def run() -> None:
+    def run() -> Any:
         with hk.use_backend(backend, variant=variant):
-            step()
+            return step()
 
     return run
 

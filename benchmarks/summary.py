@@ -2,9 +2,10 @@
 
     python benchmarks/summary.py [FOLDER]
 
-Reads linear_layer.cuda.*.json, cayley.cuda.float32.json, products.cuda.*.json and llama_step.cuda.json of the folder,
-benchmarks/results by default, as far as they are there, and of cayley.cpu.float32.json the targets. Exits with 1 unless
-every target was measured and met.
+Reads linear_layer.cuda.*.json, cayley.cuda.float32.json, products.cuda.*.json, llama_step.cuda.json and
+acceleration_*.cuda.bfloat16.json of the folder, benchmarks/results by default, as far as they are there, and of
+cayley.cpu.float32.json and acceleration_*.cpu.float32.json the targets. Exits with 1 unless every target was measured
+and met.
 """
 
 from __future__ import annotations
@@ -21,12 +22,24 @@ FLOOR, HYBRID = "frozen layer", "hybrid 16 + 16"
 CAYLEY, PEFT_SOLVE, ORTHOGONAL, MEMORY = "ours", "PEFT OFT, solve", "torch orthogonal, Cayley", "memory, once"
 LAYER = ("linear_layer.cuda.bfloat16.json", "8192x4096x4096")
 CAYLEY_CPU, CAYLEY_GPU = "cayley.cpu.float32.json", "cayley.cuda.float32.json"
+STEP, LAYERS, MEMORY_FILE = (f"acceleration_{part}.cpu.float32.json" for part in ("step", "layers", "memory"))
+QUANTITIES = ("median_seconds", "peak_bytes")
+#: Of `hybrid_kernels.accelerate`: how much faster than stock PEFT it has to be, and the most of its memory to take.
+ACCELERATION = {
+    "LoRA r=16": (1.0, 1.0),
+    "DoRA r=16": (1.0, 1.0),
+    "HRA r=16": (4.0, 0.7),
+    "OFT b=32": (1.0, 1.0),
+    "OFT b=32 exact": (1.0, 1.0),
+    "BOFT b=8 m=2": (3.0, 0.7),
+}
 
 
 class Target(NamedTuple):
     """A bound for the median of one side over that of another, on one shape of a result file.
 
-    ``part`` names the shape's table; ``graph`` says that the times from CUDA graphs are judged, not the eager ones.
+    ``part`` names the shape's table; ``graph`` says that the times from CUDA graphs are judged, not the eager ones;
+    ``quantity`` is what is judged where it is no time; ``quartiles`` names those of the ratio in the side's row.
     """
 
     file: str
@@ -37,6 +50,8 @@ class Target(NamedTuple):
     at_most: bool = False
     part: str = "sides"
     graph: bool = False
+    quantity: str = "median_seconds"
+    quartiles: str | None = None
 
     def met(self, ratio: float) -> bool:
         return ratio <= self.bound if self.at_most else ratio >= self.bound
@@ -64,6 +79,34 @@ TARGETS = [
         Target(CAYLEY_GPU, shape, CAYLEY, MEMORY, 3.0, at_most=True, part="forward", graph=True)
         for shape in ("8192x32", "2048x16", "4096x8")
     ),
+    *(
+        Target(
+            file,
+            shape,
+            f"PEFT {method}",
+            f"accelerated {method}",
+            bound,
+            quartiles="quartiles_to_accelerated",
+        )
+        for file, shapes in (
+            (STEP, ("llama",)),
+            (LAYERS, ("512x768x768", "1024x2048x2048", "2048x1024x4096")),
+        )
+        for shape in shapes
+        for method, (bound, _) in ACCELERATION.items()
+    ),
+    *(
+        Target(
+            MEMORY_FILE,
+            "llama",
+            f"accelerated {method}",
+            f"PEFT {method}",
+            bound,
+            at_most=True,
+            quantity="peak_bytes",
+        )
+        for method, (_, bound) in ACCELERATION.items()
+    ),
 ]
 
 
@@ -74,15 +117,17 @@ def read(path: Path) -> Json | None:
         return None
 
 
-def median(row: Json | None, graph: bool = False) -> float | None:
-    """Seconds of a side, eager or from its CUDA graph; None where it was not measured."""
+def figure(row: Json | None, graph: bool = False, quantity: str = "median_seconds") -> float | None:
+    """Seconds of a side, eager or from its CUDA graph, or another quantity; None where it was not measured."""
     if row is not None and graph:
         row = row.get("graph")
-    return None if row is None else row.get("median_seconds")
+    return None if row is None else row.get(quantity)
 
 
-def ratio(sides: Json, side: str, over: str, graph: bool = False) -> float | None:
-    upper, lower = (median(sides.get(name), graph) for name in (side, over))
+def ratio(
+    sides: Json, side: str, over: str, graph: bool = False, quantity: str = "median_seconds"
+) -> float | None:
+    upper, lower = (figure(sides.get(name), graph, quantity) for name in (side, over))
     return None if upper is None or lower is None else upper / lower
 
 
@@ -91,6 +136,8 @@ def number(value: float | None) -> str:
 
 
 def place(shape: Json) -> str:
+    if "model" in shape:
+        return shape["model"]
     return "x".join(str(shape[name]) for name in ("m", "k", "n", "blocks", "block_size") if name in shape)
 
 
@@ -109,12 +156,7 @@ def ratio_table(result: Json, over: str) -> list[str]:
     if over == FLOOR:
         rates = [f"{shape['frozen_tflops']:.0f}" for shape in shapes]
         lines.append(f"  {'frozen layer, TFLOP/s':30}" + "".join(f"{rate:>17}" for rate in rates))
-    failed = {
-        (name, row["failed"]) for shape in shapes for name, row in shape["sides"].items() if "failed" in row
-    }
-    lines += [f"  not measured: {name}: {why}" for name, why in sorted(failed)]
-    lines += [f"  not begun: {shape}" for shape in result.get("not_begun", [])]
-    return lines
+    return [*lines, *not_measured(result)]
 
 
 def model_table(result: Json) -> list[str]:
@@ -132,6 +174,32 @@ def model_table(result: Json) -> list[str]:
             f"  {name:24}{row['ratio_to_frozen']:8.3f}{'–' if peak is None else round(peak / 2**20):>10}"
         )
     return lines
+
+
+def acceleration_table(result: Json) -> list[str]:
+    """The time and the peak memory of stock PEFT over those of accelerated layers, a column a shape."""
+    shapes = result["shapes"]
+    lines = [f"PEFT / accelerated, {result['dtype']}: time, peak memory"]
+    lines.append(f"  {'':30}" + "".join(f"{place(shape):>19}" for shape in shapes))
+    for method in ACCELERATION:
+        names = f"PEFT {method}", f"accelerated {method}"
+        cells = [
+            " / ".join(number(ratio(shape["sides"], *names, quantity=quantity)) for quantity in QUANTITIES)
+            for shape in shapes
+        ]
+        lines.append(f"  {method:30}" + "".join(f"{cell:>19}" for cell in cells))
+    return [*lines, *not_measured(result)]
+
+
+def not_measured(result: Json) -> list[str]:
+    failed = {
+        (name, row["failed"])
+        for shape in result["shapes"]
+        for name, row in shape["sides"].items()
+        if "failed" in row
+    }
+    lines = [f"  not measured: {name}: {why}" for name, why in sorted(failed)]
+    return lines + [f"  not begun: {shape}" for shape in result.get("not_begun", [])]
 
 
 def slower_products(result: Json) -> list[str]:
@@ -161,16 +229,23 @@ def judged(folder: Path) -> tuple[list[str], bool]:
         for target in targets:
             sides = shapes.get(target.shape, {}).get(target.part, {})
             value, other = (
-                ratio(sides, target.side, target.over, graph) for graph in (target.graph, not target.graph)
+                ratio(sides, target.side, target.over, graph, target.quantity)
+                for graph in (target.graph, not target.graph)
             )
             met = value is not None and target.met(value)
             all_met &= met
             verdict = "NOT MEASURED" if value is None else "met" if met else "MISSED"
+            quartiles = sides.get(target.side, {}).get(target.quartiles)
             words = f"{target.side} / {target.over}"
             bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
             shown = "–" if value is None else f"{value:.3f}"
             beside = f"({'eager' if target.graph else 'graph'} {number(other)})"
-            lines.append(f"  {target.shape:16}{words:42}{bound:>14}: {shown:>8}  {verdict}  {beside}")
+            if target.quartiles or target.quantity != "median_seconds":  # of a CPU
+                beside = ""
+            if quartiles:
+                noise = ", within noise" if not met and quartiles[1] >= target.bound else ""
+                beside = f"(quartiles {'–'.join(map(number, quartiles))}{noise})"
+            lines.append(f"  {target.shape:16}{words:50}{bound:>14}: {shown:>8}  {verdict}  {beside}")
     return lines, all_met
 
 
@@ -204,6 +279,8 @@ def summary(folder: Path) -> tuple[list[str], bool]:
     for name, table in (
         (CAYLEY_GPU, lambda result: ratio_table(result, CAYLEY)),
         ("llama_step.cuda.json", model_table),
+        ("acceleration_step.cuda.bfloat16.json", acceleration_table),
+        ("acceleration_layers.cuda.bfloat16.json", acceleration_table),
         ("products.cuda.bfloat16.json", slower_products),
     ):
         result = read(folder / name)

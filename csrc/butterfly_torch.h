@@ -86,12 +86,14 @@ std::tuple<Tensor, Tensor> butterfly_backward_cpu(const Tensor& dy, const Tensor
     return {dx, dq};
   }
   const Tensor source = materialized(x), blocks = padded_blocks(q);
-  // Threads take groups of features each; where there are fewer of those, rows too, in sums of their own.
+  // Threads take groups of features each. Where there are few of those, rows are divided too, into sums of their own,
+  // as many as the shape says, so that the result does not depend on the number of threads.
+  constexpr int64_t kParts = 16;
   const int64_t groups = features == 0 ? 0 : features / shape.group();
   const int64_t tiles = (rows + kButterflyRows - 1) / kButterflyRows;
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), rows * work / kButterflyGrain + 1);
-  const int64_t group_parts = std::max<int64_t>(1, std::min(groups, threads));
-  const int64_t row_parts = std::max<int64_t>(1, std::min(threads / group_parts, tiles));
+  const int64_t wanted = std::min({tiles, kParts / std::max<int64_t>(1, groups), rows * work / kButterflyGrain});
+  const int64_t row_parts = std::max<int64_t>(1, wanted);
+  const int64_t group_parts = std::max<int64_t>(1, std::min({groups, kParts, rows * work / kButterflyGrain}));
   Tensor sums = at::zeros({row_parts, shape.levels, shape.blocks, shape.block_size, blocks.size(3)}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "butterfly_backward", [&] {
     at::parallel_for(0, group_parts * row_parts, 1, [&](int64_t first, int64_t last) {

@@ -11,7 +11,8 @@ namespace hybrid_kernels {
 namespace {
 
 std::tuple<Tensor, Tensor> scale_backward_cpu(const Tensor& dz, const Tensor& y, const Tensor& scale, bool need_y) {
-  constexpr int64_t kGrain = int64_t{1} << 16;  // elements that are worth a thread of their own
+  // Elements that are worth a thread of their own. The number of partial sums does not depend on that of threads.
+  constexpr int64_t kGrain = int64_t{1} << 16, kParts = 16;
   TORCH_CHECK_TYPE(y.scalar_type() == at::kFloat || y.scalar_type() == at::kDouble,
                    "y must be float32 or float64, got ", y.scalar_type());
   TORCH_CHECK_TYPE(dz.scalar_type() == y.scalar_type() && scale.scalar_type() == y.scalar_type(),
@@ -25,7 +26,7 @@ std::tuple<Tensor, Tensor> scale_backward_cpu(const Tensor& dz, const Tensor& y,
   const Tensor upstream = materialized(dz), source = materialized(y), factor = materialized(scale);
   Tensor dy;
   if (need_y) dy = at::empty(y.sizes(), source.options());
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), y.numel() / kGrain));
+  const int64_t parts = std::max<int64_t>(1, std::min(kParts, y.numel() / kGrain));
   Tensor sums = at::zeros({parts, features}, source.options());
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "scale_backward", [&] {
     at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {

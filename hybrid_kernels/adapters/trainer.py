@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
+from hybrid_kernels.adapters.acceleration import AccelerateCallback
+from hybrid_kernels.adapters.acceleration.entry import can_accelerate, switched
 from hybrid_kernels.adapters.layers import named_adapters
 from hybrid_kernels.adapters.mixing import GradientNormMixing
 from hybrid_kernels.adapters.regularization import norm_preservation_penalty, orthogonality_penalty
@@ -17,7 +19,9 @@ class HybridTrainer(Trainer):
     """A Trainer whose training loss is L + μ · orthogonality_penalty + ν · norm_preservation_penalty.
 
     Where the model has adapters that mix by gradient norm, `GradientNormMixing` is added unless a callback of that
-    class is given. Evaluation losses carry no penalty. Models without hybrid adapters train as with a plain Trainer.
+    class is given. Evaluation losses carry no penalty. Models without hybrid adapters train as with a plain Trainer,
+    and where the environment variable HYBRID_KERNELS_ACCELERATE is 1 and they have PEFT layers that `accelerate` takes,
+    `AccelerateCallback` is added unless one is given.
 
     Args:
         orthogonality_weight: μ ≥ 0.
@@ -46,8 +50,13 @@ class HybridTrainer(Trainer):
         model: Any = self.model
         self.is_hybrid = any(True for _ in named_adapters(model))
         mixes = any(adapter.mixing_rule == "gradient_norm" for _, _, adapter in named_adapters(model))
-        if mixes and not any(isinstance(c, GradientNormMixing) for c in self.callback_handler.callbacks):
+        if mixes and not self._has_callback(GradientNormMixing):
             self.add_callback(GradientNormMixing())
+        if switched() and can_accelerate(model) and not self._has_callback(AccelerateCallback):
+            self.add_callback(AccelerateCallback())
+
+    def _has_callback(self, kind: type[TrainerCallback]) -> bool:
+        return any(isinstance(callback, kind) for callback in self.callback_handler.callbacks)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """What is added to the training loss of ``model`` (unwrapped); None for nothing."""

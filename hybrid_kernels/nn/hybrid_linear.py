@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from hybrid_kernels import functional
 from hybrid_kernels.nn.adapter import HybridAdapter
@@ -18,6 +19,11 @@ READABLE_DTYPES = (
     torch.float32,
     torch.float64,
 )  # products of 8 bits need scales
+READABLE_TYPES = (
+    nn.Parameter,
+    Tensor,
+    FakeTensor,
+)  # torch.export's trace has the last; none quantised or sharded
 
 
 def has_plain_weight(base_layer: nn.Module) -> bool:
@@ -32,7 +38,7 @@ def is_readable(module: nn.Module) -> bool:
     """Whether a module with a ``weight`` can be read instead of called: nothing else happens when it is called."""
     weight = module.weight
     return (
-        type(weight) in (nn.Parameter, Tensor)  # no quantised or sharded tensor
+        type(weight) in READABLE_TYPES
         and weight.dtype in READABLE_DTYPES
         and not weight.is_meta
         and "forward" not in module.__dict__

@@ -70,7 +70,7 @@ def _cpp_weight_gradient(x: Tensor, dy: Tensor, q: Tensor) -> Tensor:
 
 
 def _cpp_preferred(x: Tensor, q: Tensor) -> bool:
-    return _extension.block_rotation_preferred(q.shape[-1], x)
+    return _extension.block_rotation_preferred(x, q.shape[-1])
 
 
 _rotate = Operator(

@@ -95,7 +95,7 @@ _rotate = Operator(
         "cpp",
         _cpp,
         lambda x, q: _extension.unsupported_floating(x),
-        automatic=lambda x, q: _extension.block_rotation_preferred(q.shape[-1], x),
+        automatic=lambda x, q: _extension.block_rotation_preferred(x, q.shape[-1]),
     ),
     Implementation("eager", _eager),
 )
@@ -105,7 +105,7 @@ _gradients = Operator(
         "cpp",
         _cpp_backward,
         lambda dy, x, *_: _extension.unsupported_floating(x),
-        automatic=lambda dy, x, q, *_: _extension.block_rotation_preferred(q.shape[-1], x),
+        automatic=lambda dy, x, q, *_: _extension.block_rotation_preferred(x, q.shape[-1]),
     ),
     Implementation("eager", _eager_backward),
 )

@@ -123,7 +123,7 @@ _forward = Operator(
         "cpp",
         _cpp,
         lambda packed, *_: _extension.unsupported_floating(packed),
-        automatic=lambda packed, block_size, terms: _extension.neumann_preferred(block_size, packed),
+        automatic=lambda packed, block_size, terms: _extension.neumann_preferred(packed, block_size),
     ),
     Implementation("eager", _eager),
 )
@@ -133,7 +133,7 @@ _backward = Operator(
         "cpp",
         _cpp_backward,
         lambda grad_r, *_: _extension.unsupported_floating(grad_r),
-        automatic=lambda grad_r, packed, terms: _extension.neumann_preferred(grad_r.shape[-1], packed),
+        automatic=lambda grad_r, packed, terms: _extension.neumann_preferred(packed, grad_r.shape[-1]),
     ),
     Implementation("eager", _eager_backward),
 )

@@ -88,11 +88,9 @@ def _triton_unsupported(x: Tensor, weights: Tensors, downs: Tensors, ups: Tensor
         if reason is not None:
             return reason
     total = sum(down.shape[0] for down in downs)
-    return (
-        None
-        if total <= low_rank.MAX_RANK
-        else f"ranks add up to {total}, the kernel takes {low_rank.MAX_RANK}"
-    )
+    if total > low_rank.MAX_RANK:
+        return f"ranks add up to {total}, the kernel takes {low_rank.MAX_RANK}"
+    return None
 
 
 def _triton_wins(operator: str, x: Tensor, ups: Tensors) -> bool:
@@ -273,12 +271,13 @@ def _many_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         computed = iter(low_rank_linear_many_backward(dys, x, weights, downs, ups, p, needs))
         dx = next(computed) if need_x else None
         if needs[1]:
+            # Autograd brings each to the dtype of its factor.
             parts = next(computed).split([down.shape[0] for down in downs])
-            for index, down, part in zip(used, downs, parts, strict=True):
-                d_downs[index] = part.to(down.dtype) if need_downs[index] else None
+            for index, part in zip(used, parts, strict=True):
+                d_downs[index] = part
         if needs[2]:
             for index, d_up in zip(used, computed, strict=True):
-                d_ups[index] = d_up if need_ups[index] else None
+                d_ups[index] = d_up
     return dx, d_weights, d_biases if need_biases else [], d_downs, d_ups
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_kernels import _extension, functional, ops, reference
@@ -135,6 +136,15 @@ def test_factors_wider_than_the_input(dtype, backend) -> None:
         return x, weights, biases, [downs[0].to(dtype), *downs[1:]], [ups[0].to(dtype), *ups[1:]]
 
     compare_layers(shape.biased, layers)
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_gradients_of_wider_factors_are_not_rounded_to_the_input_by_triton(backend) -> None:
+    shape = SHAPES["gate and up"]
+    leaves, arguments = leaves_of(draw(shape, torch.bfloat16, torch.float32))
+    loss = sum(y.float().sin().sum() for y in functional.low_rank_linear_many(*arguments))
+    for gradient in torch.autograd.grad(loss, leaves[3:]):
+        assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
 @pytest.mark.parametrize(
@@ -315,6 +325,21 @@ def test_autocast_decides_the_dtype_and_stays_out_of_the_backward(backend) -> No
         assert torch.equal(y, same)
 
 
+@fast_backends
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_around_the_backward_alone_changes_nothing(compiled, backend) -> None:
+    leaves, arguments = leaves_of(draw(SHAPES["q, k and v"]))
+    operator = functional.low_rank_linear_many
+    if compiled:
+        operator = torch.compile(operator, fullgraph=True, backend="eager")
+    loss = sum(y.sin().sum() for y in operator(*arguments))
+    outside = torch.autograd.grad(loss, leaves, retain_graph=True)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        inside = torch.autograd.grad(loss, leaves)
+    for one, other in zip(inside, outside, strict=True):
+        assert torch.equal(one, other)
+
+
 def with_some_unused(x, weights, biases, downs, ups) -> Tensor:
     first, *_, last = functional.low_rank_linear_many(x, weights, biases, downs, ups)
     return first.sin().sum() + last.cos().sum()
@@ -333,6 +358,15 @@ def test_compile_fullgraph(shape, dynamic) -> None:
             assert one is None or not one.any()
         else:
             torch.testing.assert_close(one, other)
+
+
+def test_fake_tensors_reach_no_kernel() -> None:
+    with FakeTensorMode():
+        leaves, arguments = leaves_of(draw(SHAPES["q, k and v"]))
+        ys = functional.low_rank_linear_many(*arguments)
+        gradients = torch.autograd.grad(sum(y.sum() for y in ys), leaves)
+    assert [tuple(y.shape) for y in ys] == [(40, 65), (40, 32), (40, 32)]
+    assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in leaves]
 
 
 class Layer(torch.nn.Module):

@@ -16,7 +16,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hybrid_kernels import functional
 from hybrid_kernels.nn.cache import FactorCache
-from hybrid_kernels.nn.hybrid_linear import READABLE_DTYPES, has_plain_weight, is_readable, project
+from hybrid_kernels.nn.hybrid_linear import (
+    READABLE_DTYPES,
+    READABLE_TYPES,
+    has_plain_weight,
+    is_readable,
+    project,
+)
 
 if TYPE_CHECKING:
     from hybrid_kernels.adapters.acceleration.groups import Group
@@ -90,6 +96,11 @@ class AcceleratedLayer:
             return ()
         return tuple(name for name, layer in group.members.items() if layer is not self)
 
+    def described(self) -> list[str]:
+        """The adapters that reports speak of: the active ones, or all where none of them is in this layer."""
+        held = getattr(self, self.container)
+        return [name for name in self.active_adapters if name in held] or list(held)
+
     def unsupported(self, adapter_name: str) -> str | None:
         """None, or why this adapter has no fast form here and runs as PEFT has it."""
         raise NotImplementedError
@@ -117,11 +128,6 @@ class AcceleratedLayer:
         self._acceleration.cache.clear()  # which holds the adapter's tensors
         super().delete_adapter(adapter_name)  # type: ignore[misc]
 
-    def sampled_adapters(self) -> list[str]:
-        """The adapters that a report is about: the active ones, or all where none is active on this layer."""
-        names = list(getattr(self, self.container))
-        return [name for name in self.active_adapters if name in names] or names
-
 
 def plain_of(base_layer: Any) -> Plain | None:
     """A base layer's weight and bias where they may be read; None where it has to be called."""
@@ -145,7 +151,7 @@ def fits(x: Tensor, plain: Plain | None) -> bool:
 
 def whole(*parameters: Tensor) -> bool:
     """Whether parameters are plain tensors that hold their values: no shards, no stand-ins of what is elsewhere."""
-    return all(type(p) in (nn.Parameter, Tensor) and not p.is_meta for p in parameters)
+    return all(type(p) in READABLE_TYPES and not p.is_meta for p in parameters)
 
 
 def apply_update(layer: AcceleratedLayer, x: Tensor, plain: Plain | None, update: Update) -> Tensor:

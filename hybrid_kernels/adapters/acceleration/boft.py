@@ -23,7 +23,7 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, fits, sa
 
 
 class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
-    """BOFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
+    """BOFT on `nn.Linear` and the quantised layers that PEFT takes."""
 
     container = "boft_R"
     method = "BOFT"
@@ -57,8 +57,7 @@ class AcceleratedBOFTLinear(AcceleratedLayer, boft.Linear):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         x = sample(self)
-        name = self.sampled_adapters()[0]
-        q = x.new_zeros(1).expand(self.boft_R[name].shape)
+        q = x.new_zeros(1).expand(self.boft_R[self.described()[0]].shape)
         return {"block_rotate": (x, q[0])} if len(q) == 1 else {"butterfly_rotate": (x, q)}
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -18,7 +21,7 @@ from hybrid_kernels.adapters.acceleration.lora import LORA_CLASSES
 from hybrid_kernels.adapters.acceleration.oft import OFT_CLASSES
 from hybrid_kernels.adapters.acceleration.report import LayerReport, Report
 from hybrid_kernels.adapters.layer import HybridLayer
-from hybrid_kernels.ops.backend import OPERATORS
+from hybrid_kernels.ops.backend import OPERATORS, current_backend
 
 SWITCH = "HYBRID_KERNELS_ACCELERATE"
 CLASSES = {**LORA_CLASSES, **HRA_CLASSES, **OFT_CLASSES, **BOFT_CLASSES}
@@ -40,12 +43,15 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
     not touched. A second call does nothing to layers that are accelerated already, and takes up those that are new.
 
     Args:
-        model: any module with PEFT layers in it, before or after ``torch.compile``, DDP or ``fully_shard``.
+        model: any module with PEFT layers in it, before or after ``torch.compile`` (which compiles again), DDP,
+            ``fully_shard`` of the model or its blocks (give what was wrapped or sharded, and every process calls it),
+            gradient checkpointing or offloading of base weights.
         share_inputs: whether q/k/v and gate/up under LoRA, DoRA or HRA share one projection of their input.
 
     Returns a `Report` of every PEFT layer; as a context manager it turns back what this call did. With the environment
-    variable HYBRID_KERNELS_ACCELERATE=0 everything is left alone. Raises TypeError if ``model`` is no module and
-    ValueError if it has no PEFT layer.
+    variable HYBRID_KERNELS_ACCELERATE=0 everything is left alone. Raises TypeError if ``model`` is no module,
+    ValueError if it has no PEFT layer or the variable another value than 0 and 1, and RuntimeError if a backend that
+    was asked for by name cannot run a layer; nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module with PEFT layers")
@@ -58,6 +64,13 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
             "PeftModel.from_pretrained"
         )
     off = f"environment variable {SWITCH} is 0" if switched() is False else None
+    with as_gathered(model):
+        return _accelerate(model, layers, off, share_inputs)
+
+
+def _accelerate(
+    model: nn.Module, layers: list[tuple[str, Any]], off: str | None, share_inputs: bool
+) -> Report:
     reasons: dict[str, str | None] = {}
     converted = []
     for name, layer in layers:
@@ -67,7 +80,49 @@ def accelerate(model: nn.Module, *, share_inputs: bool = True) -> Report:
             converted.append(weakref.ref(layer))
     found = list(find_groups(model)) if share_inputs and off is None else []
     groups = [weakref.ref(Group(parent, members)) for parent, members in found]
-    return Report([_report(name, layer, reasons[name]) for name, layer in layers], converted, groups)
+    try:
+        entries = [_report(name, layer, reasons[name]) for name, layer in layers]
+    except RuntimeError:
+        revert(layer for layer in (reference() for reference in converted) if layer is not None)
+        raise
+    return Report(entries, converted, groups)
+
+
+def can_accelerate(model: nn.Module) -> bool:
+    """Whether `accelerate` would take up a layer of ``model``."""
+    return any(
+        isinstance(module, BaseTunerLayer)
+        and not isinstance(module, AcceleratedLayer)
+        and _unsupported(module) is None
+        for module in model.modules()
+    )
+
+
+@contextmanager
+def as_gathered(model: nn.Module) -> Iterator[None]:
+    """Parameters that `fully_shard` has sharded as a forward will see them: whole tensors, here without values."""
+    shards: list[tuple[nn.Module, str, nn.Parameter]] = []
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+        from torch.distributed.tensor import DTensor
+
+        inside = {
+            m: None for owner in model.modules() if isinstance(owner, FSDPModule) for m in owner.modules()
+        }
+        for module in inside:
+            shards += [
+                (module, name, p)
+                for name, p in module.named_parameters(recurse=False)
+                if isinstance(p, DTensor)
+            ]
+    for module, name, shard in shards:
+        whole = torch.zeros(1, dtype=shard.dtype, device=shard.device).expand(shard.shape)
+        module._parameters[name] = nn.Parameter(whole, shard.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, shard in shards:
+            module._parameters[name] = shard
 
 
 def restore(model: nn.Module) -> int:
@@ -102,17 +157,20 @@ def _unsupported(layer: Any) -> str | None:
     if "forward" in layer.__dict__:
         return "its forward was replaced, by hooks of accelerate or by hand"
     adapters = list(getattr(layer, cls.container))
+    if not adapters:
+        return "it has no adapter"
     reasons = [cls.unsupported(layer, name) for name in adapters]
     # One adapter with a fast form is enough: the others run as PEFT has them.
-    return reasons[0] if reasons and all(reasons) else None
+    return reasons[0] if all(reasons) else None
 
 
 def _report(name: str, layer: Any, reason: str | None) -> LayerReport:
     method = _method(layer)
     if reason is not None:
         return LayerReport(name, method, None, reason)
+    reference = current_backend() == "reference"  # plain PyTorch, which no operator is asked for
     backends = {
-        operator: OPERATORS[operator].select(*arguments).backend
+        operator: "reference" if reference else OPERATORS[operator].select(*arguments).backend
         for operator, arguments in layer.operators().items()
     }
     return LayerReport(

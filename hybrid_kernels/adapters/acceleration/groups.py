@@ -9,6 +9,7 @@ an x written to in between) is computed alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ SHARED_INPUTS = (
     ("gate_proj", "up_proj"),
     ("query", "key", "value"),  # BERT
 )
+
+
+_numbers = itertools.count()
 
 
 class Pending(NamedTuple):
@@ -45,6 +49,7 @@ class Group:
         self._open = False
         self._surroundings: tuple[Any, ...] = ()
         self._pending: Pending | None = None
+        self._traced = f"_hybrid_kernels_shared_{next(_numbers)}"
         self._take_in()
         self._handles = [
             parent.register_forward_pre_hook(self._begin),
@@ -91,20 +96,33 @@ class Group:
         """The layer's output, which all members' may be computed for; None where it has to be made alone."""
         if not self._open or getattr(layer, "_is_replica", False):
             return None
+        if torch.compiler.is_compiling():
+            if _surroundings() != self._surroundings:
+                return None
+            # In checkpointed code a graph may change nothing but what it has made there itself: here, x.
+            ready = getattr(x, self._traced, None)
+            if not ready:
+                ready = self._compute(x)
+                setattr(x, self._traced, ready)
+            return ready.pop(id(layer), None)
         pending, reading = self._pending, _reading(x)
         if _surroundings() != self._surroundings:
             self._open = pending is not None  # else the others would make this one again
             return None
-        if pending is not None:
-            if pending.x is not x:
-                self.dissolved = "its layers were called with different inputs"
-                self._close()
-                return None
-            return pending.ys.pop(id(layer), None) if pending.reading == reading else None
+        if pending is None:
+            pending = self._pending = Pending(x, reading, self._compute(x))
+        elif pending.x is not x:
+            self.dissolved = "its layers were called with different inputs"
+            self._close()
+            return None
+        return pending.ys.pop(id(layer), None) if pending.reading == reading else None
+
+    def _compute(self, x: Tensor) -> dict[int, Tensor]:
+        """Every member's output by its id; none where they have to be made alone."""
         inputs = self._inputs(x)
         if inputs is None:
             self._open = False  # as it is now, so it is for the others
-            return None
+            return {}
         plains, updates = inputs
         biases = [
             None if update.scale is not None else added(plain.bias, update.bias)
@@ -118,8 +136,7 @@ class Group:
             if update.scale is not None:
                 y = functional.scale_features(y, update.scale, added(plain.bias, update.bias))
             ys[id(member)] = y
-        self._pending = Pending(x, reading, ys)
-        return ys.pop(id(layer))
+        return ys
 
     def _inputs(self, x: Tensor) -> tuple[list[Plain], list[Update]] | None:
         plains, updates = [], []

@@ -17,6 +17,7 @@ from peft.tuners import hra
 from torch import Tensor, nn
 
 from hybrid_kernels import functional
+from hybrid_kernels._arguments import no_autocast
 from hybrid_kernels.adapters.acceleration.base import (
     AcceleratedLayer,
     Plain,
@@ -27,6 +28,7 @@ from hybrid_kernels.adapters.acceleration.base import (
     projection,
     whole,
 )
+from hybrid_kernels.nn.hybrid_linear import READABLE_DTYPES, READABLE_TYPES
 from hybrid_kernels.ops.precision import without_tf32
 
 
@@ -38,11 +40,19 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
 
     def unsupported(self, adapter_name: str) -> str | None:
         weight = self.base_layer.weight
-        if not weight.is_floating_point() or type(weight).__module__.startswith("torchao"):
+        # A graph can hold no name of a module, so that of a plain tensor is not asked for.
+        torchao = type(weight) not in READABLE_TYPES and type(weight).__module__.startswith("torchao")
+        if torchao or not weight.is_floating_point():
             return "PEFT's HRA takes the stored numbers of a quantised weight for its values, or raises"
         if not whole(self.hra_u[adapter_name]):
             return "its hra_u cannot be read (sharded or offloaded)"
         return None
+
+    def plain(self) -> Plain | None:
+        """As PEFT's HRA, which reads the weight below all layers and calls none of them: their hooks do not count."""
+        weight = self.get_base_layer().weight
+        readable = whole(weight) and weight.dtype in READABLE_DTYPES
+        return Plain(weight, self.base_layer.bias) if readable else None
 
     def _applied(self) -> list[str] | None:
         names = [name for name in self.active_adapters if name in self.hra_u]
@@ -78,7 +88,7 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
         )
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
-        rank = sum(self.hra_r[name] for name in self.sampled_adapters())
+        rank = sum(self.hra_r[name] for name in self.described())
         return low_rank_operators(self, rank)
 
 
@@ -91,11 +101,12 @@ def hra_update(layer: Any, names: Sequence[str], weight: Tensor | Callable[[Tens
         # The hybrid's factors without a low-rank branch: λ = 0 and r = 0.
         empty = u.new_zeros(0, layer.in_features), u.new_zeros(layer.out_features, 0)
         return Update(*functional.hybrid_factors(weight, *empty, u, 0.0, 1.0))
-    v, t = _wy(u, layer.hra_apply_GS[names[0]])
-    for name in names[1:]:
-        v, t = _joined(v, t, *_wy(layer.hra_u[name], layer.hra_apply_GS[name]))
-    z = v @ t
-    rotated = weight(z) if callable(weight) else weight @ z.to(weight.dtype)
+    with no_autocast(u):
+        v, t = _wy(u, layer.hra_apply_GS[names[0]])
+        for name in names[1:]:
+            v, t = _joined(v, t, *_wy(layer.hra_u[name], layer.hra_apply_GS[name]))
+        z = v @ t
+        rotated = weight(z) if callable(weight) else weight @ z.to(weight.dtype)
     return Update(v.mT, -rotated.to(v.dtype))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hybrid_kernels import functional
+from hybrid_kernels._arguments import no_autocast, widened
 from hybrid_kernels.adapters.acceleration.base import (
     AcceleratedLayer,
     Plain,
@@ -31,7 +32,7 @@ from hybrid_kernels.adapters.acceleration.base import (
     low_rank_operators,
     without_bias,
 )
-from hybrid_kernels.nn.hybrid_linear import has_plain_weight
+from hybrid_kernels.nn.hybrid_linear import has_plain_weight, project
 from hybrid_kernels.ops.precision import without_tf32
 
 NORM_ELEMENTS = 2**20  # of W + s B A at a time, so that what the norm needs stays in the cache
@@ -42,7 +43,7 @@ class AcceleratedLora(AcceleratedLayer):
 
     @property
     def method(self) -> str:
-        dora = any(self._is_dora(name) for name in self.active_adapters)
+        dora = any(self._is_dora(name) for name in self.described())
         return "DoRA" if dora else "LoRA"
 
     def unsupported(self, adapter_name: str) -> str | None:
@@ -135,7 +136,7 @@ class AcceleratedLora(AcceleratedLayer):
         down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
         def norms() -> Tensor:
-            weight = _dequantized(self.get_base_layer()) if plain is None else plain.weight
+            weight = _dequantized(self.get_base_layer(), down.device) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
         sources = down, up, scaling, *self.base_layer.parameters()
@@ -171,7 +172,7 @@ class AcceleratedLora(AcceleratedLayer):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         layer: Any = self
-        rank = sum(layer.r[name] for name in self.sampled_adapters())
+        rank = sum(layer.r[name] for name in self.described())
         return low_rank_operators(self, rank)
 
 
@@ -192,7 +193,9 @@ def _scaled(tensor: Tensor, scaling: float) -> Tensor:
     return tensor if scaling == 1.0 else tensor * scaling
 
 
-def _dequantized(layer: Any) -> Tensor:
+def _dequantized(layer: Any, device: torch.device) -> Tensor:
+    if layer.weight.is_meta:  # elsewhere until the layer is called: so it is called
+        return project(layer, torch.eye(layer.in_features, dtype=layer.weight.dtype, device=device))
     if type(layer.weight).__name__ in ("Int8Params", "Params4bit"):
         # What PEFT does around this on the CPU replaces an 8-bit parameter by one that has lost its scales.
         return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
@@ -204,11 +207,14 @@ def _dequantized(layer: Any) -> Tensor:
 @torch.no_grad()
 def _row_norms(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
     """‖W + s up·down‖ of each row, in float32 or the factors' dtype if wider."""
+    dtype = widened(down.dtype)
     rows = max(1, NORM_ELEMENTS // max(weight.shape[1], 1))
-    parts = [
-        torch.linalg.vector_norm(torch.addmm(w.to(down.dtype), u, down, alpha=scaling), dim=1)
-        for w, u in zip(weight.split(rows), up.split(rows), strict=True)
-    ]
+    down, up = down.to(dtype), up.to(dtype)
+    with no_autocast(weight):
+        parts = [
+            torch.linalg.vector_norm(torch.addmm(w.to(dtype), u, down, alpha=scaling), dim=1)
+            for w, u in zip(weight.split(rows), up.split(rows), strict=True)
+        ]
     return torch.cat(parts)
 
 

@@ -22,7 +22,7 @@ from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer, sample, 
 
 
 class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
-    """OFT on `nn.Linear`, Transformers' `Conv1D` and the quantised layers that PEFT takes."""
+    """OFT on `nn.Linear` and the quantised layers that PEFT takes."""
 
     container = "oft_R"
     method = "OFT"
@@ -50,8 +50,7 @@ class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
 
     def operators(self) -> dict[str, tuple[Any, ...]]:
         x = sample(self)
-        name = self.sampled_adapters()[0]
-        b = self.oft_block_size[name]
+        b = self.oft_block_size[self.described()[0]]
         return {"block_rotate": (x, x.new_zeros(1).expand(self.in_features // b, b, b))}
 
 

@@ -64,6 +64,7 @@ class Report:
             if group is not None:
                 group.remove()
         revert(module for module in (reference() for reference in self._converted) if module is not None)
+        self._converted.clear()
 
     def __str__(self) -> str:
         lines = [f"{len(self.accelerated)} of {len(self.layers)} PEFT layers accelerated"]
