@@ -128,10 +128,6 @@ class AcceleratedLayer:
         self._acceleration.cache.clear()  # which holds the adapter's tensors
         super().delete_adapter(adapter_name)  # type: ignore[misc]
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._acceleration.cache.clear()  # PEFT's hotswap asks for the keys and then writes to the parameters' data
-        super()._save_to_state_dict(*args, **kwargs)  # type: ignore[misc]
-
 
 def plain_of(base_layer: Any) -> Plain | None:
     """A base layer's weight and bias where they may be read; None where it has to be called."""

@@ -143,11 +143,20 @@ def inputs(model: str) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": torch.tensor([0, 2, 1]) if model == "bert" else ids}
 
 
+ROWS = 24  # so many that no single token on which rounding errors grow decides a comparison
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, seed: int = 1, **kwargs: Any) -> Tensor:
     """Logits and the last hidden states, flattened."""
-    result = model(input_ids=tokens(seed=seed), output_hidden_states=True, **kwargs)
-    return torch.cat([result.logits.flatten(), result.hidden_states[-1].flatten()])
+    last = next(each for name, each in model.named_modules() if name.endswith(("bert.encoder", "model.norm")))
+    states: list[Any] = []
+    handle = last.register_forward_hook(lambda module, args, output: states.append(output))
+    logits = model(input_ids=tokens(ROWS, seed=seed), **kwargs).logits
+    handle.remove()
+    return torch.cat(
+        [logits.flatten(), (states[0] if isinstance(states[0], Tensor) else states[0][0]).flatten()]
+    )
 
 
 class Trio(NamedTuple):
@@ -165,14 +174,12 @@ class Trio(NamedTuple):
         self.truth.double()
 
     def assert_outputs_agree(self, **kwargs: Any) -> None:
-        for seed in (1, 4):
-            stock, fast, truth = (outputs(model, seed, **kwargs) for model in self)
-            assert_close_by_scale(fast, truth, stock, 2)
+        stock, fast, truth = (outputs(model, **kwargs) for model in self)
+        assert_close_by_scale(fast, truth, stock, 2)
 
     def assert_outputs_equal(self, **kwargs: Any) -> None:
         """Where the fast model computes what PEFT does."""
-        for seed in (1, 4):
-            assert torch.equal(outputs(self.fast, seed, **kwargs), outputs(self.stock, seed, **kwargs))
+        assert torch.equal(outputs(self.fast, **kwargs), outputs(self.stock, **kwargs))
 
     def assert_gradients_agree(self, batch: dict[str, Tensor]) -> None:
         """Errors of one kind of parameter are taken together, each relative to its size."""

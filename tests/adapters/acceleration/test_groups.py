@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable
@@ -325,10 +326,8 @@ def test_an_exception_leaves_no_tensors_behind():
         raise RuntimeError
 
     fast = small(call).fast
-    try:
+    with contextlib.suppress(RuntimeError):
         fast(torch.randn(40, 16))
-    except RuntimeError:
-        pass
     gc.collect()
     assert seen[0]() is None
 
