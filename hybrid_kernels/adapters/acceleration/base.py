@@ -117,12 +117,9 @@ class AcceleratedLayer:
         return self._acceleration.cache.get(name, lambda: sources, compute, self.training)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        self._acceleration.cache.clear()  # what is written to weight.data has no version
-        super().merge(*args, **kwargs)  # type: ignore[misc]
-
-    def unmerge(self, *args: Any, **kwargs: Any) -> None:
+        # What is written to weight.data, now and by unmerge, has no version; while merged, nothing is kept.
         self._acceleration.cache.clear()
-        super().unmerge(*args, **kwargs)  # type: ignore[misc]
+        super().merge(*args, **kwargs)  # type: ignore[misc]
 
     def delete_adapter(self, adapter_name: str) -> None:
         self._acceleration.cache.clear()  # which holds the adapter's tensors

@@ -61,7 +61,7 @@ class Group:
             layer._acceleration.group = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": False, "_pending": None}
+        return {**vars(self), "_open": False, "_surroundings": (), "_pending": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -90,7 +90,8 @@ class Group:
             self._close()
 
     def _close(self) -> None:
-        self._open, self._pending = False, None
+        # All of it as before the forward: a graph of checkpointed code may change nothing that outlives it.
+        self._open, self._surroundings, self._pending = False, (), None
 
     def forward(self, layer: AcceleratedLayer, x: Tensor) -> Tensor | None:
         """The layer's output, which all members' may be computed for; None where it has to be made alone."""

@@ -105,6 +105,7 @@ def test_merging_and_unmerging_show_in_what_is_made_of_the_base_weight(method):
         models.each(outputs)
         models.each(lambda m: m.merge_adapter())
         models.assert_outputs_equal()
+        assert not kept(models.fast)
         models.each(lambda m: m.unmerge_adapter())
         models.assert_outputs_agree()
     models.each(change_base)

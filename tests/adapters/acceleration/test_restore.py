@@ -150,7 +150,9 @@ def test_copies_are_accelerated_and_independent(method, how):
     mine, theirs = ({id(group) for group in groups_on(model)} for model in (models.fast, copied))
     assert len(mine) == len(theirs) and not mine & theirs
     for group in groups_on(copied):
-        assert all(group.parent._modules[name] is layer for name, layer in group.members.items())
+        for name, layer in group.members.items():
+            assert group.parent._modules[name] is layer
+            assert layer._acceleration.group is group
     with torch.no_grad():
         for p in copied.parameters():
             p.mul_(2)
@@ -192,7 +194,7 @@ def test_a_copy_made_after_an_interrupted_forward_is_whole():
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "hra", "oft"])
-def test_replicas_of_data_parallel_share_no_group_and_compute_the_same(method):
+def test_replicas_of_data_parallel_share_no_group_and_compute_the_same(method, shared_calls):
     models = trio("llama", method)
     replica = replicate(models.fast)
     x = inputs("llama")["input_ids"]
@@ -206,7 +208,9 @@ def test_replicas_of_data_parallel_share_no_group_and_compute_the_same(method):
                 replica(x)
 
         handle = attention.register_forward_pre_hook(beside)
+        shared_calls.clear()
         assert torch.equal(models.fast(x).logits, want)
+        assert len(shared_calls) == len(list(groups_on(models.fast))) == (0 if method == "oft" else 4)
         handle.remove()
     assert torch.allclose(got, want, atol=1e-5)
     for module in replica.modules():
