@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hybrid_kernels as hk
 from benchmarks.peft_butterflies import block_diagonal, blocks_of
 
 pytest.importorskip("peft")
@@ -44,6 +45,11 @@ def test_the_sides_of_a_method_have_the_same_gradients(acceleration):
         assert peft.numel() > 6 * 64
         for side in (acceleration.accelerated(method), acceleration.eager(method)):
             torch.testing.assert_close(truth[side], peft, msg=lambda text, s=side: f"{s}: {text}")
+
+
+def test_the_eager_side_runs_on_aten_calls(acceleration):
+    assert acceleration.measuring.on_backend("eager", hk.ops.backend.current_backend)() == "eager"
+    assert hk.ops.backend.current_backend() == "auto"
 
 
 def test_every_layer_of_the_model_is_accelerated(acceleration):
@@ -84,7 +90,9 @@ def test_the_command_writes_what_the_summary_reads(
     summary = modules[1]
     assert list(summary.ACCELERATION) == list(acceleration.METHODS)
     path = tmp_path / "result.json"
+    capsys.readouterr()
     run(acceleration, monkeypatch, *arguments, "--rounds", "3", "--output", str(path))
+    text = capsys.readouterr().out
     result = json.loads(path.read_text())
     assert result["benchmark"] == f"acceleration_{arguments[0]}"
     assert result["boft_extension"] == "plain PyTorch in its place"
@@ -97,7 +105,13 @@ def test_the_command_writes_what_the_summary_reads(
         )
         low, high = shape["sides"][peft]["quartiles_to_accelerated"]
         assert 0 < low <= high
-    text = capsys.readouterr().out
+        line = next(line for line in text.splitlines() if line.startswith(f"  {method} "))
+        for name, key in (
+            (peft, "ratio_to_frozen"),
+            (ours, "ratio_to_frozen"),
+            (peft, "ratio_to_accelerated"),
+        ):
+            assert f" {shape['sides'][name][key]:.2f}" in line
     assert "BOFT b=8 m=2" in text and "nan" not in text and "–  " not in text
     assert "plain PyTorch in the place of the CUDA extension" in text
     assert "OFT b=32 exact" in "\n".join(summary.acceleration_table(result))
