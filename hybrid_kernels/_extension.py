@@ -26,14 +26,15 @@ HOUSEHOLDER_CPU_MAX_WORK = 4096 * 32**2
 SKINNY_CPU_RANKS = range(2, 257)
 SKINNY_CPU_MIN_ROWS = 8
 
-#: The largest blocks and the fewest rows for which the compiled rotation by blocks is the default. Forward / gradient of
-#: the input / of the blocks, against at::bmm with MKL: medians of interleaved calls, CPU time of one thread, a shared AMD
-#: EPYC (Zen 5), torch 2.13, float32. AVX-512, 512 rows × 768 features: block 4 3.2× / 3.7× / 2.4×, 8 3.1× / 4.0× / 3.4×,
-#: 16 2.0× / 2.0× / 2.2×, 32 2.4× / 2.3× / 2.6×, 64 2.3× / 2.2× / 2.3×, 128 2.1× / 1.9× / 2.2×, 256 2.0× / 1.8× / 2.0×;
-#: 64 rows: 8 2.4× / 2.6× / 2.2×, 32 1.9× / 1.4× / 1.6×, 128 2.0× / 1.2× / 1.8×, 256 2.1× / 0.9× / 1.8× (the blocks are
-#: transposed first); 32 rows: 128 2.0× / 0.9× / 1.5×; 1 row: 32 1.0× / 0.4× / 0.9×. Held to AVX2, 512 rows: 8 3.0× / 2.6×
-#: / 3.1×, 32 1.5× / 2.9× / 1.6×, 128 1.3× / 1.2× / 1.2×; 64 rows: 128 1.2× / 0.8× / 1.1×. Butterflies, forward / both
-#: gradients, AVX-512: 512 × 768, 2 levels of 32 4.1× / 2.1×, 3 of 8 2.8× / 2.3×; 2048 × 2048, 4 of 4 2.2× / 1.9×.
+#: The largest blocks and the fewest rows for which the compiled rotation by blocks is the default. Forward / gradient
+#: of the input / of the blocks, against at::bmm with MKL: medians of interleaved calls, CPU time of one thread, an AMD
+#: EPYC (Zen 5) that is shared, torch 2.13, float32. AVX-512, 512 rows × 768 features: block 4 3.2× / 3.7× / 2.4×, 8
+#: 3.1× / 4.0× / 3.4×, 16 2.0× / 2.0× / 2.2×, 32 2.4× / 2.3× / 2.6×, 64 2.3× / 2.2× / 2.3×, 128 2.1× / 1.9× / 2.2×, 256
+#: 2.0× / 1.8× / 2.0×; 64 rows: 8 2.4× / 2.6× / 2.2×, 32 1.9× / 1.4× / 1.6×, 128 2.0× / 1.2× / 1.8×, 256
+#: 2.1× / 0.9× / 1.8× (the blocks are transposed first); 32 rows: 128 2.0× / 0.9× / 1.5×; 1 row: 32 1.0× / 0.4× / 0.9×.
+#: Held to AVX2, 512 rows: 8 3.0× / 2.6× / 3.1×, 32 1.5× / 2.9× / 1.6×, 128 1.3× / 1.2× / 1.2×; 64 rows: 128
+#: 1.2× / 0.8× / 1.1×. Butterflies, forward / both gradients, AVX-512, against the same of one transposition a level:
+#: 512 × 768, 2 levels of 32 4.1× / 2.1×, 3 of 8 2.8× / 2.3×; 2048 × 2048, 4 of 4 2.2× / 1.9×.
 BLOCK_ROTATION_CPU_MAX_BLOCK = 128
 BLOCK_ROTATION_CPU_MIN_ROWS = 64
 

@@ -349,7 +349,7 @@ def hybrid_factors(
             coefficient = (
                 mixing.reshape(()).to(dtype)
                 if isinstance(mixing, Tensor)
-                else torch.full((), mixing, dtype=dtype, device=u.device)
+                else torch.tensor(mixing, dtype=dtype, device=u.device)
             )
             ready = reflections or ()
             return ops.hybrid_factors(weight, lora_A, lora_B, u, coefficient, scaling, *ready)[:2]

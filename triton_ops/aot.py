@@ -30,6 +30,7 @@ from triton_ops import (
     Dropout,
     block_rotation,
     common,
+    feature_scaling,
     householder,
     householder_many,
     householder_rotation,
@@ -106,6 +107,7 @@ def _block_rotation(m: int, k: int, b: int, dtype: torch.dtype) -> None:
     y = block_rotation.rotate(x, q)
     block_rotation.rotate(y, q.mT)
     block_rotation.weight_gradient(x, y, q)
+    block_rotation.weight_gradient(x, block_rotation.rotate(x, q, 1), q, 1)  # a level of a butterfly
     for rank in 16, 32, block_rotation.MAX_FUSED_RANK:
         block_rotation.rotate_project(x, q, torch.empty(rank, k, device="meta"))
 
@@ -192,6 +194,17 @@ def _rotation_cases() -> Iterator[Case]:
                 yield f"{size} n={reflections} {kind}", precision, run
 
 
+def _scaling(m: int, n: int, dtype: torch.dtype) -> None:
+    y, scale = torch.empty(m, n, dtype=dtype, device="meta"), torch.empty(n, device="meta")
+    feature_scaling.gradients(y, y, scale, True)
+    feature_scaling.gradients(y, y, scale, False)
+
+
+def _scaling_cases() -> Iterator[Case]:
+    for kind, dtype, precision in KINDS:
+        yield f"scale {kind}", precision, functools.partial(_scaling, 8192, 4096, dtype)
+
+
 def _cases() -> Iterator[Case]:
     """All launchers, on shapes that together use every tile of every table."""
     yield from _low_rank_cases()
@@ -199,6 +212,7 @@ def _cases() -> Iterator[Case]:
     yield from _rotation_cases()
     yield from _hybrid_cases()
     yield from _block_rotation_cases()
+    yield from _scaling_cases()
 
 
 def _launches(target: Target, run: Callable[[], object], precision: str) -> list[Any]:

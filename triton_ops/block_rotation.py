@@ -4,6 +4,9 @@
     dq_j = Σ_rows x_jᵀ dy_j
     xr = x diag(q),  p = xr downᵀ       one pass over x
 
+The first two also for one level of a butterfly, y = x P diag(q) Pᵀ, whose permutation P is in the addresses alone: x_j
+is then two half-blocks of b/2 columns, 2^level half-blocks apart.
+
 Shapes: x, y, dy, xr (M, k·b); q, dq (k, b, b); down (R, k·b); p (M, R); 1 ≤ R ≤ 256, any b ≥ 1, M = 0 included.
 Any strides, so q.mT does for the transposed blocks. float32, float16 or bfloat16; q and down may be of another of
 these dtypes than x and are rounded to x's in registers. Sums are float32.
@@ -31,6 +34,18 @@ def load_blocks(q_ptr, inner, cols, end, stride_qk, stride_qi, stride_qj, B: tl.
 
 
 @triton.jit
+def permuted(cols, end, K, B: tl.constexpr, LEVEL: tl.constexpr):
+    """Where the columns of the blocks lie at a level of a butterfly, K for those from `end` on.
+
+    Block j of a group of 2^LEVEL has its halves at the half-blocks j and j + 2^LEVEL of the group.
+    """
+    half: tl.constexpr = B // 2
+    block, within = cols // B, cols % B
+    start = (block >> LEVEL) * (B << LEVEL) + (block % (1 << LEVEL)) * half
+    return tl.where(cols < end, start + within // half * (half << LEVEL) + within % half, K)
+
+
+@triton.jit
 def tile_columns(tile, K, SPAN: tl.constexpr, BLOCK_N: tl.constexpr):
     """(cols, begin, end): the columns of a tile and those of its group, begin to end."""
     tiles: tl.constexpr = (SPAN + BLOCK_N - 1) // BLOCK_N
@@ -42,19 +57,22 @@ def tile_columns(tile, K, SPAN: tl.constexpr, BLOCK_N: tl.constexpr):
 @triton.jit
 def rotated_tile(
     x_ptr, q_ptr,
-    rows, cols, begin, end, M,
+    rows, cols, begin, end, M, K,
     stride_xm, stride_xk,
     stride_qk, stride_qi, stride_qj,
-    B: tl.constexpr, SPAN: tl.constexpr,
+    B: tl.constexpr, SPAN: tl.constexpr, LEVEL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tile [rows, cols] of x diag(q), float32, for columns of the group from begin to end."""
+    """The tile [rows, cols] of x P diag(q), float32, for columns of the group from begin to end."""
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     # The constant bounds make it no loop at all where a chunk is a group, and leave pipelining to the caller's.
     for chunk in range(0, SPAN, BLOCK_K):
         inner = begin + chunk + tl.arange(0, BLOCK_K)
-        x = common.load_tile(x_ptr, rows, inner, M, end, stride_xm, stride_xk)
+        if LEVEL == 0:
+            x = common.load_tile(x_ptr, rows, inner, M, end, stride_xm, stride_xk)
+        else:
+            x = common.load_tile(x_ptr, rows, permuted(inner, end, K, B, LEVEL), M, K, stride_xm, stride_xk)
         q = load_blocks(q_ptr, inner, cols, end, stride_qk, stride_qi, stride_qj, B)
         accumulator = common.dot(x, common.rounded(q, x.dtype), accumulator, PRECISION)
     return accumulator
@@ -67,19 +85,22 @@ def rotate_kernel(
     stride_xm, stride_xk,
     stride_qk, stride_qi, stride_qj,
     stride_ym, stride_yk,
-    B: tl.constexpr, SPAN: tl.constexpr,
+    B: tl.constexpr, SPAN: tl.constexpr, LEVEL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = x diag(q) for x, y (M, K); one program a tile of y, neighbours in time along the rows of x."""
+    """y = x P diag(q) Pᵀ for x, y (M, K); one program a tile of y, neighbours in time along the rows of x."""
     tiles_n = tl.cdiv(K, SPAN) * ((SPAN + BLOCK_N - 1) // BLOCK_N)
     rows = tl.program_id(0) // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
     cols, begin, end = tile_columns(tl.program_id(0) % tiles_n, K, SPAN, BLOCK_N)
     y = rotated_tile(
-        x_ptr, q_ptr, rows, cols, begin, end, M, stride_xm, stride_xk, stride_qk, stride_qi, stride_qj,
-        B, SPAN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+        x_ptr, q_ptr, rows, cols, begin, end, M, K, stride_xm, stride_xk, stride_qk, stride_qi, stride_qj,
+        B, SPAN, LEVEL, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
-    common.store_tile(y_ptr, y, rows, cols, M, end, stride_ym, stride_yk)
+    if LEVEL == 0:
+        common.store_tile(y_ptr, y, rows, cols, M, end, stride_ym, stride_yk)
+    else:
+        common.store_tile(y_ptr, y, rows, permuted(cols, end, K, B, LEVEL), M, K, stride_ym, stride_yk)
 
 
 @triton.jit
@@ -108,8 +129,8 @@ def rotate_project_kernel(
     for tile in range(split * tiles_each, tl.minimum((split + 1) * tiles_each, tiles_n)):
         cols, begin, end = tile_columns(tile, K, SPAN, BLOCK_N)
         xr = rotated_tile(
-            x_ptr, q_ptr, rows, cols, begin, end, M, stride_xm, stride_xk, stride_qk, stride_qi, stride_qj,
-            B, SPAN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+            x_ptr, q_ptr, rows, cols, begin, end, M, K, stride_xm, stride_xk, stride_qk, stride_qi, stride_qj,
+            B, SPAN, 0, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
         xr = common.rounded(xr, x_ptr.dtype.element_ty)
         common.store_tile(xr_ptr, xr, rows, cols, M, end, stride_xrm, stride_xrk)
@@ -126,11 +147,11 @@ def block_gradient_kernel(
     chunk,  # rows of one program's part of the sum
     stride_xm, stride_xk,
     stride_dym, stride_dyk,
-    B: tl.constexpr, SPAN: tl.constexpr,
+    B: tl.constexpr, SPAN: tl.constexpr, LEVEL: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq[s] = the diagonal blocks of x[part s]ᵀ dy[part s] for x, dy (M, K), dq (splits, k, b, b), contiguous.
+    """dq[s] = the diagonal blocks of (x[part s] P)ᵀ (dy[part s] P) for x, dy (M, K), dq (splits, k, b, b), contiguous.
 
     Grid (tiles, splits), a group of columns being tiles_i × tiles_j tiles.
     """
@@ -146,8 +167,14 @@ def block_gradient_kernel(
     accumulator = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for start in range(split * chunk, last, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
-        x = common.load_tile(x_ptr, i, rows, end, last, stride_xk, stride_xm)
-        dy = common.load_tile(dy_ptr, rows, j, last, end, stride_dym, stride_dyk)
+        if LEVEL == 0:
+            x = common.load_tile(x_ptr, i, rows, end, last, stride_xk, stride_xm)
+            dy = common.load_tile(dy_ptr, rows, j, last, end, stride_dym, stride_dyk)
+        else:
+            x = common.load_tile(x_ptr, permuted(i, end, K, B, LEVEL), rows, K, last, stride_xk, stride_xm)
+            dy = common.load_tile(
+                dy_ptr, rows, permuted(j, end, K, B, LEVEL), last, K, stride_dym, stride_dyk
+            )
         accumulator = common.dot(x, dy, accumulator, PRECISION)
     # dq as (K, b): its row is i, its column that of j in the block.
     offsets = split.to(tl.int64) * K * B + i.to(tl.int64)[:, None] * B + (j % B)[None, :]
@@ -216,11 +243,15 @@ MAX_FUSED_RANK = 64
 Table = dict[str, dict[str, common.Tiles]]
 
 
-def _tiles(small: Table, large: Table, x: torch.Tensor, b: int) -> tuple[common.Tiles, int]:
-    """The tiles for blocks of size b, and the columns of a group."""
+def _tiles(small: Table, large: Table, x: torch.Tensor, b: int, level: int = 0) -> tuple[common.Tiles, int]:
+    """The tiles for blocks of size b at a level of a butterfly, and the columns of a group."""
     tiles = common.tiles(small, x.device, x.dtype)
     if b > tiles.cols:
         tiles = common.tiles(large, x.device, x.dtype)
+    if (
+        level > 0
+    ):  # elements are fetched one by one, and the addresses of a larger tile do not fit the registers
+        tiles = common.narrowed(tiles)
     return tiles, max(tiles.cols // b, 1) * b
 
 
@@ -236,10 +267,10 @@ def unsupported_project(x: torch.Tensor, q: torch.Tensor, down: torch.Tensor) ->
     return common.unsupported_mixed(common.DTYPES, x=x, q=q, down=down)
 
 
-def rotate(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """x diag(q) (M, k·b), contiguous, in x's dtype."""
+def rotate(x: torch.Tensor, q: torch.Tensor, level: int = 0) -> torch.Tensor:
+    """x P diag(q) Pᵀ (M, k·b), P of a level of a butterfly, contiguous, in x's dtype."""
     (m, features), b = x.shape, q.shape[1]
-    tiles, span = _tiles(ROTATE_TILES, LARGE_ROTATE_TILES, x, b)
+    tiles, span = _tiles(ROTATE_TILES, LARGE_ROTATE_TILES, x, b, level)
     y = torch.empty((m, features), device=x.device, dtype=x.dtype)
     if y.numel():
         tiles_n = triton.cdiv(features, span) * triton.cdiv(span, tiles.cols)
@@ -249,7 +280,7 @@ def rotate(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
             x, q, y,
             m, features,
             *x.stride(), *q.stride(), *y.stride(),
-            B=b, SPAN=span, BLOCK_M=tiles.rows, BLOCK_N=tiles.cols, BLOCK_K=tiles.inner,
+            B=b, SPAN=span, LEVEL=level, BLOCK_M=tiles.rows, BLOCK_N=tiles.cols, BLOCK_K=tiles.inner,
             PRECISION=common.dot_precision(x.dtype),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -285,10 +316,10 @@ def rotate_project(x: torch.Tensor, q: torch.Tensor, down: torch.Tensor) -> tupl
     return xr, p[0] if splits == 1 else p.sum(0).to(x.dtype)
 
 
-def weight_gradient(x: torch.Tensor, dy: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """dq_j = Σ_rows x_jᵀ dy_j (k, b, b), contiguous, in q's dtype, for the rotation y = x diag(q)."""
+def weight_gradient(x: torch.Tensor, dy: torch.Tensor, q: torch.Tensor, level: int = 0) -> torch.Tensor:
+    """dq_j = Σ_rows x_jᵀ dy_j (k, b, b), contiguous, in q's dtype, for the rotation `rotate` of x by q at a level."""
     (m, features), b = x.shape, q.shape[1]
-    tiles, span = _tiles(GRADIENT_TILES, LARGE_GRADIENT_TILES, x, b)
+    tiles, span = _tiles(GRADIENT_TILES, LARGE_GRADIENT_TILES, x, b, level)
     steps = max(triton.cdiv(m, tiles.inner), 1)
     grid_tiles = triton.cdiv(features, span) * triton.cdiv(span, tiles.rows) * triton.cdiv(span, tiles.cols)
     steps_each = common.steps_each(steps, grid_tiles, x.device)
@@ -302,7 +333,7 @@ def weight_gradient(x: torch.Tensor, dy: torch.Tensor, q: torch.Tensor) -> torch
             m, features,
             steps_each * tiles.inner,
             *x.stride(), *dy.stride(),
-            B=b, SPAN=span, BLOCK_I=tiles.rows, BLOCK_J=tiles.cols, BLOCK_M=tiles.inner,
+            B=b, SPAN=span, LEVEL=level, BLOCK_I=tiles.rows, BLOCK_J=tiles.cols, BLOCK_M=tiles.inner,
             PRECISION=common.dot_precision(x.dtype),
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hybrid_kernels.adapters.acceleration.base import Update, plain_of, projection, whole
-from hybrid_kernels.adapters.acceleration.hra import hra_update
+from hybrid_kernels.adapters.acceleration.hra import hra_plain, hra_update
 from hybrid_kernels.adapters.acceleration.lora import lora_update
 from hybrid_kernels.adapters.files import check_folder, files_into
 from hybrid_kernels.adapters.layer import HybridLayer
@@ -49,7 +49,8 @@ def export_lora(model: nn.Module, folder: str | os.PathLike[str], adapter_name: 
         PEFT's LoRA down = A, up = s B
 
     The result loads with stock `peft.PeftModel.from_pretrained` on the same base model, without this package, and
-    gives the same outputs. Trained biases and modules_to_save come along. Layers may differ in rank.
+    gives the same outputs. Trained biases and modules_to_save come along. Layers may differ in rank. A base weight that
+    cannot be read (quantised) is multiplied by calling its layer; PEFT's own HRA misreads such weights.
 
     Args:
         model: a PEFT model, accelerated or not, not merged. The adapter need not be the active one.
@@ -168,7 +169,7 @@ def _update(layer: Any, adapter_name: str) -> Update:
         factor: Any = layer.lora_A[adapter_name]
         return lora_update(layer, [adapter_name], _wide(factor.weight.dtype))
     base = layer.get_base_layer()
-    weight = projection(base, plain_of(base))
+    weight = projection(base, hra_plain(layer) if isinstance(layer, hra.HRALinear) else plain_of(base))
     if isinstance(weight, Tensor):
         weight = weight.to(_wide(weight.dtype))
     if isinstance(layer, HybridLayer):

@@ -12,31 +12,37 @@ from torch import Tensor, nn
 class FactorCache:
     """Remembers what a module factorised, in evaluation and without gradients, keyed on its tensors' versions.
 
+    The tensors are held along with it: another in the place of one that is gone may have its address and version.
+
     In training, with gradients, under torch.compile, and for tensors without a version counter (inference mode,
     subclasses such as DTensor) everything is computed afresh. ``tensor.data`` written in place escapes the version
     counter; `clear` is for that, and a training step clears.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
+        self._kept: dict[str, tuple[tuple[Any, ...], list[Any], Any]] = {}
 
     def get(
-        self, name: str, sources: Callable[[], Iterable[Tensor]], compute: Callable[[], Any], training: bool
+        self,
+        name: str,
+        sources: Callable[[], Iterable[Tensor | float]],
+        compute: Callable[[], Any],
+        training: bool,
     ) -> Any:
-        """``compute()``, or what it returned last time for this ``name`` if no tensor of ``sources()`` has changed."""
+        """``compute()``, or what it returned last time for this ``name`` if nothing of ``sources()`` has changed."""
         if torch.compiler.is_compiling():
             return compute()
         if training or torch.is_grad_enabled():
             self.clear()
             return compute()
-        tensors = list(sources())
-        if not all(_has_version(t) for t in tensors):
+        held = list(sources())
+        if not all(_has_version(source) for source in held if isinstance(source, Tensor)):
             return compute()
-        key = tuple((id(t), t._version, t.data_ptr()) for t in tensors)
         kept = self._kept.get(name)
-        if kept is None or kept[0] != key:
-            kept = self._kept[name] = (key, compute())
-        return kept[1]
+        if kept is None or kept[0] != _key(held):
+            value = compute()
+            kept = self._kept[name] = (_key(held), held, value)  # a computation may project its parameter
+        return kept[2]
 
     def clear(self) -> None:
         self._kept.clear()
@@ -44,6 +50,10 @@ class FactorCache:
     def __reduce__(self) -> tuple[type[FactorCache], tuple[()]]:
         # A copied or unpickled module starts empty: its tensors are other tensors.
         return FactorCache, ()
+
+
+def _key(sources: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple((id(s), s._version, s.data_ptr()) if isinstance(s, Tensor) else s for s in sources)
 
 
 def _has_version(tensor: Tensor) -> bool:

@@ -19,11 +19,8 @@ READABLE_DTYPES = (
     torch.float32,
     torch.float64,
 )  # products of 8 bits need scales
-READABLE_TYPES = (
-    nn.Parameter,
-    Tensor,
-    FakeTensor,
-)  # torch.export's trace has the last; none quantised or sharded
+# No quantised or sharded tensors; the last is what torch.export traces with.
+READABLE_TYPES = (nn.Parameter, Tensor, FakeTensor)
 
 
 def has_plain_weight(base_layer: nn.Module) -> bool:
@@ -42,7 +39,8 @@ def is_readable(module: nn.Module) -> bool:
         and weight.dtype in READABLE_DTYPES
         and not weight.is_meta
         and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
     )
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import triton_ops
 from hybrid_kernels import _extension
-from hybrid_kernels.ops.backend import Implementation, Operator
+from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.registration import operator
 
 
@@ -78,6 +79,45 @@ def _eager_backward(dy: Tensor, x: Tensor, q: Tensor, need_x: bool, need_q: bool
     return [*results, torch.stack(d_q).to(q.dtype)] if need_q else results
 
 
+def _triton_unsupported(x: Tensor, q: Tensor) -> str | None:
+    reason = triton_ops.unavailable()
+    if reason is not None:
+        return reason
+    from triton_ops import block_rotation
+
+    return block_rotation.unsupported(x, q)
+
+
+def _triton_wins(x: Tensor, q: Tensor) -> bool:
+    """As of the block rotation that each level is: butterflies have no measurement of their own."""
+    return gpu_wins("block_rotate", x, x.shape[0], x.shape[1], 1, q.shape[-1])
+
+
+def _triton(x: Tensor, q: Tensor) -> Tensor:
+    from triton_ops import block_rotation
+
+    for level in range(q.shape[0] - 1, -1, -1):
+        x = block_rotation.rotate(x, q[level], level)
+    return x
+
+
+def _triton_backward(dy: Tensor, x: Tensor, q: Tensor, need_x: bool, need_q: bool) -> list[Tensor]:
+    from triton_ops import block_rotation
+
+    top = q.shape[0] - 1
+    inputs = [x]  # of each level, the highest first
+    for level in range(top, 0, -1) if need_q else ():
+        inputs.append(block_rotation.rotate(inputs[-1], q[level], level))
+    d_q = []
+    for level in range(top + 1):
+        if need_q:
+            d_q.append(block_rotation.weight_gradient(inputs.pop(), dy, q[level], level))
+        if need_x or level < top:
+            dy = block_rotation.rotate(dy, q[level].mT, level)
+    results = [dy] if need_x else []
+    return [*results, torch.stack(d_q)] if need_q else results
+
+
 def _cpp(x: Tensor, q: Tensor) -> Tensor:
     return torch.ops.hybrid_kernels_cpp.butterfly_rotate.default(x, q.to(x.dtype))
 
@@ -91,6 +131,7 @@ def _cpp_backward(dy: Tensor, x: Tensor, q: Tensor, need_x: bool, need_q: bool) 
 
 _rotate = Operator(
     "butterfly_rotate",
+    Implementation("triton", _triton, _triton_unsupported, automatic=_triton_wins),
     Implementation(
         "cpp",
         _cpp,
@@ -101,6 +142,12 @@ _rotate = Operator(
 )
 _gradients = Operator(
     "butterfly_rotate_backward",
+    Implementation(
+        "triton",
+        _triton_backward,
+        lambda dy, x, q, *_: _triton_unsupported(x, q),
+        automatic=lambda dy, x, q, *_: _triton_wins(x, q),
+    ),
     Implementation(
         "cpp",
         _cpp_backward,

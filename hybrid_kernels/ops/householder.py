@@ -134,7 +134,9 @@ def _setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> No
     ctx.save_for_backward(inputs[0], *output)
 
 
-def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor:
+def _backward(ctx: Any, dv: Tensor | None, dt: Tensor | None) -> Tensor | None:
+    if dv is None and dt is None:
+        return None
     return householder_backward(*ctx.saved_tensors, dv, dt)
 
 

@@ -246,6 +246,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, d_down: Tensor | None, d_up: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if d_down is None and d_up is None:
+        return (None,) * 9
     saved = ctx.saved_tensors
     weight, lora_B, u, v, t, _, mixing = saved
     r = lora_B.shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,6 +198,9 @@ def test_configuration_names_layers_and_ranks(stock) -> None:
         saved = json.loads((stock[name, "float64"]["folder"] / "adapter_config.json").read_text())
         assert saved["r"] == saved["lora_alpha"] == rank and not saved["rank_pattern"]
     assert saved["task_type"] is None and saved["auto_mapping"]["base_model_class"] == "LlamaForCausalLM"
+    for name, bias in (("hra with biases", "all"), ("lora with biases", "lora_only"), ("hra", "none")):
+        saved = json.loads((stock[name, "float64"]["folder"] / "adapter_config.json").read_text())
+        assert saved["bias"] == bias
     saved = json.loads((stock["hybrid aligned", "float64"]["folder"] / "adapter_config.json").read_text())
     assert saved["task_type"] == "SEQ_CLS" and set(saved["modules_to_save"]) == {"classifier", "score"}
 
@@ -216,18 +220,32 @@ def test_accelerated_and_stock_layers_export_the_same(tmp_path, method) -> None:
 
 
 def test_base_layer_that_cannot_be_read_is_called(tmp_path) -> None:
-    """A subclass of nn.Linear stands for quantised layers."""
+    """A weight of its own type, as torchao's, stands for quantised ones: it can be applied, and must not be read."""
 
-    class Opaque(nn.Linear):
+    class Opaque(nn.Parameter):
         pass
 
     model = adapted("bert", "hra").double()
+    expected, called = outputs(model), []
     for layer in model.modules():
         base = getattr(layer, "base_layer", None)
         if isinstance(base, nn.Linear):
-            base.__class__ = Opaque
+            base.weight = Opaque(base.weight.data, requires_grad=False)
+            base.register_forward_hook(lambda *_: called.append(1))
     export_lora(model, tmp_path)
+    assert len(called) == 13
     stock = PeftModel.from_pretrained(bert().double(), tmp_path)
+    torch.testing.assert_close(outputs(stock), expected)
+
+
+def test_hooks_on_base_layers_that_pefts_hra_does_not_call_do_not_count(tmp_path) -> None:
+    model = adapted("llama", "hra").double()
+    for layer in model.modules():
+        base = getattr(layer, "base_layer", None)
+        if isinstance(base, nn.Linear):
+            base.register_forward_hook(lambda module, inputs, output: 2 * output)
+    export_lora(model, tmp_path)
+    stock = PeftModel.from_pretrained(llama().double(), tmp_path)
     torch.testing.assert_close(outputs(stock), outputs(model))
 
 
@@ -277,6 +295,25 @@ def test_resized_vocabulary_comes_along(tmp_path) -> None:
         export_lora(model, tmp_path / "lora")
     saved = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert saved["base_model.model.model.embed_tokens.weight"].shape == (70, 32)
+
+
+def test_tied_modules_are_written_both(tmp_path) -> None:
+    """They share their memory, which a checkpoint's tensors must not."""
+    config = METHODS["lora"](
+        target_modules=LLAMA_LINEAR, modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True
+    )
+    model = adapted_to(llama(tie_word_embeddings=True), config)
+    export_lora(model, tmp_path)
+    stock = PeftModel.from_pretrained(llama(tie_word_embeddings=True), tmp_path)
+    torch.testing.assert_close(outputs(stock), outputs(model))
+
+
+def test_weights_move_in_before_the_configuration(tmp_path, monkeypatch) -> None:
+    moves = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (moves.append(to), replace(self, to))[1])
+    export_lora(adapted("llama", "hra"), tmp_path)
+    assert moves == [tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"]
 
 
 def test_existing_checkpoint_is_replaced_whole(tmp_path, monkeypatch) -> None:

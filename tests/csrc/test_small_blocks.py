@@ -48,10 +48,11 @@ def arguments(
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
-# A group of all features and many groups, so that rows and groups are divided; blocks narrower and wider than registers.
-@pytest.mark.parametrize(
-    "size", [(400, 3, 4, 32, 70), (331, 1, 96, 8, 999), (300, 2, 2, 66, 3), (200, 1, 1, 100, 5)]
-)
+# One group of all features and many groups, so that rows and groups are divided.
+SIZES = [(400, 3, 4, 32, 70), (331, 1, 96, 8, 999), (300, 2, 2, 66, 3), (200, 1, 1, 100, 5)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_bitwise_independent_of_threads(size) -> None:
     torch.manual_seed(2)
     inputs = arguments(*size)
@@ -63,9 +64,7 @@ def test_bitwise_independent_of_threads(size) -> None:
         assert all(torch.equal(one, other) for other in others)
 
 
-@pytest.mark.parametrize(
-    "size", [(400, 3, 4, 32, 70), (331, 1, 96, 8, 999), (300, 2, 2, 66, 3), (200, 1, 1, 100, 5)]
-)
+@pytest.mark.parametrize("size", SIZES)
 def test_shapes_of_many_threads_and_parts_are_those_of_plain_pytorch(size) -> None:
     torch.manual_seed(3)
     torch.set_num_threads(3)

@@ -273,6 +273,44 @@ def test_block_rotate_on_triton(dtype):
     assert_close_by_scale(dq, expected[2], plain[2], 3)
 
 
+BUTTERFLIES = [(20, 2, 6, 2), (17, 3, 12, 4), (35, 2, 2, 10), (19, 3, 4, 24), (3, 2, 2, 64), (150, 2, 4, 6)]
+
+
+def butterfly_tensors(m, levels, k, b, dtype):
+    x, _, _, dy, _ = random_tensors(m, k, b, 1, dtype)
+    q = torch.randn(levels, k, b, b, generator=torch.Generator().manual_seed(levels)).to(DEVICE)
+    return x, q, dy
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "any strides"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", BUTTERFLIES, ids=str)
+def test_butterfly_and_its_gradients(shape, dtype, layout):
+    """Blocks packed into a tile and cut into several, in partial groups; every level a launch, and no copy between."""
+    x, q, dy = butterfly_tensors(*shape, dtype)
+    if layout == "any strides":
+        x, q, dy = spaced(x), q.mT, one_value(dy)
+    leaves = [leaf.detach().requires_grad_() for leaf in (x, q)]
+    with use_backend("triton"):
+        y = functional.butterfly_rotate(*leaves)
+        mine = [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+    with use_backend("eager"):
+        plain = with_gradients(functional.butterfly_rotate, [dy], x, q)
+    expected = in_float64(reference.butterfly_rotate, [dy], x, q)
+    for index, (actual, true, simple) in enumerate(zip(mine, expected, plain, strict=True)):
+        assert_close_by_scale(actual, true, simple, 3 if index else 2)
+
+
+def test_a_butterfly_is_a_launch_a_level():
+    x, q, dy = butterfly_tensors(20, 3, 4, 6, torch.float32)
+    with use_backend("triton"), mock.patch.object(common, "launch", side_effect=common.launch) as launch:
+        x.requires_grad_()
+        y = functional.butterfly_rotate(x, q)
+        torch.autograd.grad(y, x, dy)
+    levels = [(call.args[0].__name__, call.kwargs["LEVEL"]) for call in launch.call_args_list]
+    assert levels == [("rotate_kernel", level) for level in (2, 1, 0, 0, 1, 2)]
+
+
 def test_only_the_needed_gradients():
     """Frozen blocks cost no gradient of blocks, a frozen input no rotation of the gradient."""
     x, q, down, _, up = random_tensors(6, 3, 5, 4, torch.float32)

@@ -55,6 +55,10 @@ class State:
         self.cache = FactorCache()
         self.group: Group | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of one layer alone leaves its group behind; a copy of the group takes in its members' copies.
+        return {**vars(self), "group": None}
+
 
 class AcceleratedLayer:
     """Mixin before a PEFT layer's class. Instances come from `convert` and are turned back by `revert`."""
@@ -109,17 +113,17 @@ class AcceleratedLayer:
         """The base layer's weight and bias where they may be read; None where it has to be called."""
         return plain_of(self.base_layer)
 
-    def cached(self, name: str, sources: Iterable[Tensor | None], compute: Callable[[], Any]) -> Any:
-        tensors = [tensor for tensor in sources if tensor is not None]
-        return self._acceleration.cache.get(name, lambda: tensors, compute, self.training)
+    def cached(self, name: str, sources: Iterable[Tensor | float], compute: Callable[[], Any]) -> Any:
+        return self._acceleration.cache.get(name, lambda: sources, compute, self.training)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        self._acceleration.cache.clear()  # what is written to weight.data has no version
+        # What is written to weight.data, now and by unmerge, has no version; while merged, nothing is kept.
+        self._acceleration.cache.clear()
         super().merge(*args, **kwargs)  # type: ignore[misc]
 
-    def unmerge(self, *args: Any, **kwargs: Any) -> None:
-        self._acceleration.cache.clear()
-        super().unmerge(*args, **kwargs)  # type: ignore[misc]
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._acceleration.cache.clear()  # which holds the adapter's tensors
+        super().delete_adapter(adapter_name)  # type: ignore[misc]
 
 
 def plain_of(base_layer: Any) -> Plain | None:

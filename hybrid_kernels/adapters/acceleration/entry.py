@@ -78,15 +78,14 @@ def _accelerate(
         if reasons[name] is None and not isinstance(layer, AcceleratedLayer):
             CLASSES[type(layer)].convert(layer)
             converted.append(weakref.ref(layer))
-    if share_inputs and off is None:
-        for parent, members in list(find_groups(model)):
-            Group(parent, members)
+    found = list(find_groups(model)) if share_inputs and off is None else []
+    groups = [weakref.ref(Group(parent, members)) for parent, members in found]
     try:
         entries = [_report(name, layer, reasons[name]) for name, layer in layers]
     except RuntimeError:
         revert(layer for layer in (reference() for reference in converted) if layer is not None)
         raise
-    return Report(entries, converted)
+    return Report(entries, converted, groups)
 
 
 def can_accelerate(model: nn.Module) -> bool:

@@ -49,10 +49,7 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
         return None
 
     def plain(self) -> Plain | None:
-        """As PEFT's HRA, which reads the weight below all layers and calls none of them: their hooks do not count."""
-        weight = self.get_base_layer().weight
-        readable = whole(weight) and weight.dtype in READABLE_DTYPES
-        return Plain(weight, self.base_layer.bias) if readable else None
+        return hra_plain(self)
 
     def _applied(self) -> list[str] | None:
         names = [name for name in self.active_adapters if name in self.hra_u]
@@ -90,6 +87,13 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
     def operators(self) -> dict[str, tuple[Any, ...]]:
         rank = sum(self.hra_r[name] for name in self.described())
         return low_rank_operators(self, rank)
+
+
+def hra_plain(layer: Any) -> Plain | None:
+    """As PEFT's HRA, which reads the weight below all layers and calls none of them: their hooks do not count."""
+    weight = layer.get_base_layer().weight
+    readable = whole(weight) and weight.dtype in READABLE_DTYPES
+    return Plain(weight, layer.base_layer.bias) if readable else None
 
 
 @without_tf32

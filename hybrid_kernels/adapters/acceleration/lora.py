@@ -18,6 +18,7 @@ from peft.tuners.lora.torchao import TorchaoLoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from hybrid_kernels import functional
 from hybrid_kernels._arguments import no_autocast, widened
@@ -58,7 +59,7 @@ class AcceleratedLora(AcceleratedLayer):
         return None
 
     def _is_dora(self, name: str) -> bool:
-        return name in self.lora_variant  # type: ignore[attr-defined]
+        return isinstance(self.lora_variant.get(name), DoraLinearVariant)  # type: ignore[attr-defined]
 
     def _dropout(self, name: str) -> float:
         """The probability, 0 where nothing is dropped now."""
@@ -69,7 +70,7 @@ class AcceleratedLora(AcceleratedLayer):
         """The active adapters' names; None where PEFT's forward has to take them."""
         layer: Any = self
         names = [name for name in self.active_adapters if name in layer.lora_A]
-        if any(self.unsupported(name) is not None for name in names):
+        if any(self.unsupported(name) is not None or self._dropout(name) == 1.0 for name in names):
             return None
         if len(names) > 1 and any(self._is_dora(name) for name in names):
             return None  # PEFT scales each by the others' result
@@ -138,10 +139,8 @@ class AcceleratedLora(AcceleratedLayer):
             weight = _dequantized(self.get_base_layer(), down.device) if plain is None else plain.weight
             return _row_norms(weight.detach(), down.detach(), up.detach(), scaling)
 
-        sources = down, up, *self.base_layer.parameters()
-        return layer.lora_magnitude_vector[name].weight / self.cached(
-            f"norms of {name} at scaling {scaling}", sources, norms
-        )
+        sources = down, up, scaling, *self.base_layer.parameters()
+        return layer.lora_magnitude_vector[name].weight / self.cached(f"norms of {name}", sources, norms)
 
     def _dropping(self, x: Tensor, names: Sequence[str], plain: Plain | None) -> Tensor:
         """Each adapter with a mask of its own, so one after another."""
@@ -200,7 +199,8 @@ def _dequantized(layer: Any, device: torch.device) -> Tensor:
     if type(layer.weight).__name__ in ("Int8Params", "Params4bit"):
         # What PEFT does around this on the CPU replaces an 8-bit parameter by one that has lost its scales.
         return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
-    return dequantize_module_weight(layer)
+    weight = dequantize_module_weight(layer)
+    return weight.t() if isinstance(layer, Conv1D) else weight
 
 
 @without_tf32

@@ -60,9 +60,7 @@ def blocks(module: Any) -> Tensor:
     if module.coft:  # PEFT projects the parameter itself on the constraint, at each forward
         with torch.no_grad():
             weight.copy_(module._project_batch(weight, eps=module.eps))
-        weight = (
-            weight.clone()
-        )  # the next forward writes to the parameter, perhaps before this one's backward
+        weight = weight.clone()  # what a backward needs, whatever another forward writes
     if module.use_cayley_neumann:
         return functional.cayley_neumann_packed(weight, module.block_size, module.num_cayley_neumann_terms)
     return functional.cayley_packed(weight, module.block_size)

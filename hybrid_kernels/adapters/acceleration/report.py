@@ -6,8 +6,12 @@ import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from hybrid_kernels.adapters.acceleration.groups import Group
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Report:
 
     layers: list[LayerReport]
     _converted: list[weakref.ref[nn.Module]] = field(default_factory=list, repr=False)
+    _groups: list[weakref.ref[Group]] = field(default_factory=list, repr=False)
 
     @property
     def accelerated(self) -> list[LayerReport]:
@@ -55,6 +60,9 @@ class Report:
     ) -> None:
         from hybrid_kernels.adapters.acceleration.entry import revert
 
+        for group in (reference() for reference in self._groups):
+            if group is not None:
+                group.remove()
         revert(module for module in (reference() for reference in self._converted) if module is not None)
         self._converted.clear()
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.peft_butterflies import allow_butterflies_in_peft
+from hybrid_kernels.adapters.acceleration import accelerate
+from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer
+from tests.support import assert_close_by_scale
 
 allow_butterflies_in_peft()
 
@@ -109,7 +113,7 @@ def tokens(rows: int = 3, length: int = 7, seed: int = 1) -> Tensor:
 def adapted(model: str, method: str, **changes: Any) -> nn.Module:
     """The model under the method on all its linear layers, the adapter moved off its start."""
     make, targets = MODELS[model]
-    return moved(get_peft_model(make(), METHODS[method](target_modules=targets, **changes)))
+    return moved(get_peft_model(make(), METHODS[method](target_modules=targets, **changes)).eval())
 
 
 @torch.no_grad()
@@ -131,3 +135,89 @@ def loss_and_gradients(model: nn.Module, **inputs: Any) -> tuple[Tensor, list[Te
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss = model(**inputs).loss
     return loss.detach(), list(torch.autograd.grad(loss, parameters))
+
+
+def inputs(model: str) -> dict[str, Tensor]:
+    """A batch with labels."""
+    ids = tokens()
+    return {"input_ids": ids, "labels": torch.tensor([0, 2, 1]) if model == "bert" else ids}
+
+
+ROWS = 24  # so many that no single token on which rounding errors grow decides a comparison
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, seed: int = 1, **kwargs: Any) -> Tensor:
+    """Logits and the last hidden states, flattened."""
+    last = next(each for name, each in model.named_modules() if name.endswith(("bert.encoder", "model.norm")))
+    states: list[Any] = []
+    handle = last.register_forward_hook(lambda module, args, output: states.append(output))
+    logits = model(input_ids=tokens(ROWS, seed=seed), **kwargs).logits
+    handle.remove()
+    return torch.cat(
+        [logits.flatten(), (states[0] if isinstance(states[0], Tensor) else states[0][0]).flatten()]
+    )
+
+
+class Trio(NamedTuple):
+    """One model three times: as PEFT has it, accelerated, and as PEFT has it in float64, the truth."""
+
+    stock: Any
+    fast: Any
+    truth: Any
+
+    def each(self, change: Callable[[Any], object]) -> None:
+        """The same done to all three, with the same random numbers."""
+        for model in self:
+            torch.manual_seed(3)
+            change(model)
+        self.truth.double()
+
+    def assert_outputs_agree(self, **kwargs: Any) -> None:
+        stock, fast, truth = (outputs(model, **kwargs) for model in self)
+        assert_close_by_scale(fast, truth, stock, 2)
+
+    def assert_outputs_equal(self, **kwargs: Any) -> None:
+        """Where the fast model computes what PEFT does."""
+        assert torch.equal(outputs(self.fast, **kwargs), outputs(self.stock, **kwargs))
+
+    def assert_gradients_agree(self, batch: dict[str, Tensor]) -> None:
+        """Errors of one kind of parameter are taken together, each relative to its size."""
+        stock, fast, truth = (gradients(model, batch) for model in self)
+        assert stock.keys() == fast.keys() == truth.keys()
+        kinds: dict[str, list[str]] = {}
+        for name in truth:
+            kinds.setdefault(next(part for part in name.split(".") if _PARAMETER.match(part)), []).append(
+                name
+            )
+        for names in kinds.values():
+            sizes = [truth[name].norm().clamp_min(1e-300) for name in names]
+            fast_, truth_, stock_ = (
+                torch.cat([(each[n].double() / size).flatten() for n, size in zip(names, sizes, strict=True)])
+                for each in (fast, truth, stock)
+            )
+            assert_close_by_scale(fast_.float(), truth_, stock_.float(), 3)
+
+
+_PARAMETER = re.compile("lora_|hra_|oft_|boft_|modules_to_save|bias")
+
+
+def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By parameter, of those that get one."""
+    model.zero_grad()
+    model(**batch).loss.backward()
+    result = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return result
+
+
+def trio(model: str, method: str, **changes: Any) -> Trio:
+    stock = adapted(model, method, **changes)
+    fast, truth = twin(stock), twin(stock).double()
+    report = accelerate(fast)
+    assert report.accelerated and not report.left_alone
+    return Trio(stock, fast, truth)
+
+
+def accelerated_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, AcceleratedLayer)]
