@@ -244,7 +244,9 @@ def judged(folder: Path) -> tuple[list[str], bool]:
                 beside = ""
             if quartiles:
                 noise = ", within noise" if not met and quartiles[1] >= target.bound else ""
-                beside = f"(quartiles {'–'.join(map(number, quartiles))}{noise})"
+                # The frozen side is the floor of any adapter, so that ratio is the ceiling of this one.
+                ceiling = number(ratio(sides, target.side, "frozen"))
+                beside = f"(quartiles {'–'.join(map(number, quartiles))}{noise}; over frozen {ceiling})"
             lines.append(f"  {target.shape:16}{words:50}{bound:>14}: {shown:>8}  {verdict}  {beside}")
     return lines, all_met
 

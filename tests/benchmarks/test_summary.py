@@ -59,7 +59,7 @@ GPU_SHAPES = ["8192x32", "2048x64", "1024x128", "4096x8", "2048x16"]
 
 def acceleration_result(shapes, **changes):
     """Accelerated layers are 4.5 times as fast as stock PEFT's and take 65 % of the memory."""
-    sides = {}
+    sides = {"frozen": {"median_seconds": 1.8 / 1e3}}
     for method in summary.ACCELERATION:
         row = {"median_seconds": 9.0 / 1e3, "peak_bytes": 100, "quartiles_to_accelerated": [3.9, 4.6]}
         sides |= {
@@ -95,7 +95,7 @@ def test_ratios_and_targets(tmp_path):
     assert "not measured: PEFT BOFT b=32 m=2: OutOfMemoryError" in text
     assert "16.00 / –" in text and "not measured: ours, cuda: RuntimeError: no" in text
     assert text.count("  met  ") == 4 + 2 * (6 + 3) + 3 + 6 * (1 + 3) + 6
-    assert "4.500  met  (quartiles 3.90–4.60)" in text
+    assert "4.500  met  (quartiles 3.90–4.60; over frozen 5.00)" in text
     assert "llama_step.cuda.json: not there" in text
     assert "tests: not run" in text
 
@@ -156,7 +156,7 @@ def test_the_forward_is_judged_by_its_graph(tmp_path):
             "PEFT HRA r=16",
             {"median_seconds": 7.8e-3, "quartiles_to_accelerated": [3.8, 3.95]},
             4,
-            "3.80–3.95)",
+            "3.80–3.95;",
         ),
         (
             "PEFT BOFT b=8 m=2",
