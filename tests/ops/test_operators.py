@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from hybrid_kernels import functional, ops
 from hybrid_kernels.ops.backend import unavailable, use_backend
 from hybrid_kernels.ops.block_rotation import block_rotate_weight_gradient
+from hybrid_kernels.ops.feature_scaling import scale_features_backward
 
 D = torch.float64
 
@@ -63,6 +64,10 @@ CASES = {
     "butterfly_rotate": (ops.butterfly_rotate, (leaf(2, 3, 8), leaf(2, 2, 4, 4))),
     "scale_features": (ops.scale_features, (leaf(2, 3, 5), leaf(5), leaf(5))),
     "scale_features, no bias": (ops.scale_features, (leaf(4, 5), leaf(5), None)),
+    "scale_features, transposed": (
+        ops.scale_features,
+        (leaf(5, 4).detach().mT.requires_grad_(), leaf(5), leaf(5)),
+    ),
     "rotated_low_rank_linear": (
         ops.rotated_low_rank_linear,
         (leaf(2, 2, 6), leaf(2, 3, 3), leaf(5, 6), leaf(5), leaf(4, 6), leaf(5, 4)),
@@ -84,6 +89,10 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
     "scale_features": (
         ops.scale_features,
         (leaf(3, 8, dtype=torch.bfloat16), leaf(8, dtype=torch.float32), leaf(8, dtype=torch.float32)),
+    ),
+    "scale_features_backward, transposed": (
+        scale_features_backward,
+        (*(torch.randn(8, 3, dtype=torch.bfloat16).mT for _ in range(2)), torch.randn(8), True),
     ),
     "block_rotate_weight_gradient": (
         block_rotate_weight_gradient,
