@@ -140,6 +140,32 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     down.grad = None
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("lead", [(70,), (2, 35)])
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (functional.low_rank_linear, ((8, 16), (8,), (2, 16), (8, 2))),
+        (lambda x, b, *factors: functional.low_rank_add(x @ b, x, *factors), ((16, 8), (2, 16), (8, 2))),
+        (lambda x, *t: functional.low_rank_linear_many(x, *zip(t))[0], ((8, 16), (8,), (2, 16), (8, 2))),
+        (functional.rotated_low_rank_linear, ((4, 4, 4), (8, 16), (8,), (2, 16), (8, 2))),
+        (functional.householder_rotate, ((16, 4),)),
+        (functional.block_rotate, ((4, 4, 4),)),
+        (functional.butterfly_rotate, ((2, 4, 4, 4),)),
+        (functional.scale_features, ((16,), (16,))),
+        (lambda x, p: functional.cayley_neumann_packed(p, 4, 5), ((3, 6),)),
+    ],
+)  # fmt: skip
+def test_results_may_be_changed_in_place(function, shapes, lead, backend) -> None:
+    """As those of `nn.Linear`: by an activation that works in place, or a residual that is added."""
+    x, *tensors = leaf(*lead, 16), *(leaf(*shape) for shape in shapes)
+    with use_backend(backend):
+        truth = torch.autograd.grad((function(x, *tensors) * 2).sin().sum(), tensors)
+        changed = torch.autograd.grad(function(x, *tensors).mul_(2).sin().sum(), tensors)
+    for mine, true in zip(changed, truth, strict=True):
+        torch.testing.assert_close(mine, true)
+
+
 @pytest.mark.parametrize("needed", range(6))
 def test_rotated_linear_with_one_gradient(needed) -> None:
     operator, inputs = CASES["rotated_low_rank_linear"]
