@@ -18,8 +18,9 @@ ButterflyShape check_butterfly(const Tensor& x, const Tensor& q) {
                    "x must be float32 or float64, got ", x.scalar_type());
   TORCH_CHECK_TYPE(q.scalar_type() == x.scalar_type(), "q must have the dtype of x, ", x.scalar_type(), ", got ",
                    q.scalar_type());
-  TORCH_CHECK_VALUE(q.dim() == 4 && q.size(2) == q.size(3) && q.size(0) >= 1 && q.size(0) < 32,
-                    "q must have shape (m, k, b, b) with m from 1 to 31, got ", q.sizes());
+  TORCH_CHECK_VALUE(q.dim() == 4 && q.size(2) == q.size(3) && q.size(0) >= 1 && q.size(0) < 32 &&
+                        q.size(2) >= 1,
+                    "q must have shape (m, k, b, b) with m from 1 to 31 and b at least 1, got ", q.sizes());
   const ButterflyShape shape{q.size(0), q.size(1), q.size(2)};
   TORCH_CHECK_VALUE(
       shape.levels == 1 || (shape.block_size % 2 == 0 && shape.blocks % (int64_t{1} << (shape.levels - 1)) == 0),

@@ -30,7 +30,7 @@ def _eager_backward(dz: Tensor, y: Tensor, scale: Tensor, need_y: bool) -> list[
     for part, gradient in zip(y.split(rows), dz.split(rows), strict=True):
         d_scale += (part.to(wide) * gradient.to(wide)).sum(0)
     d_scale = d_scale.to(scale.dtype)
-    return [dz * scale.to(dz.dtype), d_scale] if need_y else [d_scale]
+    return [(dz * scale.to(dz.dtype)).contiguous(), d_scale] if need_y else [d_scale]
 
 
 def _triton_unsupported(dz: Tensor, y: Tensor, scale: Tensor, need_y: bool) -> str | None:
@@ -88,7 +88,7 @@ def _forward(
 
 
 def _backward_forward(dz: Tensor, y: Tensor, scale: Tensor, need_y: bool) -> list[Tensor]:
-    """dy (..., N), if needed, and d_scale (N,)."""
+    """dy (..., N), contiguous, if needed, and d_scale (N,)."""
     features = y.shape[-1]
     gradients = _gradients(dz.reshape(-1, features), y.reshape(-1, features), scale, need_y)
     return [gradients[0].view(y.shape), gradients[1]] if need_y else gradients
@@ -124,6 +124,5 @@ def _backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
     return dy, d_scale, d_bias
 
 
-scale_features = operator(
-    "scale_features", _forward, lambda y, scale, bias: y.new_empty(y.shape), _setup, _backward
-)
+# z has the strides that ATen gives it, which follow those of y: nothing but the forward itself tells them.
+scale_features = operator("scale_features", _forward, _forward, _setup, _backward)

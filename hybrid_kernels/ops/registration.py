@@ -39,6 +39,16 @@ def _is_plain(arguments: Iterable[Any]) -> bool:
     return True
 
 
+def _owned(output: Any) -> Any:
+    """The results, none of them a view: autograd lets nobody change in place a view that a Function returns.
+
+    Layers that follow do that to the results of `nn.Linear`, and so to ours. Nothing is copied.
+    """
+    if isinstance(output, Tensor):
+        return torch.ops.aten._unsafe_view.default(output, output.shape) if output._is_view() else output
+    return type(output)(map(_owned, output))
+
+
 def _function(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
     """`apply` of an `torch.autograd.Function`; ``forward(ctx, *args)`` is its setup_context too.
 
@@ -70,7 +80,7 @@ def operator(
         custom_op.register_autograd(backward, setup_context=setup_context)
 
         def forward_with_context(ctx: Any, *args: Any) -> Any:
-            output = forward(*args)
+            output = _owned(forward(*args))
             setup_context(ctx, args, output)
             return output
 
@@ -121,7 +131,7 @@ def operator_of_lists(
 
     def flat_forward(ctx: Any, lengths: tuple[int | None, ...], *flat: Tensor) -> tuple[Tensor, ...]:
         args = _nested(flat, lengths)
-        output = forward(*args)
+        output = _owned(forward(*args))
         setup_context(ctx, args, output)
         ctx.lengths = lengths
         return tuple(output)

@@ -119,6 +119,8 @@ def test_bad_input() -> None:
         OPERATORS.butterfly_rotate(x[:, 1:], q)
     with pytest.raises(ValueError, match="an even b and a k divisible"):
         OPERATORS.butterfly_rotate(x, q.new_zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="b at least 1, got"):
+        OPERATORS.butterfly_backward(dy[:, :0], x[:, :0], q[..., :0, :0], True, True)
     with pytest.raises(TypeError, match="x must be float32 or float64"):
         OPERATORS.butterfly_rotate(x.bfloat16(), q.bfloat16())
     with pytest.raises(ValueError, match="dy must have the shape of x"):

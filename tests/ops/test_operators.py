@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from hybrid_kernels import functional, ops
 from hybrid_kernels.ops.backend import unavailable, use_backend
 from hybrid_kernels.ops.block_rotation import block_rotate_weight_gradient
+from hybrid_kernels.ops.feature_scaling import scale_features_backward
 
 D = torch.float64
 
@@ -63,6 +64,10 @@ CASES = {
     "butterfly_rotate": (ops.butterfly_rotate, (leaf(2, 3, 8), leaf(2, 2, 4, 4))),
     "scale_features": (ops.scale_features, (leaf(2, 3, 5), leaf(5), leaf(5))),
     "scale_features, no bias": (ops.scale_features, (leaf(4, 5), leaf(5), None)),
+    "scale_features, transposed": (
+        ops.scale_features,
+        (leaf(5, 4).detach().mT.requires_grad_(), leaf(5), leaf(5)),
+    ),
     "rotated_low_rank_linear": (
         ops.rotated_low_rank_linear,
         (leaf(2, 2, 6), leaf(2, 3, 3), leaf(5, 6), leaf(5), leaf(4, 6), leaf(5, 4)),
@@ -84,6 +89,10 @@ WIDER_FACTORS = {  # more exact than x: for registrations, too coarse for gradch
     "scale_features": (
         ops.scale_features,
         (leaf(3, 8, dtype=torch.bfloat16), leaf(8, dtype=torch.float32), leaf(8, dtype=torch.float32)),
+    ),
+    "scale_features_backward, transposed": (
+        scale_features_backward,
+        (*(torch.randn(8, 3, dtype=torch.bfloat16).mT for _ in range(2)), torch.randn(8), True),
     ),
     "block_rotate_weight_gradient": (
         block_rotate_weight_gradient,
@@ -129,6 +138,32 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     y.sum().backward()
     assert down.grad is not None and up.grad is None and x.grad is None
     down.grad = None
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("lead", [(70,), (2, 35)])
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (functional.low_rank_linear, ((8, 16), (8,), (2, 16), (8, 2))),
+        (lambda x, b, *factors: functional.low_rank_add(x @ b, x, *factors), ((16, 8), (2, 16), (8, 2))),
+        (lambda x, *t: functional.low_rank_linear_many(x, *zip(t))[0], ((8, 16), (8,), (2, 16), (8, 2))),
+        (functional.rotated_low_rank_linear, ((4, 4, 4), (8, 16), (8,), (2, 16), (8, 2))),
+        (functional.householder_rotate, ((16, 4),)),
+        (functional.block_rotate, ((4, 4, 4),)),
+        (functional.butterfly_rotate, ((2, 4, 4, 4),)),
+        (functional.scale_features, ((16,), (16,))),
+        (lambda x, p: functional.cayley_neumann_packed(p, 4, 5), ((3, 6),)),
+    ],
+)  # fmt: skip
+def test_results_may_be_changed_in_place(function, shapes, lead, backend) -> None:
+    """As those of `nn.Linear`: by an activation that works in place, or a residual that is added."""
+    x, *tensors = leaf(*lead, 16), *(leaf(*shape) for shape in shapes)
+    with use_backend(backend):
+        truth = torch.autograd.grad((function(x, *tensors) * 2).sin().sum(), tensors)
+        changed = torch.autograd.grad(function(x, *tensors).mul_(2).sin().sum(), tensors)
+    for mine, true in zip(changed, truth, strict=True):
+        torch.testing.assert_close(mine, true)
 
 
 @pytest.mark.parametrize("needed", range(6))
