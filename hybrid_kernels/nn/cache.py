@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class FactorCache:
     """Remembers what a module factorised, in evaluation and without gradients, keyed on its tensors' versions.
 
-    The tensors are held along with it: another in the place of one that is gone may have its address and version.
+    The tensors are held along with it: another in the place of one that is gone may have its address and version. So
+    may other memory that ``tensor.data`` is set to; of that a weak reference is enough to tell them apart.
 
-    In training, with gradients, under torch.compile, and for tensors without a version counter (inference mode,
+    In training, with gradients, under torch.compile, in a process group (where `fully_shard` gathers other values into
+    the very same tensors, versions and all), and for tensors without a version counter (inference mode,
     subclasses such as DTensor) everything is computed afresh. ``tensor.data`` written in place escapes the version
     counter; `clear` is for that, and a training step clears.
     """
@@ -32,7 +35,7 @@ class FactorCache:
         """``compute()``, or what it returned last time for this ``name`` if nothing of ``sources()`` has changed."""
         if torch.compiler.is_compiling():
             return compute()
-        if training or torch.is_grad_enabled():
+        if training or torch.is_grad_enabled() or _distributed():
             self.clear()
             return compute()
         held = list(sources())
@@ -53,7 +56,14 @@ class FactorCache:
 
 
 def _key(sources: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple((id(s), s._version, s.data_ptr()) if isinstance(s, Tensor) else s for s in sources)
+    return tuple(
+        (id(s), s._version, s.data_ptr(), StorageWeakRef(s.untyped_storage())) if isinstance(s, Tensor) else s
+        for s in sources
+    )
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _has_version(tensor: Tensor) -> bool:

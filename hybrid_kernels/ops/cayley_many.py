@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hybrid_kernels.ops.cayley_transform import cayley_backward
-from hybrid_kernels.ops.registration import without_autocast
+from hybrid_kernels.ops.registration import once_differentiable, without_autocast
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -91,7 +90,7 @@ class _WithValue(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = cayley_backward(*gradients, *ctx.saved_tensors, ctx.packed)
         return _skew_hermitian_backward(gradient) if ctx.real and gradient.is_complex() else gradient, None
 

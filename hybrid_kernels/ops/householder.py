@@ -17,13 +17,12 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 import triton_ops
 from hybrid_kernels import _extension
 from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.precision import without_tf32
-from hybrid_kernels.ops.registration import operator
+from hybrid_kernels.ops.registration import once_differentiable, operator
 
 
 def _inverse_norm(u: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,6 +25,42 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *gradients)
         with torch.autocast(device, enabled=False):
             return backward(ctx, *gradients)
+
+    return run
+
+
+class _Underivable(torch.autograd.Function):
+    """The first ``count`` tensors, in a graph that depends on all of them and raises when it is gone back through."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.detach() for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "the operators of hybrid_kernels are once differentiable; second derivatives are those of plain PyTorch, "
+            "with hybrid_kernels.use_backend('reference') or after hybrid_kernels.restore"
+        )
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward`` without a derivative of its own: as torch's decorator of this name, which `torch.autograd.grad`
+    to some inputs passes by, for what it raises from is on no way to them."""
+
+    def run(ctx: Any, *gradients: Any) -> Any:
+        with torch.no_grad():
+            outputs = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return outputs
+        single = isinstance(outputs, Tensor)
+        outputs = (outputs,) if single else outputs
+        computed = [output for output in outputs if isinstance(output, Tensor)]
+        given = [gradient for gradient in gradients if isinstance(gradient, Tensor)]
+        saved = [tensor for tensor in ctx.saved_tensors if isinstance(tensor, Tensor)]
+        marked = iter(_Underivable.apply(len(computed), *computed, *given, *saved))
+        result = tuple(next(marked) if isinstance(output, Tensor) else output for output in outputs)
+        return result[0] if single else result
 
     return run
 

@@ -127,7 +127,7 @@ def test_with_the_value_known_only_the_gradient_is_computed(kind, calls) -> None
         (gradient,) = torch.autograd.grad(q, skew, weight, retain_graph=True)
     torch.testing.assert_close(gradient, true_gradient)
     (gradient,) = torch.autograd.grad(q.abs().square().sum(), skew, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="once differentiable"):
         gradient.abs().sum().backward()
     assert cayley_with_value(skew.detach(), value) is value
     with torch.no_grad():

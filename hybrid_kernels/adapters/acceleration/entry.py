@@ -72,20 +72,22 @@ def _accelerate(
     model: nn.Module, layers: list[tuple[str, Any]], off: str | None, share_inputs: bool
 ) -> Report:
     reasons: dict[str, str | None] = {}
-    converted = []
-    for name, layer in layers:
-        reasons[name] = None if isinstance(layer, AcceleratedLayer) else off or _unsupported(layer)
-        if reasons[name] is None and not isinstance(layer, AcceleratedLayer):
-            CLASSES[type(layer)].convert(layer)
-            converted.append(weakref.ref(layer))
-    found = list(find_groups(model)) if share_inputs and off is None else []
-    groups = [weakref.ref(Group(parent, members)) for parent, members in found]
+    report = Report([])
     try:
-        entries = [_report(name, layer, reasons[name]) for name, layer in layers]
-    except RuntimeError:
-        revert(layer for layer in (reference() for reference in converted) if layer is not None)
+        for name, layer in layers:
+            accelerated = isinstance(layer, AcceleratedLayer)
+            reason = _without_fast_form(type(layer), layer) if accelerated else off or _unsupported(layer)
+            reasons[name] = reason
+            if reason is None and not accelerated:
+                CLASSES[type(layer)].convert(layer)
+                report._converted.append(weakref.ref(layer))
+        found = list(find_groups(model)) if share_inputs and off is None else []
+        report._groups += [weakref.ref(Group(parent, members)) for parent, members in found]
+        report.layers += [_report(name, layer, reasons[name]) for name, layer in layers]
+    except BaseException:
+        report.__exit__(None, None, None)
         raise
-    return Report(entries, converted, groups)
+    return report
 
 
 def can_accelerate(model: nn.Module) -> bool:
@@ -156,6 +158,11 @@ def _unsupported(layer: Any) -> str | None:
         return f"{type(layer).__module__}.{type(layer).__name__} on {base} has no fast form here"
     if "forward" in layer.__dict__:
         return "its forward was replaced, by hooks of accelerate or by hand"
+    return _without_fast_form(cls, layer)
+
+
+def _without_fast_form(cls: type[AcceleratedLayer], layer: Any) -> str | None:
+    """None, or why no adapter of a layer has a fast form."""
     adapters = list(getattr(layer, cls.container))
     if not adapters:
         return "it has no adapter"

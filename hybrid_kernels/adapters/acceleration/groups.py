@@ -2,9 +2,9 @@
 
 A `Group` sits on the module that holds such layers. While that module's forward runs, the first of them that is called
 computes all of them in one operator (`functional.low_rank_linear_many`), and the others, given the very same x, take
-what is there. Nothing outlives the forward. A group whose members turn out to read different inputs is dissolved; a
-call that autograd or autocast would treat otherwise than the first (without gradient, in a checkpoint of its own, of
-an x written to in between) is computed alone.
+what is there. Nothing outlives the forward. A group whose members turn out to read different inputs is dissolved (in
+a checkpoint, closed for that forward alone); a call that autograd or autocast would treat otherwise than the first
+(without gradient, in a checkpoint of its own, of an x written to in between) is computed alone.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ class Group:
         if pending is None:
             pending = self._pending = Pending(x, reading, self._compute(x))
         elif pending.x is not x:
-            self.dissolved = "its layers were called with different inputs"
+            if self._surroundings[-1] is None:
+                self.dissolved = "its layers were called with different inputs"
+            # In a checkpoint only for now: the call that makes its tensors again has to save the same ones.
             self._close()
             return None
         return pending.ys.pop(id(layer), None) if pending.reading == reading else None

@@ -61,6 +61,8 @@ class AcceleratedHRALinear(AcceleratedLayer, hra.HRALinear):
         return names
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(self, AcceleratedLayer):  # restored, but a wrapper kept this
+            return type(self).forward(self, x, *args, **kwargs)
         names = None if args or kwargs or self.disable_adapters or self.merged else self._applied()
         plain = self.plain()
         if not names or not fits(x, plain):

@@ -77,6 +77,8 @@ class AcceleratedLora(AcceleratedLayer):
         return names
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(self, AcceleratedLayer):  # restored, but a wrapper kept this
+            return type(self).forward(self, x, *args, **kwargs)
         stock: Any = super()
         if args or kwargs.keys() - {"adapter_names"} or self.disable_adapters or self.merged:
             return stock.forward(x, *args, **kwargs)

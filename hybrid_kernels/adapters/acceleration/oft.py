@@ -34,6 +34,8 @@ class AcceleratedOFTLinear(AcceleratedLayer, oft.Linear):
         return None if whole(module.weight) else "its oft_R cannot be read (sharded or offloaded)"
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(self, AcceleratedLayer):  # restored, but a wrapper kept this
+            return type(self).forward(self, x, *args, **kwargs)
         names = [name for name in self.active_adapters if name in self.oft_R]
         if self.disable_adapters or self.merged or any(self.unsupported(name) is not None for name in names):
             return super().forward(x, *args, **kwargs)

@@ -9,7 +9,10 @@ from peft.helpers import rescale_adapter_scale
 from peft.utils import get_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from hybrid_kernels.adapters.acceleration import accelerate, restore
 from hybrid_kernels.nn.cache import FactorCache
 from tests.adapters.acceleration.support import (
     METHODS,
@@ -169,3 +172,40 @@ def test_the_cache_keeps_what_a_computation_that_writes_to_its_source_made():
         first = cache.get("name", lambda: [source], compute, False)
         assert cache.get("name", lambda: [source], compute, False) is first
     assert calls == [1]
+
+
+def test_a_tensor_whose_data_was_replaced_twice_between_forwards_shows():
+    """The second replacement may get the memory that the first one freed: an address alone would not tell."""
+    source, cache = nn.Parameter(torch.zeros(64, 64)), FactorCache()
+    with torch.no_grad():
+        for _ in range(20):
+            assert torch.equal(cache.get("name", lambda: [source], source.clone, False), source)
+            source.data = source.data + 1
+            source.data = source.data + 1
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["dora", "hra", "oft"])
+def test_a_change_of_shards_shows(method, process_group):
+    """FSDP gathers shards into the same tensors, whose versions stay."""
+    model = adapted("llama", method)
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for _ in range(3):
+        accelerate(model)
+        outputs(model)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.add_(0.05)
+        changed = outputs(model)
+        restore(model)
+        torch.testing.assert_close(changed, outputs(model))

@@ -225,6 +225,20 @@ def test_the_parent_may_be_checkpointed_and_checkpoint_all_its_layers(reentrant,
     assert_agree(models)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_parent_may_call_its_layers_with_different_inputs(reentrant):
+    """As in cross-attention: what the checkpoint's second call saves must be what its first did."""
+
+    def differently(self, x):
+        return self.q_proj(x) + self.k_proj(x * 2) * self.v_proj(x * 3)
+
+    models = small(differently)
+    for model in models:
+        outer = next(module for module in model.modules() if isinstance(module, Model))
+        outer.forward = lambda x, inner=outer.attention: checkpoint(inner, x, use_reentrant=reentrant)
+    assert_agree(models)
+
+
 CHANGES = {
     "merged": lambda model: attention(model).k_proj.merge(),
     "disabled": lambda model: attention(model).k_proj.enable_adapters(False),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -14,7 +15,16 @@ import hybrid_kernels as hk
 from hybrid_kernels.adapters import HybridConfig, HybridTrainer
 from hybrid_kernels.adapters.acceleration import AccelerateCallback, accelerate, restore
 from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer
-from tests.adapters.acceleration.support import LLAMA_LINEAR, METHODS, adapted, llama, moved, tokens, twin
+from tests.adapters.acceleration.support import (
+    LLAMA_LINEAR,
+    METHODS,
+    accelerated_layers,
+    adapted,
+    llama,
+    moved,
+    tokens,
+    twin,
+)
 
 
 def layers_of(model: nn.Module) -> list[Any]:
@@ -315,3 +325,21 @@ def test_hybrid_trainer_adds_no_callback_to_one_that_is_given_or_for_nothing(tmp
         training = trainer(get_peft_model(llama(), config), tmp_path, cls=HybridTrainer)
         assert callbacks(training) == []
         training.train()
+
+
+@pytest.mark.parametrize("method", ["lora", "hra", "oft", "boft_2"])
+def test_accelerated_layers_whose_adapters_are_gone_are_reported(method):
+    model = adapted("llama", method)
+    accelerate(model)
+    model.base_model.delete_adapter("default")
+    report = accelerate(model)
+    assert not report.accelerated and {layer.reason for layer in report.left_alone} == {"it has no adapter"}
+
+
+def test_an_error_on_the_way_changes_nothing(monkeypatch):
+    model = adapted("llama", "lora")
+    last = [module for module in model.modules() if isinstance(module, LoraLayer)][-1]
+    monkeypatch.setattr(last, "lora_A", None)
+    with pytest.raises(TypeError):
+        accelerate(model)
+    assert not accelerated_layers(model)

@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 from hybrid_kernels.adapters.acceleration import accelerate, restore
@@ -234,3 +235,14 @@ def replicate(model: nn.Module) -> nn.Module:
                 setattr(replica, name, parameter.clone())
                 replica._former_parameters[name] = getattr(replica, name)
     return replicas[model]
+
+
+@pytest.mark.parametrize("method", ["lora", "hra", "oft", "boft_2"])
+def test_a_wrapper_of_an_accelerated_layer_s_forward_survives_restore(method):
+    model = adapted("llama", method)
+    expected = outputs(model)
+    accelerate(model)
+    for layer in accelerated_layers(model):
+        add_hook_to_module(layer, ModelHook())  # keeps the layer's forward
+    restore(model)
+    assert torch.equal(outputs(model), expected)
