@@ -243,7 +243,7 @@ def judged(folder: Path) -> tuple[list[str], bool]:
             if target.quartiles or target.quantity != "median_seconds":  # of a CPU
                 beside = ""
             if quartiles:
-                noise = ", within noise" if not met and quartiles[1] >= target.bound else ""
+                noise = ", within noise" if quartiles[0] < target.bound < quartiles[1] else ""
                 # The frozen side is the floor of any adapter, so that ratio is the ceiling of this one.
                 ceiling = number(ratio(sides, target.side, "frozen"))
                 beside = f"(quartiles {'–'.join(map(number, quartiles))}{noise}; over frozen {ceiling})"
