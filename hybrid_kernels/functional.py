@@ -456,8 +456,8 @@ def cayley_neumann_packed(packed: Tensor, block_size: int, terms: int) -> Tensor
     """
     _check_packed(packed, block_size)
     check_dtype("packed", packed, REAL_DTYPES)
-    if terms < 1:
-        raise ValueError(f"terms is {terms}; it must be at least 1")
+    if not isinstance(terms, int) or terms < 1:
+        raise ValueError(f"terms is {terms}; it must be an integer of at least 1")
     packed = packed.to(widened(packed.dtype))
     if current_backend() == "reference":
         return reference.cayley_neumann_packed(packed, block_size, terms)

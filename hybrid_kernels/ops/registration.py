@@ -124,7 +124,7 @@ def operator(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not _is_plain(args):
             return custom_op(*args)
-        return direct(*args)
+        return direct(*args) if torch.is_grad_enabled() else forward(*args)
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = forward.__doc__
