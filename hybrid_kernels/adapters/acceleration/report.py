@@ -34,7 +34,7 @@ class LayerReport:
 class Report:
     """The layers of a model and what became of them; a context manager that turns back, at its end, what this call did.
 
-    Printed, it is a table of layers of a kind, and each layer that was left alone with its reason.
+    Printed, it has a line for the layers of a kind, and one for those left alone for a reason; `layers` has each.
     """
 
     layers: list[LayerReport]
@@ -75,5 +75,10 @@ class Report:
         for (method, backend, together), count in kinds.items():
             shared = f", {together} layers to a projection of their input" if together > 1 else ""
             lines.append(f"  {count} × {method}: {backend}{shared}")
-        lines += [f"  left alone: {layer.name} ({layer.method}): {layer.reason}" for layer in self.left_alone]
+        alike: dict[tuple[str, str | None], list[str]] = {}
+        for layer in self.left_alone:
+            alike.setdefault((layer.method, layer.reason), []).append(layer.name)
+        for (method, reason), names in alike.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"  left alone: {names[0]}{more} ({method}): {reason}")
         return "\n".join(lines)
