@@ -38,24 +38,21 @@ LLAMA_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 BERT_LINEAR = ["query", "key", "value", "dense"]
 
 
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+}
+
+
 def llama(**changes: Any) -> nn.Module:
     """A Llama with grouped key-value heads, the same weights at each call."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            **{
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "intermediate_size": 48,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "vocab_size": 64,
-                **changes,
-            }
-        )
-    ).eval()
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_key_value_heads": 2, **changes})).eval()
 
 
 def gemma(**changes: Any) -> nn.Module:
@@ -63,20 +60,8 @@ def gemma(**changes: Any) -> nn.Module:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    return Gemma2ForCausalLM(
-        Gemma2Config(
-            **{
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "intermediate_size": 48,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "head_dim": 8,
-                "vocab_size": 64,
-                **changes,
-            }
-        )
-    ).eval()
+    own = {"num_key_value_heads": 2, "head_dim": 8}
+    return Gemma2ForCausalLM(Gemma2Config(**{**SMALL, **own, **changes})).eval()
 
 
 def bert(**changes: Any) -> nn.Module:
@@ -84,19 +69,7 @@ def bert(**changes: Any) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(
-            **{
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "intermediate_size": 48,
-                "vocab_size": 64,
-                "num_labels": 3,
-                **changes,
-            }
-        )
-    ).eval()
+    return BertForSequenceClassification(BertConfig(**{**SMALL, "num_labels": 3, **changes})).eval()
 
 
 MODELS: dict[str, tuple[Callable[..., nn.Module], list[str]]] = {
