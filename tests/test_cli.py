@@ -17,8 +17,8 @@ def command(capsys, monkeypatch):
 
     # Rich keeps the streams it was made with; these are made anew so that they are the captured ones.
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli, "console", Console(width=200))
-        monkeypatch.setattr(cli, "errors", Console(stderr=True, width=200))
+        monkeypatch.setattr(cli.base, "console", Console(width=200))
+        monkeypatch.setattr(cli.base, "errors", Console(stderr=True, width=200))
         with pytest.raises(SystemExit) as caught:
             cli.main(list(arguments))
         out, err = capsys.readouterr()

@@ -59,6 +59,38 @@ class Implementation:
 OPERATORS: dict[str, Operator] = {}
 
 
+class BackendError(RuntimeError):
+    """The backend asked for by name cannot run an operator for this input; the message says why."""
+
+
+class Choices:
+    """Records, within a block, which backend each operator chose: ``made`` is {(operator, backend)}.
+
+    ``reasons`` is {(operator, backend): why a backend that could have been chosen unasked was not}. Process-wide, as
+    the choice itself: backwards run in other threads. Blocks do not nest.
+    """
+
+    def __init__(self) -> None:
+        self.made: set[tuple[str, str]] = set()
+        self.reasons: dict[tuple[str, str], str] = {}
+
+    def __enter__(self) -> Choices:
+        global _recorder
+        if _recorder is not None:
+            raise RuntimeError("choices are being recorded already; such blocks do not nest")
+        _recorder = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _recorder
+        _recorder = None
+
+
+_recorder: Choices | None = None
+
+
 class Operator:
     """A named operator and its implementations, the preferred one first, the one that takes everything last."""
 
@@ -69,29 +101,36 @@ class Operator:
         OPERATORS[name] = self
 
     def select(self, *args: Any) -> Implementation:
-        """The implementation that runs for these arguments; raises RuntimeError where the requested one cannot."""
+        """The implementation that runs for these arguments; raises BackendError where the requested one cannot."""
         requested = _requested
         for implementation in self.implementations if requested != "auto" else ():
             if implementation.backend == requested:
                 reason = implementation.unsupported(*args)
                 if reason is not None:
-                    raise RuntimeError(
+                    raise BackendError(
                         f"backend {requested!r} was requested but cannot run {self.name}: {reason}. "
                         "Use use_backend('auto') to let the package choose."
                     )
-                return implementation
+                return self._chosen(implementation)
         for implementation in self.implementations[:-1]:
             if implementation.automatic(*args):
                 reason = implementation.unsupported(*args)
                 if reason is None:
-                    return implementation
+                    return self._chosen(implementation)
                 self._explain(implementation.backend, reason)
-        return self.implementations[-1]
+        return self._chosen(self.implementations[-1])
+
+    def _chosen(self, implementation: Implementation) -> Implementation:
+        if _recorder is not None:
+            _recorder.made.add((self.name, implementation.backend))
+        return implementation
 
     def __call__(self, *args: Any) -> Any:
         return self.select(*args).function(*args)
 
     def _explain(self, backend: str, reason: str) -> None:
+        if _recorder is not None:
+            _recorder.reasons[self.name, backend] = reason
         if (backend, reason) not in self._explained:
             self._explained.add((backend, reason))
             logger.info("%s: not using backend %r: %s", self.name, backend, reason)

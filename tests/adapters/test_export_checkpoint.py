@@ -83,7 +83,7 @@ def command(monkeypatch) -> Callable[..., tuple[int, str]]:
 
     def call(*arguments: Any) -> tuple[int, str]:
         # Rich keeps the stream it was made with; the runner's comes later.
-        monkeypatch.setattr(cli.console, "_file", None)
+        monkeypatch.setattr(cli.base.console, "_file", None)
         result = CliRunner().invoke(cli.app, ["export", *map(str, arguments)])
         return result.exit_code, result.output if result.exception is None else str(result.exception)
 

@@ -1,0 +1,134 @@
+"""run, train, evaluate, report, govern: the study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hybrid_kernels.cli import base as cli
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="A YAML configuration; the embedded demo if left out or 'demo'.")
+]
+Model = Annotated[str | None, typer.Option(help="A hub name, a Transformers folder, or 'demo'.")]
+Data = Annotated[str | None, typer.Option(help="A folder, a hub name such as facebook/xnli, or 'sample'.")]
+Output = Annotated[str | None, typer.Option(help="The run's folder.")]
+Seed = Annotated[int | None, typer.Option(help="Use this one seed.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+
+
+@cli.app.command()
+def run(
+    config: ConfigArgument = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Run the embedded demo.")] = False,
+    model: Model = None,
+    data: Data = None,
+    output: Output = None,
+    seed: Seed = None,
+) -> None:
+    """Govern, train and evaluate every method, measure the footprint, write the report.
+
+    Stages that are done are skipped, so the same command goes on with an interrupted run.
+    """
+    if demo and config is not None:
+        raise ValueError(f"give either --demo or a configuration, not both (configuration: {str(config)!r})")
+    from hybrid_kernels.training.run import run as run_all
+
+    run_all(_load(config, model, data, output, seed), console=cli.console)
+
+
+@cli.app.command()
+def train(
+    config: ConfigArgument = None,
+    model: Model = None,
+    data: Data = None,
+    output: Output = None,
+    seed: Seed = None,
+) -> None:
+    """Govern, train and evaluate every method; no footprint, no report."""
+    from hybrid_kernels.training.run import run as run_all
+
+    run_all(_load(config, model, data, output, seed), footprint=False, report=False, console=cli.console)
+
+
+@cli.app.command()
+def evaluate(
+    run_dir: RunFolder,
+    data: Annotated[
+        str | None, typer.Option(help="Evaluate on this data instead of the run's own evaluation rows.")
+    ] = None,
+) -> None:
+    """Load the adapters of a run onto the pretrained model and evaluate them."""
+    from rich.table import Table
+
+    from hybrid_kernels.training.run import evaluate_run
+
+    table = Table(
+        "method", "accuracy", "macro F1", "NLL", "Brier", "calib. error", "parity gap", "worst language"
+    )
+    for entry in evaluate_run(run_dir, data, cli.console).values():
+        macro, parity = entry["evaluation"]["macro"], entry["evaluation"]["parity"]
+        table.add_row(
+            entry["label"],
+            f"{macro['accuracy']:.1%}",
+            *(f"{macro[name]:.3f}" for name in ("macro_f1", "nll", "brier", "ece")),
+            f"{parity['gap']:.1%}",
+            f"{parity['worst_language']} ({parity['worst_accuracy']:.1%})",
+        )
+    cli.console.print(table)
+    cli.console.print(f"per language: {run_dir / 'evaluation.json'}")
+
+
+@cli.app.command()
+def report(run_dir: RunFolder) -> None:
+    """Write report.html and report.md from a run's results."""
+    from hybrid_kernels.training.run import write_report_of
+
+    write_report_of(run_dir, cli.console)
+
+
+@cli.app.command()
+def govern(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A JSONL file.")],
+    languages: Annotated[str, typer.Option(help="The languages wanted, such as en,de,sw.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; see below.")],
+    text: Annotated[str, typer.Option(help="The text fields.")] = "premise,hypothesis",
+    language_field: Annotated[
+        str | None,
+        typer.Option(help="The field with a row's language. Without it languages are found, not checked."),
+    ] = None,
+) -> None:
+    """Clean a JSONL file: language identification, near-duplicate removal, quality filter.
+
+    Writes kept.jsonl, rejected.jsonl (with the reason of each decision), summary.json and malformed.jsonl.
+    """
+    from rich.table import Table
+
+    from hybrid_kernels.governance import govern as govern_rows
+    from hybrid_kernels.training.data import read_jsonl, write_jsonl
+
+    rows, malformed = read_jsonl(source)
+    result = govern_rows(
+        rows, cli.names(languages), text_columns=cli.names(text), language_column=language_field
+    )
+    result.write(out)
+    write_jsonl(malformed, out / "malformed.jsonl")
+    table = Table("step", "reason", "rejected")
+    for step, counts in result.summary["by_step"].items():
+        for reason, count in counts["reasons"].items():
+            table.add_row(step, reason, str(count))
+    cli.console.print(table)
+    cli.console.print(
+        f"kept {result.summary['kept']} of {result.summary['rows']} rows, {len(malformed)} malformed: {out}"
+    )
+
+
+def _load(
+    config: Path | None, model: str | None, data: str | None, output: str | None, seed: int | None
+) -> Any:
+    from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig
+
+    path = DEMO_CONFIG if config is None or str(config) == "demo" else config
+    return RunConfig.load(path, model=model, data=data, output=output, seed=seed)
