@@ -236,6 +236,7 @@ def measured(
         "sweep": case.sweep,
         "floor": case.floor,
         "ours": case.ours,
+        "notes": list(case.notes),
     }
     tail = {**made_on, "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}
     return [
