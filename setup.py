@@ -118,8 +118,6 @@ class Build(BuildExtension):
         }
         package = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
         path = package / "hybrid_kernels" / "_build_info.json"
-        # Before torch adds its own.
-        flags = {language: list(given) for language, given in self.extensions[0].extra_compile_args.items()}
         try:
             if no_cuda is None:
                 self._run_with_cuda(info)
@@ -127,7 +125,8 @@ class Build(BuildExtension):
                 if torch.version.cuda is not None:
                     print(f"hybrid-kernels is built without its CUDA kernels: {no_cuda}", file=sys.stderr)
                 super().run()
-            info.update(cpp=True, compiler=self._compiler(), flags=flags)
+            info.update(cpp=True, compiler=self._compiler())
+            info["flags"] = extension(info["cuda"]).extra_compile_args  # afresh: torch adds its own
         except Exception as error:
             info["reason"] = self._reason(error)
             for built in (package / "hybrid_kernels").glob("_C.*"):
