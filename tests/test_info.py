@@ -225,3 +225,17 @@ def test_asking_for_a_gpu_without_one_says_so(monkeypatch, command):  # noqa: F8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, err = command("info", "--device", "cuda")
     assert code == 2 and "--device is 'cuda', and torch sees no GPU; it may be 'cpu'" in err
+
+
+def test_a_gpu_is_shown_with_what_was_measured_on_it_and_the_variants_that_ran(command, monkeypatch):  # noqa: F811
+    found = copy.deepcopy(hk.info())
+    gpu = {"name": "H100", "capability": "9.0", "memory_gib": 79.2, "multiprocessors": 132}
+    found |= {"gpus": [gpu], "variants_run": ["forward: epilogue, bfloat16 on cuda, tiles of the table"]}
+    found["selection"] = {"package": {"H100": 7, "H200": 3}, "user": {}}
+    monkeypatch.setattr(hk, "info", lambda: copy.deepcopy(found))
+    _, out, _ = command("info", "--device", "cpu", "--dtype", "complex64")
+    assert "H100, compute capability 9.0, 79.2 GiB" in out and "7 shapes by the package" in out
+    assert "forward: epilogue, bfloat16 on cuda" in out
+    found["selection"] = {"package": {"H200": 3}, "user": {}}
+    _, out, _ = command("info", "--device", "cpu", "--dtype", "complex64")
+    assert "nothing: hybrid-kernels bench tune" in out

@@ -34,12 +34,12 @@ def info(
 
     devices = choices.devices_here(cli.names(device or ""))
     dtypes = choices.dtypes_of(cli.names(dtype or ""))
-    found = hk.info()
     ran: dict[str, Any] = {}
     with cli.errors.status("running each operator once") as status:
         for name, each in choices.choices(devices, dtypes):
             ran[name] = each
             status.update(f"running each operator once: {name}")
+    found = hk.info()  # afterwards: it tells which variants have run
     found |= {"choices": ran, "verdict": choices.verdict(found, ran)}
     if json_output:
         typer.echo(json.dumps(found, indent=2, default=str))
@@ -48,6 +48,7 @@ def info(
     _print_extension(found["extension"])
     _print_operators(found["operators"])
     _print_choices(ran)
+    _rows("Triton variants that ran", dict.fromkeys(found["variants_run"], ""))
     right = found["verdict"]
     cli.console.print(
         f"[bold {'green' if right['ok'] else 'red'}]installed right:[/]"
@@ -70,6 +71,8 @@ def _plain(text: object) -> str:
 def _rows(title: str, rows: dict[str, object]) -> None:
     from rich.table import Table
 
+    if not rows:
+        return
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(name, _plain(value))
@@ -89,9 +92,12 @@ def _print_machine(found: dict[str, Any]) -> None:
         rows[f"GPU {index}"] = "{name}, compute capability {capability}, {memory_gib} GiB".format(**gpu)
     if not found["gpus"]:
         rows["GPU"] = "torch sees none"
-    measured = {gpu for rows_by_gpu in found["selection"].values() for gpu in rows_by_gpu}
-    for gpu in {gpu["name"] for gpu in found["gpus"]} - measured:
-        rows["not measured"] = f"{gpu}: hybrid-kernels bench tune finds which Triton variants win there"
+    for gpu in dict.fromkeys(gpu["name"] for gpu in found["gpus"]):
+        measured = {whose: by_gpu[gpu] for whose, by_gpu in found["selection"].items() if gpu in by_gpu}
+        rows[f"measured on {gpu}"] = (
+            ", ".join(f"{count} shapes by the {whose}" for whose, count in measured.items())
+            or "nothing: hybrid-kernels bench tune finds which Triton variants win there"
+        )
     if found["backend_requested"] != "auto" or found["variant_requested"]:
         rows["asked for"] = f"backend {found['backend_requested']}, variant {found['variant_requested']}"
     _rows("Machine", rows)
