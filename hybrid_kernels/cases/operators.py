@@ -140,6 +140,10 @@ def benchmark_cases(
     cases = []
     for case in _named(names, dtype):
         own = _sizes_of(case)
+        for shape in shapes or ():
+            zero = [name for name in case.measured["cpu"][0] if shape.get(name) == 0]
+            if zero:
+                raise ValueError(f"shape {shape_name(shape)} has {zero[0]} = 0; it must be at least 1")
         fitting = [shape for shape in shapes or () if own >= set(shape)]
         unfit = [shape for shape in shapes or () if not own >= set(shape)]
         if names is not None and unfit:

@@ -176,7 +176,8 @@ def test_the_floor_gives_results_and_gradients_of_the_shapes_of_ours(name):
 
 
 def test_frozen_weights_have_no_gradient_and_what_an_adapter_trains_has_one():
-    arguments = for_peers(OPERATORS["hybrid_linear"])
+    case = OPERATORS["hybrid_linear"]
+    arguments = drawn(case, {**small(case), "bias": 1})
     side = peers.of(OPERATORS["hybrid_linear"].fast)(arguments)
     trained = [arguments[name] for name in ("x", "lora_A", "lora_B", "u", "mixing")]
     assert [leaf.shape for leaf in side.leaves] == [tensor.shape for tensor in trained]
@@ -318,6 +319,7 @@ def test_shapes_go_to_the_operators_that_have_their_sizes():
             {"names": ["cayley"], "shapes": "m3"},
             "shape m3 has sizes that cayley lacks; it may have b, blocks",
         ),
+        ({"shapes": "m0"}, "shape m0 has m = 0; it must be at least 1"),
         ({"shapes": "m3-layers2-terms4"}, "no operator asked for has shape m3-layers2-terms4"),
         ({"shapes": "3x4"}, "shapes has '3x4'; it may have m512-k768-n768-r32"),
         ({"names": ["cayley"], "sweep": "rank"}, "no operator asked for has sweep 'rank'"),
