@@ -173,15 +173,15 @@ def _cell(ran: dict[str, Any], notes: _Notes) -> str:
 
 
 def _print_choices(ran: dict[str, Any]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     keys = [tuple(name.split()) for name in ran]
     for device in dict.fromkeys(key[0] for key in keys):
         dtypes = list(dict.fromkeys(dtype for on, dtype, _ in keys if on == device))
         table = Table(
-            "function",
-            "at the shape",
+            Column("function, at the shape", overflow="fold"),
             *dtypes,
+            show_lines=True,
             title=f"What runs on {device}: forward / backward where they differ",
             title_justify="left",
         )
@@ -189,6 +189,8 @@ def _print_choices(ran: dict[str, Any]) -> None:
         for name in dict.fromkeys(function for on, _, function in keys if on == device):
             cells = {dtype: ran.get(f"{device} {dtype} {name}") for dtype in dtypes}
             shape = next(each["shape"] for each in cells.values() if each)
-            table.add_row(name, shape, *(_cell(each, notes) if each else "–" for each in cells.values()))
+            table.add_row(
+                f"{name}\n{shape}", *(_cell(each, notes) if each else "–" for each in cells.values())
+            )
         cli.console.print(table)
         notes.print()
