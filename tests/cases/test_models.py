@@ -161,6 +161,14 @@ def test_layers_that_the_hybrid_cannot_go_on_are_named(folder):
     assert all(result.isfinite().all() for result in results(builders["PEFT LoRA r=32"]()))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [("bert", "AutoModel"), ("llama", "AutoModelForCausalLM"), ("t5", "AutoModelForSeq2SeqLM")],
+)
+def test_encoders_have_no_head_and_others_have_theirs(model_type, expected):
+    assert models._auto_class(load_config(model_type)).__name__ == expected
+
+
 def test_a_file_names_the_case_by_its_folder(folder):
     assert list(cases(folder("bert") + "/config.json", methods=())) == ["bert"]
 
