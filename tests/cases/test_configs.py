@@ -48,8 +48,12 @@ def test_a_folder_and_a_file_say_what_the_model_is(tmp_path):
         assert linear_layers(load_config(str(name))) == TINY_LAYERS
 
 
-def test_a_model_of_text_and_images_is_its_text_part(offline):
+def test_a_model_of_text_and_images_is_its_text_part(offline, tmp_path):
     assert load_config("gemma3").model_type == "gemma3_text"
+    import transformers
+
+    transformers.AutoConfig.for_model("gemma3").save_pretrained(tmp_path)
+    assert load_config(str(tmp_path)).model_type == "gemma3_text"
 
 
 def test_layers_are_cut_with_the_lists_that_describe_them(offline):

@@ -4,6 +4,7 @@ import torch
 import hybrid_kernels as hk
 from hybrid_kernels.cases import layers, peers
 from hybrid_kernels.cases.base import PASSES, flattened
+from hybrid_kernels.ops.backend import Choices
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +23,13 @@ def results(side):
     with hk.use_backend(side.backend, variant=side.variant):
         outputs = flattened(side.forward())
         return [*outputs, *torch.autograd.grad(outputs, side.leaves, side.gradients)]
+
+
+def backends(side):
+    """Those of this package's operators that a step runs on."""
+    with Choices() as choices:
+        side.step("both")()
+    return {backend for _, backend in choices.made}
 
 
 @pytest.mark.parametrize("options", [{}, {"features": True}])
@@ -57,9 +65,11 @@ def test_a_case_draws_the_same_numbers_each_time_and_lazily(monkeypatch):
 
 def test_the_hybrid_and_the_same_algebra_in_plain_pytorch_agree():
     builders = cases()["linear"].builders()
-    ours, eager, plain = (results(builders[name]()) for name in HYBRIDS)
+    ours, eager, plain = (builders[name]() for name in HYBRIDS)
     for other in (eager, plain):
-        torch.testing.assert_close(other, ours)
+        torch.testing.assert_close(results(other), results(ours))
+        assert list(map(id, other.leaves)) == list(map(id, ours.leaves))
+    assert (backends(eager), backends(plain)) == ({"eager"}, set())
 
 
 def test_compiled_and_plain_pytorch_agree_and_run_their_backward_twice():
@@ -82,7 +92,9 @@ def test_stock_and_accelerated_layers_agree(method):
         f"accelerated {method}",
         f"accelerated {method}, eager",
     ]
-    assert sides[f"accelerated {method}, eager"].backend == "eager"
+    assert backends(sides[f"PEFT {method}"]) == set() != backends(sides[f"accelerated {method}"])
+    assert backends(sides[f"accelerated {method}, eager"]) == {"eager"}
+    assert len({tuple(map(id, side.leaves)) for side in list(sides.values())[1:]}) == 1
     stock = results(sides[f"PEFT {method}"])
     for name in (f"accelerated {method}", f"accelerated {method}, eager"):
         torch.testing.assert_close(results(sides[name]), stock)
@@ -121,7 +133,17 @@ def test_features_change_what_they_name():
     for side in (learned, both):
         assert torch.equal(side.forward(), side.forward())
     assert not torch.equal(dropped.forward(), dropped.forward())
-    assert not torch.allclose(aligned.forward(), both.forward())
+
+
+def test_a_gradient_aligned_start_adds_to_the_rank(monkeypatch):
+    monkeypatch.setattr(layers.Layer, "side", lambda self, module: module)
+    builders = cases(features=True)["features"].builders()
+    ranks = {
+        name: builders[name]().adapter.total_rank for name in ("hybrid 16 + 16", "+ gradient-aligned start")
+    }
+    assert list(ranks.values()) == [32, 48]
+    adapter = builders["+ gradient-aligned start"]().adapter
+    assert adapter.lora_B_start.any() and not torch.equal(adapter.lora_B_start, adapter.lora_B)
 
 
 def test_reflections_alone_are_those_of_the_chain():
@@ -168,6 +190,9 @@ def test_work_counts_products_and_what_they_touch():
     operations, bytes_moved = layers.work_of(shape, torch.bfloat16, "forward")
     assert operations == 2 * m * k * n + 2 * m * 32 * (k + n) + 2 * k * n * 16
     assert bytes_moved == 2 * (m * k + k * n + m * n + 32 * (m + k + n))
+    operations, bytes_moved = layers.work_of(shape, torch.bfloat16, "backward")
+    assert operations == 2 * m * k * n + 2 * m * 32 * (2 * k + 2 * n) + 2 * k * n * 16
+    assert bytes_moved == 2 * (m * n + k * n + 2 * m * k + 32 * (m + 2 * k + 2 * n))
     both = layers.work_of(shape, torch.bfloat16, "both")
     parts = [layers.work_of(shape, torch.bfloat16, part) for part in ("forward", "backward")]
     assert both == tuple(map(sum, zip(*parts, strict=True)))

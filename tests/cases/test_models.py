@@ -4,6 +4,7 @@ import torch
 import hybrid_kernels as hk
 from hybrid_kernels.cases import models, peers
 from hybrid_kernels.cases.configs import LinearShape, linear_layers, load_config
+from hybrid_kernels.ops.backend import Choices
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -41,6 +42,13 @@ def results(side):
         return [loss, *torch.autograd.grad(loss, side.leaves, side.gradients)]
 
 
+def backends(side):
+    """Those of this package's operators that a step runs on."""
+    with Choices() as choices:
+        side.step("both")()
+    return {backend for _, backend in choices.made}
+
+
 def shapes(linear):
     return sum(shape.count * (shape.in_features + shape.out_features) for shape in linear)
 
@@ -57,6 +65,7 @@ def test_every_side_of_a_decoder_runs_and_is_the_model_at_the_pretrained_weights
         for result in results(side):
             assert result.isfinite().all() and result.any(), name
     torch.testing.assert_close(results(sides["hybrid, eager"]), results(sides["hybrid 16 + 16"]))
+    assert (backends(sides["hybrid, eager"]), backends(sides["PEFT LoRA r=32"])) == ({"eager"}, set())
 
 
 def test_parameters_are_those_of_all_linear_layers():
@@ -74,6 +83,8 @@ def test_stock_and_accelerated_models_agree(method, folder):
     assert (case.floor, case.ours) == ("frozen model", f"accelerated {method}")
     sides = {name: build() for name, build in case.builders().items()}
     stock = results(sides[f"PEFT {method}"])
+    assert backends(sides[f"PEFT {method}"]) == set() != backends(sides[f"accelerated {method}"])
+    assert backends(sides[f"accelerated {method}, eager"]) == {"eager"}
     assert len(stock) >= 2 + 13 and all(result.isfinite().all() for result in stock)
     for name in (f"accelerated {method}", f"accelerated {method}, eager"):
         torch.testing.assert_close(results(sides[name]), stock)
@@ -84,6 +95,7 @@ def test_an_encoder_gets_gradients_to_its_pooler(folder):
     side = cases(folder("bert"), methods=())["bert"].builders()["PEFT LoRA r=32"]()
     pooler = LinearShape(64, 64, True, 9, "encoder.layer.0.attention.self.query")
     assert linear_layers(load_config(folder("bert")))[0] == pooler
+    assert side.parameters == 32 * shapes(linear_layers(load_config(folder("bert"))))
     assert all(gradient.any() for gradient in results(side))
 
 
@@ -147,6 +159,14 @@ def test_layers_that_the_hybrid_cannot_go_on_are_named(folder):
     with pytest.raises(TypeError, match="c_attn is a Conv1D"):
         builders["hybrid 16 + 16"]()
     assert all(result.isfinite().all() for result in results(builders["PEFT LoRA r=32"]()))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [("bert", "AutoModel"), ("llama", "AutoModelForCausalLM"), ("t5", "AutoModelForSeq2SeqLM")],
+)
+def test_encoders_have_no_head_and_others_have_theirs(model_type, expected):
+    assert models._auto_class(load_config(model_type)).__name__ == expected
 
 
 def test_a_file_names_the_case_by_its_folder(folder):

@@ -16,10 +16,11 @@ def lora():
 def test_a_seeded_block_draws_the_same_and_leaves_other_random_numbers_alone():
     before = torch.get_rng_state()
     drawn = []
-    for _ in range(2):
-        with peers.seeded(3, CPU):
+    for seed in (3, 3, 4):
+        with peers.seeded(seed, CPU):
             drawn.append(torch.randn(4))
-    assert torch.equal(*drawn) and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_accelerated_modules_share_every_parameter_and_leave_peft_as_it_was():
