@@ -1,0 +1,252 @@
+"""What charts and tables show of a result file: which records, in which families, as which figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .records import Record
+
+#: The pass that is drawn is the first of these that was measured.
+PASSES = {"both": "forward + backward", "backward": "backward", "forward": "forward"}
+#: The quantities of bars, and what their axes say.
+QUANTITIES = ("time", "memory", "roofline")
+
+
+def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
+    """Of each case, pass and machine the commit that was measured last, of each side the last record.
+
+    Also how many records of other commits that leaves out.
+    """
+    groups: dict[tuple[str, str, str], dict[str, dict[str, Record]]] = {}
+    for record in records:
+        commits = groups.setdefault((record["case"], record["pass"], machine_key(record)), {})
+        commit = json.dumps(record.get("commit"))
+        sides = commits.pop(commit, {})  # and back at the end: the last one measured is last
+        sides[record["side"]] = record
+        commits[commit] = sides
+    kept = [record for commits in groups.values() for record in commits[list(commits)[-1]].values()]
+    older = sum(len(sides) for commits in groups.values() for sides in list(commits.values())[:-1])
+    return kept, older
+
+
+def machine_key(record: Record) -> str:
+    return json.dumps([record.get("device"), record.get("machine")], sort_keys=True)
+
+
+def failure(record: Record) -> str | None:
+    """Why it was not measured, in one line."""
+    failed = record.get("failed")
+    return None if failed is None else " ".join(str(failed).split())
+
+
+@dataclass(frozen=True)
+class Family:
+    """The records of one kind and name of case, pass, dtype and machine; ``cases`` by their ids, in order."""
+
+    kind: str
+    name: str
+    part: str
+    dtype: str
+    device: str
+    cases: dict[str, list[Record]]
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for records in self.cases.values() for record in records]
+
+    @property
+    def slug(self) -> str:
+        """layer-hybrid.cpu.float32: the beginning of a file's name."""
+        return ".".join(
+            re.sub(r"[^\w-]+", "-", part).strip("-")
+            for part in (f"{self.kind}-{self.name}", self.device, self.dtype)
+        )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether absolute times say something about us, not only about the machine."""
+        return self.device == "cuda"
+
+    def of(self, cases: Iterable[str]) -> Family:
+        wanted = set(cases)
+        left = {case: records for case, records in self.cases.items() if case in wanted}
+        return Family(self.kind, self.name, self.part, self.dtype, self.device, left)
+
+    @property
+    def base(self) -> str:
+        """The side that ratios are to: the floor where each case has it, else ours."""
+        floors = {record.get("floor") for record in self.records}
+        floor = floors.pop() if len(floors) == 1 else None
+        measured = all(
+            any(record["side"] == floor and failure(record) is None for record in records)
+            for records in self.cases.values()
+        )
+        return floor if floor is not None and measured else self.records[0]["ours"]
+
+    def fixed(self) -> dict[str, int]:
+        """The sizes that are the same in all cases."""
+        shapes = [record["shape"] for record in self.records]
+        return {
+            name: size
+            for name, size in shapes[0].items()
+            if all(shape.get(name) == size for shape in shapes)
+        }
+
+
+def families(records: Iterable[Record]) -> list[Family]:
+    """All families, in the order of their first records."""
+    grouped: dict[tuple[str, ...], dict[str, list[Record]]] = {}
+    for record in records:
+        key = tuple(record[name] for name in ("kind", "name", "pass", "dtype", "device"))
+        grouped.setdefault((*key, machine_key(record)), {}).setdefault(record["case"], []).append(record)
+    return [Family(*key[:5], cases) for key, cases in grouped.items()]
+
+
+def drawn(found: Sequence[Family]) -> list[Family]:
+    """Of the families that differ in nothing but the pass the one to draw."""
+    chosen: dict[tuple[str, ...], Family] = {}
+    for family in sorted(found, key=lambda family: list(PASSES).index(family.part)):
+        chosen.setdefault((family.slug, machine_key(family.records[0])), family)
+    return [family for family in found if family in chosen.values()]
+
+
+def ratio(record: Record, base: str) -> tuple[float, Sequence[float] | None] | None:
+    """Median time over that of the side ``base``, with quartiles; None where one of both was not measured."""
+    if failure(record) is not None:
+        return None
+    if record["side"] == base:
+        return 1.0, None
+    found = (record.get("ratios") or {}).get(base)
+    return None if found is None else (found["median"], found["quartiles"])
+
+
+def role(record: Record) -> str:
+    """"ours", "variant" (this package, asked for by name), "floor" or "peer"."""
+    if record["side"] == record.get("ours"):
+        return "ours"
+    if record["side"] == record.get("floor"):
+        return "floor"
+    return "peer" if record.get("ran") is None else "variant"
+
+
+class Bar(NamedTuple):
+    """A side's value, with quartiles, and its label; or, with value None, why there is none."""
+
+    side: str
+    value: float | None
+    quartiles: Sequence[float] | None
+    label: str
+    role: str
+
+
+def bar(record: Record, quantity: str, base: str) -> Bar | None:
+    """The bar of a record for one of `QUANTITIES`; None where that was not recorded."""
+    side, kind = record["side"], role(record)
+    why = failure(record)
+    if why is not None:
+        return Bar(side, None, None, why, kind)
+    if quantity == "memory":
+        peak = record.get("peak_bytes")
+        return None if peak is None else Bar(side, peak / 2**20, None, f"{number(peak / 2**20)} MiB", kind)
+    if quantity == "roofline":
+        found = record.get("roofline")
+        if not found:
+            return None
+        return Bar(side, 100 * found["share"], None, f"{100 * found['share']:.0f} %, {found['bound']}", kind)
+    found = ratio(record, base)
+    if found is None:
+        return Bar(side, None, None, f"{base} was not measured beside it", kind)
+    label = f"{number(found[0])}×"
+    if record["device"] == "cuda":
+        label += f"  {duration(record['median_seconds'])}"
+    return Bar(side, *found, label, kind)
+
+
+def sweeps(family: Family) -> dict[str, Family]:
+    """{what varies: the cases of that sweep}, of two sizes or more.
+
+    A case is recorded with one sweep; it is a point of another one too where all else is as there.
+    """
+    found: dict[str, Family] = {}
+    for name in dict.fromkeys(record.get("sweep") for record in family.records):
+        own = [case for case, records in family.cases.items() if records[0].get("sweep") == name]
+        if name is None or len(own) < 2:
+            continue
+        fixed = family.of(own).fixed()
+        points = family.of(
+            case
+            for case, records in family.cases.items()
+            if case in own or all(records[0]["shape"].get(size) == value for size, value in fixed.items())
+        )
+        varying = [size for size in points.records[0]["shape"] if size not in fixed]
+        # Sizes that vary together, such as a square layer's k = n, are one.
+        together = [
+            case for case in points.cases if case in own or len(set(_sizes(points, case, varying))) == 1
+        ]
+        found[name] = points.of(together if len(varying) > 1 else points.cases)
+    return found
+
+
+def _sizes(family: Family, case: str, names: Sequence[str]) -> list[int]:
+    shape = family.cases[case][0]["shape"]
+    return [shape[name] for name in names]
+
+
+def abscissa(sweep: str, family: Family) -> tuple[str, dict[str, int]]:
+    """The name of what varies, and its size by case."""
+    fixed = family.fixed()
+    names = [name for name in family.records[0]["shape"] if name not in fixed]
+    sizes = {case: _sizes(family, case, names) for case in family.cases}
+    same = all(len(set(values)) == 1 for values in sizes.values())
+    chosen = names.index(sweep) if sweep in names else 0
+    letters = " = ".join(names) if same else names[chosen]
+    title = sweep if letters == sweep else f"{sweep} ({letters})"
+    return title, {case: values[chosen] for case, values in sizes.items()}
+
+
+def bars(family: Family) -> Family | None:
+    """The cases that are in no sweep, or all where no sweep has two sizes; None where there is none."""
+    swept = sweeps(family)
+    alone = [
+        case for case, records in family.cases.items() if records[0].get("sweep") not in swept
+    ]
+    return family.of(alone) if alone else None
+
+
+def number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    return f"{number(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{number(seconds * 1e6)} µs"
+
+
+def sizes(shape: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in shape.items())
+
+
+def place(family: Family) -> str:
+    """float32 on one NVIDIA H100, or on a CPU with its name and threads."""
+    machine: dict[str, Any] = family.records[0].get("machine") or {}
+    if family.on_gpu:
+        return f"{family.dtype} on {machine.get('gpu') or 'a GPU'}"
+    return f"{family.dtype} on CPU ({machine.get('processor') or 'unknown'}, {machine.get('threads')} threads)"
+
+
+def origin(family: Family) -> str:
+    """The versions, the commit and the rounds behind a chart."""
+    records = family.records
+    versions = next((record["versions"] for record in records if record.get("versions")), {})
+    commits = sorted({str(record.get("commit") or "not recorded") for record in records})
+    rounds = sorted({record["rounds"] for record in records if "rounds" in record})
+    parts = [f"{name.replace('_', '-')} {version}" for name, version in versions.items() if version]
+    parts.append(f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}")
+    if rounds:
+        span = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+        parts.append(f"medians of {span} interleaved rounds")
+    # Lines are not broken within a part.
+    return " · ".join(part.replace(" ", "\u00a0") for part in parts)
