@@ -104,7 +104,7 @@ def _panels(family: Family, quantity: str) -> dict[str, list[Bar]]:
 def _framed(height: float, title: str, subtitle: str, notes: Sequence[str], legend: bool) -> tuple[Figure, float]:
     """A figure with its texts; the axes go into what is left, ``height`` inches of it. Also the legend's height."""
     subtitles = textwrap.wrap(subtitle, 122)
-    footnotes = [line for note in notes for line in textwrap.wrap(note, 172)]
+    footnotes = [line for note in notes for line in textwrap.wrap(note, 155)]
     top = 0.42 + 0.17 * len(subtitles) + (0.3 if legend else 0.06)
     bottom = 0.12 + 0.145 * len(footnotes)
     total = height + top + bottom
@@ -143,7 +143,7 @@ def bar_chart(family: Family, quantity: str) -> Figure:
         for bar in bars:
             if bar.value is None:
                 where = series.sizes(family.cases[case][0]["shape"])
-                missing.setdefault((bar.side, bar.label), []).append(where if len(panels) > 1 else "")
+                missing.setdefault((bar.side, bar.label), []).append(where)
     kinds = [kind for kind in ROLES if any(bar.role == kind for bars in panels.values() for bar in bars)]
     fixed = {name: size for name, size in family.fixed().items() if len(panels) > 1}
     over = f"{TITLES[quantity]}{f', × {base}' if quantity == 'time' else ''}"
@@ -157,7 +157,7 @@ def bar_chart(family: Family, quantity: str) -> Figure:
         height,
         f"{_title(family)}: {over}",
         " · ".join(part for part in (series.place(family), series.sizes(fixed)) if part),
-        [*_missing(missing), note + series.origin(family)],
+        [*_missing(missing, len(panels)), note + series.origin(family)],
         legend=True,
     )
     grid = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
@@ -197,7 +197,7 @@ def bar_chart(family: Family, quantity: str) -> Figure:
         first.set_xscale("log")
         _ticks(first.xaxis, low, max(values) * 1.1, "×", 12 if columns == 1 else 6)
     else:
-        share = FixedLocator(range(0, 101, 25)) if quantity == "roofline" else None
+        share = FixedLocator(range(0, 101, 50)) if quantity == "roofline" else None
         first.xaxis.set_major_locator(share or MaxNLocator(4 if columns > 1 else 8))
         suffix = {"time": "×", "memory": "", "roofline": " %"}[quantity]
         first.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{suffix}"))
@@ -218,12 +218,12 @@ def _reach(end: float, low: float, label: float, room: float, log: bool) -> floa
     return low * (end / low) ** (1 / share) if log else end / share
 
 
-def _missing(missing: dict[tuple[str, str], list[str]]) -> list[str]:
-    """Notes of {(side, why): where}, the first of them."""
-    notes = [
-        f"Not measured: {side}{f' at {_cut(listed, 60)}' if (listed := '; '.join(where)) else ''}: {_cut(why, 110)}"
-        for (side, why), where in missing.items()
-    ]
+def _missing(missing: dict[tuple[str, str], list[str]], cases: int) -> list[str]:
+    """Notes of {(side, why): where}, the first of them; ``cases`` is everywhere."""
+    notes = []
+    for (side, why), where in missing.items():
+        at = f" at {_cut('; '.join(where), 60)}" if len(where) < cases else ""
+        notes.append(f"Not measured: {side}{at}: {_cut(why, 110)}")
     return notes if len(notes) <= 4 else [*notes[:3], f"Not measured: {len(notes) - 3} more, see the tables."]
 
 
@@ -297,7 +297,7 @@ def sweep_chart(sweep: str, family: Family, absolute: bool = False) -> Figure:
         max(3.5, 0.24 * len(lines) + 0.9),
         f"{_title(family)}: time{f', {measure}' if absolute else measure}",
         " · ".join(part for part in (series.place(family), series.sizes(family.fixed())) if part),
-        [*_missing(missing), "Less is faster; bands are quartiles. " + series.origin(family)],
+        [*_missing(missing, len(family.cases)), "Less is faster; bands are quartiles. " + series.origin(family)],
         legend=False,
     )
     axes = figure.subplots()

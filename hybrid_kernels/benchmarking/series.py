@@ -69,7 +69,7 @@ class Family:
     @property
     def on_gpu(self) -> bool:
         """Whether absolute times say something about us, not only about the machine."""
-        return self.device == "cuda"
+        return self.device.startswith("cuda")
 
     def of(self, cases: Iterable[str]) -> Family:
         wanted = set(cases)
@@ -130,7 +130,7 @@ def role(record: Record) -> str:
         return "ours"
     if record["side"] == record.get("floor"):
         return "floor"
-    return "peer" if record.get("ran") is None else "variant"
+    return "variant" if record.get("ran") else "peer"
 
 
 class Bar(NamedTuple):
@@ -161,7 +161,7 @@ def bar(record: Record, quantity: str, base: str) -> Bar | None:
     if found is None:
         return Bar(side, None, None, f"{base} was not measured beside it", kind)
     label = f"{number(found[0])}×"
-    if record["device"] == "cuda":
+    if record["device"].startswith("cuda"):
         label += f"  {duration(record['median_seconds'])}"
     return Bar(side, *found, label, kind)
 

@@ -194,7 +194,9 @@ def _environment(html: bool) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hybrid_kernels.evaluation"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("hybrid_kernels.evaluation"), jinja2.PackageLoader("hybrid_kernels")]
+        ),
         undefined=jinja2.StrictUndefined,
         autoescape=html,
         finalize=None if html else _markdown_cell,
