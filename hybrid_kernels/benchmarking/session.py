@@ -125,6 +125,11 @@ def run(
     return outcome
 
 
+def sides(case: BenchmarkCase, options: Options) -> list[str]:
+    """The names of the sides that would be measured; what makes them is not run."""
+    return _Sides(case, options).names
+
+
 class _Sides:
     """The sides of a case, each built when it is first needed."""
 
@@ -307,5 +312,5 @@ def _roofline(case: BenchmarkCase, part: str, record: Record) -> Record | None:
         except torch.OutOfMemoryError:
             return None
     graph = record.get("graph") or {}
-    seconds: float = graph.get("median_seconds", record["median_seconds"])
+    seconds = float(graph.get("median_seconds") or record["median_seconds"])
     return roofline.share(*case.work(part), seconds, _rates[key].flop_rate, _rates[key].copy_rate)
