@@ -65,7 +65,9 @@ def charts(records: Iterable[Record]) -> list[Chart]:
             if any(series.failure(record) is None for record in points.records):
                 for absolute in (False, True) if family.on_gpu else (False,):
                     what = f"{'seconds' if absolute else 'time'}-against-{sweep}"
-                    found.append(_chart(points, what, lambda s=sweep, p=points, a=absolute: sweep_chart(s, p, a)))
+                    found.append(
+                        _chart(points, what, lambda s=sweep, p=points, a=absolute: sweep_chart(s, p, a))
+                    )
     names: dict[str, int] = {}
     result = []
     for chart in found:  # the same cases of several machines
@@ -101,7 +103,9 @@ def _panels(family: Family, quantity: str) -> dict[str, list[Bar]]:
     return panels
 
 
-def _framed(height: float, title: str, subtitle: str, notes: Sequence[str], legend: bool) -> tuple[Figure, float]:
+def _framed(
+    height: float, title: str, subtitle: str, notes: Sequence[str], legend: bool
+) -> tuple[Figure, float]:
     """A figure with its texts; the axes go into what is left, ``height`` inches of it. Also the legend's height."""
     subtitles = textwrap.wrap(subtitle, 122)
     footnotes = [line for note in notes for line in textwrap.wrap(note, 155)]
@@ -114,7 +118,9 @@ def _framed(height: float, title: str, subtitle: str, notes: Sequence[str], lege
     figure.text(0.012, 1 - 0.1 / total, title, va="top", fontsize=12, fontweight="bold", color=INK)
     y = 1 - 0.36 / total
     figure.text(0.012, y, "\n".join(subtitles), va="top", fontsize=9, color=SOFT, linespacing=1.25)
-    figure.text(0.012, 0.08 / total, "\n".join(footnotes), va="bottom", fontsize=7.2, color=SOFT, linespacing=1.3)
+    figure.text(
+        0.012, 0.08 / total, "\n".join(footnotes), va="bottom", fontsize=7.2, color=SOFT, linespacing=1.3
+    )
     return figure, 1 - (top - 0.3) / total
 
 
@@ -136,7 +142,7 @@ def bar_chart(family: Family, quantity: str) -> Figure:
     sides = list(dict.fromkeys(bar.side for bars in panels.values() for bar in bars))
     columns = min(len(panels), 2 if len(panels) == 4 or quantity == "time" and family.on_gpu else 3)
     rows = math.ceil(len(panels) / columns)
-    names = [textwrap.fill(side, 32) for side in sides]
+    names = [textwrap.fill(side, 34) for side in sides]
     lines = max(name.count("\n") + 1 for name in names)
     missing: dict[tuple[str, str], list[str]] = {}
     for case, bars in panels.items():
@@ -157,7 +163,7 @@ def bar_chart(family: Family, quantity: str) -> Figure:
         height,
         f"{_title(family)}: {over}",
         " · ".join(part for part in (series.place(family), series.sizes(fixed)) if part),
-        [*_missing(missing, len(panels)), note + series.origin(family)],
+        [*_missing(missing, len(panels)), *series.notes(family), note + series.origin(family)],
         legend=True,
     )
     grid = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
@@ -166,7 +172,9 @@ def bar_chart(family: Family, quantity: str) -> Figure:
     room = 72 * (WIDTH - max(len(line) for name in names for line in name.split("\n")) * 0.078) / columns - 18
     low = min(1.0, *values) / 1.06 if log else 0.0
     ends = [
-        _reach(bar.quartiles[1] if bar.quartiles else bar.value, low, len(bar.label) * CHARACTER + 6, room, log)
+        _reach(
+            bar.quartiles[1] if bar.quartiles else bar.value, low, len(bar.label) * CHARACTER + 6, room, log
+        )
         for bars in panels.values()
         for bar in bars
         if bar.value is not None
@@ -203,7 +211,9 @@ def bar_chart(family: Family, quantity: str) -> Figure:
         first.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{suffix}"))
     first.set_xlim(low, max(ends))
     handles: list[Any] = [
-        Patch(facecolor=ROLES[kind][0], hatch=ROLES[kind][1], edgecolor=INK, linewidth=0.5, label=ROLES[kind][2])
+        Patch(
+            facecolor=ROLES[kind][0], hatch=ROLES[kind][1], edgecolor=INK, linewidth=0.5, label=ROLES[kind][2]
+        )
         for kind in kinds
     ]
     if quantity == "time":
@@ -249,7 +259,9 @@ def _bar(axes: Axes, row: int, bar: Bar, low: float, room: float, origin: float)
     if bar.quartiles is not None:
         below, above = bar.quartiles
         spread = [[max(bar.value - below, 0)], [max(above - bar.value, 0)]]
-        axes.errorbar(bar.value, row, xerr=spread, color=INK, elinewidth=0.9, capsize=2, capthick=0.9, zorder=4)
+        axes.errorbar(
+            bar.value, row, xerr=spread, color=INK, elinewidth=0.9, capsize=2, capthick=0.9, zorder=4
+        )
         end = max(end, above)
     axes.annotate(
         bar.label, (end, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
@@ -287,7 +299,9 @@ def sweep_chart(sweep: str, family: Family, absolute: bool = False) -> Figure:
             elif found is not None:
                 point = (sizes[case], found[0], *(found[1] or (found[0], found[0])))
             else:
-                missing.setdefault((side, why or f"{base} was not measured beside it"), []).append(f"{sweep} {sizes[case]}")
+                missing.setdefault((side, why or f"{base} was not measured beside it"), []).append(
+                    f"{sweep} {sizes[case]}"
+                )
                 continue
             lines.setdefault(side, []).append(point)
     if not absolute:
@@ -297,7 +311,11 @@ def sweep_chart(sweep: str, family: Family, absolute: bool = False) -> Figure:
         max(3.5, 0.24 * len(lines) + 0.9),
         f"{_title(family)}: time{f', {measure}' if absolute else measure}",
         " · ".join(part for part in (series.place(family), series.sizes(family.fixed())) if part),
-        [*_missing(missing, len(family.cases)), "Less is faster; bands are quartiles. " + series.origin(family)],
+        [
+            *_missing(missing, len(family.cases)),
+            *series.notes(family),
+            "Less is faster; bands are quartiles. " + series.origin(family),
+        ],
         legend=False,
     )
     axes = figure.subplots()
@@ -331,7 +349,9 @@ def sweep_chart(sweep: str, family: Family, absolute: bool = False) -> Figure:
 LINES = ("-", (0, (6, 1.5)))
 
 
-def _line(axes: Axes, side: str, points: Sequence[tuple[int, float, float, float]], role: str, index: int) -> None:
+def _line(
+    axes: Axes, side: str, points: Sequence[tuple[int, float, float, float]], role: str, index: int
+) -> None:
     ours = role == "ours"
     shade = ROLES["ours"][0] if ours else INK if role == "floor" else colour(index % (len(PALETTE) - 1) + 1)
     xs, ys, low, high = zip(*points, strict=True)

@@ -98,6 +98,7 @@ def _table(family: Family) -> dict[str, Any]:
         "title": series.PASSES[family.part],
         "floor": next((r["floor"] for r in family.records if r.get("floor")), None),
         "on_gpu": family.on_gpu,
+        "notes": series.notes(family),
         "memory": any(record.get("peak_bytes") is not None for record in family.records),
         "cases": [
             {"shape": series.sizes(records[0]["shape"]), "rows": [_row(record) for record in records]}

@@ -12,6 +12,8 @@ from .records import Record
 
 #: The pass that is drawn is the first of these that was measured.
 PASSES = {"both": "forward + backward", "backward": "backward", "forward": "forward"}
+#: Cases of one kind whose names begin so, such as accelerate-LoRA, are drawn in one chart.
+TOGETHER = ("accelerate",)
 #: The quantities of bars, and what their axes say.
 QUANTITIES = ("time", "memory", "roofline")
 
@@ -91,9 +93,7 @@ class Family:
         """The sizes that are the same in all cases."""
         shapes = [record["shape"] for record in self.records]
         return {
-            name: size
-            for name, size in shapes[0].items()
-            if all(shape.get(name) == size for shape in shapes)
+            name: size for name, size in shapes[0].items() if all(shape.get(name) == size for shape in shapes)
         }
 
 
@@ -107,11 +107,25 @@ def families(records: Iterable[Record]) -> list[Family]:
 
 
 def drawn(found: Sequence[Family]) -> list[Family]:
-    """Of the families that differ in nothing but the pass the one to draw."""
-    chosen: dict[tuple[str, ...], Family] = {}
+    """What is drawn of them: of families that differ in nothing but the pass one, and those of `TOGETHER` as one."""
+    chosen: dict[tuple[str, str], Family] = {}
     for family in sorted(found, key=lambda family: list(PASSES).index(family.part)):
         chosen.setdefault((family.slug, machine_key(family.records[0])), family)
-    return [family for family in found if family in chosen.values()]
+    result: dict[tuple[str, ...], Family] = {}
+    for family in (family for family in found if family in chosen.values()):
+        name = next((prefix for prefix in TOGETHER if family.name.startswith(f"{prefix}-")), family.name)
+        key = (family.kind, name, family.part, family.dtype, family.device)
+        whole = result.setdefault((*key, machine_key(family.records[0])), Family(*key, {}))
+        for case, records in family.cases.items():
+            at = case if name == family.name else sizes(records[0]["shape"])
+            whole.cases.setdefault(at, []).extend(_new(records, whole.cases.get(at, ())))
+    return list(result.values())
+
+
+def _new(records: Iterable[Record], before: Iterable[Record]) -> list[Record]:
+    """Without the sides that are there already, such as the floor."""
+    known = {record["side"] for record in before}
+    return [record for record in records if record["side"] not in known]
 
 
 def ratio(record: Record, base: str) -> tuple[float, Sequence[float] | None] | None:
@@ -125,7 +139,7 @@ def ratio(record: Record, base: str) -> tuple[float, Sequence[float] | None] | N
 
 
 def role(record: Record) -> str:
-    """"ours", "variant" (this package, asked for by name), "floor" or "peer"."""
+    """ "ours", "variant" (this package, asked for by name), "floor" or "peer"."""
     if record["side"] == record.get("ours"):
         return "ours"
     if record["side"] == record.get("floor"):
@@ -167,40 +181,19 @@ def bar(record: Record, quantity: str, base: str) -> Bar | None:
 
 
 def sweeps(family: Family) -> dict[str, Family]:
-    """{what varies: the cases of that sweep}, of two sizes or more.
-
-    A case is recorded with one sweep; it is a point of another one too where all else is as there.
-    """
-    found: dict[str, Family] = {}
-    for name in dict.fromkeys(record.get("sweep") for record in family.records):
-        own = [case for case, records in family.cases.items() if records[0].get("sweep") == name]
-        if name is None or len(own) < 2:
-            continue
-        fixed = family.of(own).fixed()
-        points = family.of(
-            case
-            for case, records in family.cases.items()
-            if case in own or all(records[0]["shape"].get(size) == value for size, value in fixed.items())
-        )
-        varying = [size for size in points.records[0]["shape"] if size not in fixed]
-        # Sizes that vary together, such as a square layer's k = n, are one.
-        together = [
-            case for case in points.cases if case in own or len(set(_sizes(points, case, varying))) == 1
-        ]
-        found[name] = points.of(together if len(varying) > 1 else points.cases)
-    return found
-
-
-def _sizes(family: Family, case: str, names: Sequence[str]) -> list[int]:
-    shape = family.cases[case][0]["shape"]
-    return [shape[name] for name in names]
+    """{what varies: the cases of that sweep}, of two sizes or more."""
+    names = {case: records[0].get("sweep") for case, records in family.cases.items()}
+    found = {
+        name: family.of(case for case in names if names[case] == name) for name in names.values() if name
+    }
+    return {name: points for name, points in found.items() if len(points.cases) > 1}
 
 
 def abscissa(sweep: str, family: Family) -> tuple[str, dict[str, int]]:
     """The name of what varies, and its size by case."""
     fixed = family.fixed()
     names = [name for name in family.records[0]["shape"] if name not in fixed]
-    sizes = {case: _sizes(family, case, names) for case in family.cases}
+    sizes = {case: [records[0]["shape"][name] for name in names] for case, records in family.cases.items()}
     same = all(len(set(values)) == 1 for values in sizes.values())
     chosen = names.index(sweep) if sweep in names else 0
     letters = " = ".join(names) if same else names[chosen]
@@ -211,9 +204,7 @@ def abscissa(sweep: str, family: Family) -> tuple[str, dict[str, int]]:
 def bars(family: Family) -> Family | None:
     """The cases that are in no sweep, or all where no sweep has two sizes; None where there is none."""
     swept = sweeps(family)
-    alone = [
-        case for case, records in family.cases.items() if records[0].get("sweep") not in swept
-    ]
+    alone = [case for case, records in family.cases.items() if records[0].get("sweep") not in swept]
     return family.of(alone) if alone else None
 
 
@@ -234,7 +225,9 @@ def place(family: Family) -> str:
     machine: dict[str, Any] = family.records[0].get("machine") or {}
     if family.on_gpu:
         return f"{family.dtype} on {machine.get('gpu') or 'a GPU'}"
-    return f"{family.dtype} on CPU ({machine.get('processor') or 'unknown'}, {machine.get('threads')} threads)"
+    return (
+        f"{family.dtype} on CPU ({machine.get('processor') or 'unknown'}, {machine.get('threads')} threads)"
+    )
 
 
 def origin(family: Family) -> str:
@@ -250,3 +243,8 @@ def origin(family: Family) -> str:
         parts.append(f"medians of {span} interleaved rounds")
     # Lines are not broken within a part.
     return " · ".join(part.replace(" ", "\u00a0") for part in parts)
+
+
+def notes(family: Family) -> list[str]:
+    """What the cases say that a reader has to know."""
+    return list(dict.fromkeys(note for record in family.records for note in record.get("notes") or ()))

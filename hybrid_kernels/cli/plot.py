@@ -17,14 +17,17 @@ PAGE = "bench.html"
 @group.command()
 def plot(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", help="Result files of bench, such as of a CPU and of a GPU.")
+        list[Path],
+        typer.Argument(metavar="FILE…", help="Result files of bench, such as of a CPU and of a GPU."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; 'charts' beside the first file if left out.")
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Only the charts of these names or patterns, with commas, and no page: 'layer-*.time'."),
+        typer.Option(
+            help="Only the charts of these names or patterns, with commas, and no page: 'layer-*.time'."
+        ),
     ] = None,
 ) -> None:
     """Draw result files: a PNG for each chart, and bench.html, one page with all charts and tables in it.
@@ -48,7 +51,9 @@ def plot(
             raise FileNotFoundError(f"there is no result file {file}")
         found += records.read(file)
     if not found:
-        raise ValueError(f"nothing is measured in {', '.join(map(str, files))}; hybrid-kernels bench measures")
+        raise ValueError(
+            f"nothing is measured in {', '.join(map(str, files))}; hybrid-kernels bench measures"
+        )
     shown, older = series.newest(found)
     drawable = charts.charts(shown)
     wanted = drawable

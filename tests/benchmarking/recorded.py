@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 MACHINE = {"processor": "a processor", "cores": 2, "threads": 2, "gpu": None, "platform": "Linux"}
-VERSIONS = {"hybrid_kernels": "0.1.0", "torch": "2.13.0", "triton": None, "peft": "0.21.2", "python": "3.11.7"}
+VERSIONS = {
+    "hybrid_kernels": "0.1.0",
+    "torch": "2.13.0",
+    "triton": None,
+    "peft": "0.21.2",
+    "python": "3.11.7",
+}
 FLOOR, OURS, EAGER, PEER = "frozen layer", "hybrid 16 + 16", "hybrid, eager", "PEFT LoRA r=32"
 #: Milliseconds of the sides of a layer.
 LAYER: dict[str, float | str] = {FLOOR: 2.0, OURS: 2.2, EAGER: 2.4, PEER: 3.0}
@@ -38,7 +44,9 @@ def run(
         if isinstance(value, str):
             record["failed"] = value
         else:
-            others = {o: ms for o in (floor, ours) if o != side and isinstance(ms := sides.get(o or ""), float)}
+            others = {
+                o: ms for o in (floor, ours) if o != side and isinstance(ms := sides.get(o or ""), float)
+            }
             record |= {
                 "median_seconds": value / 1e3,
                 "quartiles_seconds": [0.95 * value / 1e3, 1.05 * value / 1e3],
