@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .records import Record
 
 #: The pass that is drawn is the first of these that was measured.
 PASSES = {"both": "forward + backward", "backward": "backward", "forward": "forward"}
-#: Cases of one kind whose names begin so, such as accelerate-LoRA, are drawn in one chart.
-TOGETHER = ("accelerate",)
+#: Cases of one kind whose names begin alike, such as accelerate-LoRA and accelerate-HRA, are drawn in one chart.
+TOGETHER = re.compile(r"(.*\baccelerate)-.")
 #: The quantities of bars, and what their axes say.
 QUANTITIES = ("time", "memory", "roofline")
 
@@ -76,7 +76,7 @@ class Family:
     def of(self, cases: Iterable[str]) -> Family:
         wanted = set(cases)
         left = {case: records for case, records in self.cases.items() if case in wanted}
-        return Family(self.kind, self.name, self.part, self.dtype, self.device, left)
+        return replace(self, cases=left)
 
     @property
     def base(self) -> str:
@@ -99,11 +99,13 @@ class Family:
 
 def families(records: Iterable[Record]) -> list[Family]:
     """All families, in the order of their first records."""
-    grouped: dict[tuple[str, ...], dict[str, list[Record]]] = {}
+    grouped: dict[tuple[str, ...], Family] = {}
     for record in records:
-        key = tuple(record[name] for name in ("kind", "name", "pass", "dtype", "device"))
-        grouped.setdefault((*key, machine_key(record)), {}).setdefault(record["case"], []).append(record)
-    return [Family(*key[:5], cases) for key, cases in grouped.items()]
+        kind, name, part, dtype, device = (record[n] for n in ("kind", "name", "pass", "dtype", "device"))
+        key = (kind, name, part, dtype, machine_key(record))
+        family = grouped.setdefault(key, Family(kind, name, part, dtype, device, {}))
+        family.cases.setdefault(record["case"], []).append(record)
+    return list(grouped.values())
 
 
 def drawn(found: Sequence[Family]) -> list[Family]:
@@ -113,11 +115,12 @@ def drawn(found: Sequence[Family]) -> list[Family]:
         chosen.setdefault((family.slug, machine_key(family.records[0])), family)
     result: dict[tuple[str, ...], Family] = {}
     for family in (family for family in found if family in chosen.values()):
-        name = next((prefix for prefix in TOGETHER if family.name.startswith(f"{prefix}-")), family.name)
-        key = (family.kind, name, family.part, family.dtype, family.device)
-        whole = result.setdefault((*key, machine_key(family.records[0])), Family(*key, {}))
+        together = TOGETHER.match(family.name)
+        name = together[1] if together else family.name
+        key = (family.kind, name, family.part, family.dtype, machine_key(family.records[0]))
+        whole = result.setdefault(key, replace(family, name=name, cases={}))
         for case, records in family.cases.items():
-            at = case if name == family.name else sizes(records[0]["shape"])
+            at = case if together is None else sizes(records[0]["shape"])
             whole.cases.setdefault(at, []).extend(_new(records, whole.cases.get(at, ())))
     return list(result.values())
 
@@ -233,7 +236,9 @@ def place(family: Family) -> str:
 def origin(family: Family) -> str:
     """The versions, the commit and the rounds behind a chart."""
     records = family.records
-    versions = next((record["versions"] for record in records if record.get("versions")), {})
+    versions: dict[str, str | None] = next(
+        (record["versions"] for record in records if record.get("versions")), {}
+    )
     commits = sorted({str(record.get("commit") or "not recorded") for record in records})
     rounds = sorted({record["rounds"] for record in records if "rounds" in record})
     parts = [f"{name.replace('_', '-')} {version}" for name, version in versions.items() if version]

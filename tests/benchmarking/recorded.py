@@ -36,9 +36,21 @@ def run(
     result = []
     for side, value in sides.items():
         record: dict[str, Any] = {
-            **{"case": case, "kind": kind, "name": name, "shape": shape, "dtype": dtype, "device": device},
-            **{"pass": part, "sweep": None, "side": side, "floor": floor, "ours": ours},
-            **{"machine": MACHINE, "versions": VERSIONS, "commit": "abc1234", "date": "2026-01-01T00:00:00"},
+            "case": case,
+            "kind": kind,
+            "name": name,
+            "shape": shape,
+            "dtype": dtype,
+            "device": device,
+            "pass": part,
+            "sweep": None,
+            "side": side,
+            "floor": floor,
+            "ours": ours,
+            "machine": MACHINE,
+            "versions": VERSIONS,
+            "commit": "abc1234",
+            "date": "2026-01-01T00:00:00",
             "rounds": 25,
         }
         if isinstance(value, str):
@@ -55,7 +67,11 @@ def run(
                     other: {"median": value / ms, "quartiles": [0.96 * value / ms, 1.03 * value / ms]}
                     for other, ms in others.items()
                 },
-                **{"peak_bytes": None, "parameters": 1000, "declined": {}, "graph": None, "roofline": None},
+                "peak_bytes": None,
+                "parameters": 1000,
+                "declined": {},
+                "graph": None,
+                "roofline": None,
                 "profile": None,
                 "ran": ["low_rank_linear: cpp"] if side in (ours, *variants) else [],
             }

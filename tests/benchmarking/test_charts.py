@@ -5,6 +5,8 @@ import pytest
 
 from hybrid_kernels import cli
 from hybrid_kernels.benchmarking import charts, series
+from hybrid_kernels.benchmarking.bar_chart import bar_chart
+from hybrid_kernels.benchmarking.frame import WIDTH
 from hybrid_kernels.chart_style import png, svg
 from tests.benchmarking.recorded import EAGER, FLOOR, LAYER, MACHINE, OURS, PEER, run
 
@@ -49,7 +51,7 @@ def test_ratio_bars_show_each_side_in_each_shape_but_the_floor_which_is_the_line
 
 def test_bars_and_error_bars_are_the_recorded_ratios_on_a_logarithmic_axis_too():
     family = series.drawn(series.families(run(LAYER | {PEER: 40.0}, SMALL)))[0]
-    axes = charts.bar_chart(family, "time").axes[0]
+    axes = bar_chart(family, "time").axes[0]
     assert axes.get_xscale() == "log"
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
     assert ends == pytest.approx([1.1, 1.2, 20.0])
@@ -168,7 +170,7 @@ def test_pictures_are_the_same_each_time_and_on_white():
     first, second = (png(chart.figure()) for _ in range(2))
     assert first == second and b"Software" not in first and b"tIME" not in first
     width, height = struct.unpack(">II", first[16:24])
-    assert width == round(charts.WIDTH * 160) and 300 < height < 900
+    assert width == round(WIDTH * 160) and 300 < height < 900
     assert svg(chart.figure()) == svg(chart.figure())
 
 
