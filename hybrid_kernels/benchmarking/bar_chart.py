@@ -94,7 +94,7 @@ def bar_chart(family: Family, quantity: str) -> Figure:
         for bar in bars:
             _bar(axes, sides.index(bar.side), bar, low, room, 1.0 if log else 0.0)
         shape = {name: size for name, size in family.cases[case][0]["shape"].items() if name not in fixed}
-        axes.settitle(series.sizes(shape), loc="left", fontsize=8.5, color=INK)
+        axes.set_title(series.sizes(shape), loc="left", fontsize=8.5, color=INK)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=8, labelbottom=True)
         axes.grid(axis="x", **GRID)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ..cases.base import Shape
 from .records import Record
 
 #: The pass that is drawn is the first of these that was measured.
@@ -18,7 +19,7 @@ TOGETHER = re.compile(r"(.*\baccelerate)-.")
 QUANTITIES = ("time", "memory", "roofline")
 
 
-def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
+def newest(records: Sequence[Record]) -> tuple[list[Record], int]:
     """Of each case, pass and machine the commit that was measured last, of each side the last record.
 
     Also how many records of other commits that leaves out.
@@ -30,7 +31,13 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
         sides = commits.pop(commit, {})  # and back at the end: the last one measured is last
         sides[record["side"]] = record
         commits[commit] = sides
-    kept = [record for commits in groups.values() for record in commits[list(commits)[-1]].values()]
+    # A shape may be measured again as a point of a sweep.
+    alone = {record["case"] for record in records if not record.get("sweep")}
+    kept = [
+        {**record, "sweep": None} if record["case"] in alone else record
+        for commits in groups.values()
+        for record in commits[list(commits)[-1]].values()
+    ]
     older = sum(len(sides) for commits in groups.values() for sides in list(commits.values())[:-1])
     return kept, older
 
@@ -184,24 +191,43 @@ def bar(record: Record, quantity: str, base: str) -> Bar | None:
 
 
 def sweeps(family: Family) -> dict[str, Family]:
-    """{what varies: the cases of that sweep}, of two sizes or more."""
+    """{what varies: the cases of that sweep}, of two sizes or more.
+
+    A case of the family outside the sweep is a point of it where nothing but the one size that varies is different.
+    """
     names = {case: records[0].get("sweep") for case, records in family.cases.items()}
-    found = {
-        name: family.of(case for case in names if names[case] == name) for name in names.values() if name
-    }
-    return {name: points for name, points in found.items() if len(points.cases) > 1}
+    found = {}
+    for name in dict.fromkeys(filter(None, names.values())):
+        own = [case for case in names if names[case] == name]
+        fixed = family.of(own).fixed()
+        if len(own) > 1:
+            found[name] = family.of(
+                case
+                for case, records in family.cases.items()
+                if case in own or _differs_in_one(records[0]["shape"], fixed)
+            )
+    return found
 
 
-def abscissa(sweep: str, family: Family) -> tuple[str, dict[str, int]]:
-    """The name of what varies, and its size by case."""
+def _differs_in_one(shape: Shape, fixed: Shape) -> bool:
+    """Whether it has the ``fixed`` sizes and one other, or others that are equal, as of a square layer."""
+    others = [size for name, size in shape.items() if name not in fixed]
+    return all(shape.get(name) == size for name, size in fixed.items()) and len(set(others)) == 1
+
+
+def abscissa(sweep: str, family: Family) -> tuple[str, dict[str, tuple[int, str]]]:
+    """What varies, in words, and of each case the size and what its tick says."""
     fixed = family.fixed()
     names = [name for name in family.records[0]["shape"] if name not in fixed]
-    sizes = {case: [records[0]["shape"][name] for name in names] for case, records in family.cases.items()}
-    same = all(len(set(values)) == 1 for values in sizes.values())
-    chosen = names.index(sweep) if sweep in names else 0
-    letters = " = ".join(names) if same else names[chosen]
+    chosen = sweep if sweep in names else names[0]
+    shapes = {case: records[0]["shape"] for case, records in family.cases.items()}
+    if all(len({shape[name] for name in names}) == 1 for shape in shapes.values()):
+        letters, ticks = " = ".join(names), {case: str(shape[chosen]) for case, shape in shapes.items()}
+    else:
+        letters = " × ".join(names)
+        ticks = {case: "×".join(str(shape[name]) for name in names) for case, shape in shapes.items()}
     title = sweep if letters == sweep else f"{sweep} ({letters})"
-    return title, {case: values[chosen] for case, values in sizes.items()}
+    return title, {case: (shape[chosen], ticks[case]) for case, shape in shapes.items()}
 
 
 def bars(family: Family) -> Family | None:
@@ -219,7 +245,7 @@ def duration(seconds: float) -> str:
     return f"{number(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{number(seconds * 1e6)} µs"
 
 
-def sizes(shape: dict[str, int]) -> str:
+def sizes(shape: Shape) -> str:
     return ", ".join(f"{name} {size}" for name, size in shape.items())
 
 

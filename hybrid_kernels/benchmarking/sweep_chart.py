@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from hybrid_kernels.chart_style import GRID, INK, PALETTE, colour, marker
 
@@ -38,10 +38,10 @@ def sweep_chart(sweep: str, family: Family, absolute: bool = False) -> Figure:
                 value, (low, high) = found[0], found[1] or (found[0], found[0])
             else:
                 missing.setdefault((side, why or f"{base} was not measured beside it"), []).append(
-                    f"{sweep} {sizes[case]}"
+                    f"{sweep} {sizes[case][1]}"
                 )
                 continue
-            lines.setdefault(side, []).append((sizes[case], unit * value, unit * low, unit * high))
+            lines.setdefault(side, []).append((sizes[case][0], unit * value, unit * low, unit * high))
     if not absolute:
         lines.pop(base, None) if roles.get(base) == "floor" else None
     measure = ("ms" if unit == 1e3 else "µs") if absolute else f", × {base}"
@@ -64,10 +64,10 @@ def sweep_chart(sweep: str, family: Family, absolute: bool = False) -> Figure:
         _line(axes, side, sorted(lines[side]), roles[side], index)
     if not absolute and base not in lines:
         axes.axhline(1, color=INK, linewidth=1.2, linestyle="--", label=f"{base} = 1")
-    ticks = sorted(set(sizes.values()))
+    ticks = dict(sorted(sizes.values()))
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(FixedLocator([*ticks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([*ticks.values()]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(title)
     values = [point[1] for points in lines.values() for point in points]

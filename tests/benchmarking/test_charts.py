@@ -110,7 +110,32 @@ def test_sizes_that_vary_together_are_one_axis():
     ]
     family = series.sweeps(series.families(records)[0])["width"]
     title, sizes = series.abscissa("width", family)
-    assert title == "width (k = n)" and list(sizes.values()) == [32, 64]
+    assert title == "width (k = n)" and list(sizes.values()) == [(32, "32"), (64, "64")]
+    records = [
+        record
+        for b in (8, 4)
+        for record in run(LAYER, {"blocks": 32 // b, "b": b}, name="rotation", sweep="blocks")
+    ]
+    family = series.sweeps(series.families(records)[0])["blocks"]
+    title, sizes = series.abscissa("blocks", family)
+    assert title == "blocks (blocks × b)" and list(sizes.values()) == [(4, "4×8"), (8, "8×4")]
+
+
+def test_a_shape_of_the_family_is_a_point_of_its_sweep_too():
+    swept = sweep()
+    alone = run(LAYER, {"m": 128, "k": 32}, name="linear-by-tokens")
+    elsewhere = run(LAYER, {"m": 128, "k": 64}, name="linear-by-tokens")
+    kept, _ = series.newest(
+        swept[:4] + alone + elsewhere + swept[4:] + run(LAYER, {"m": 16, "k": 32}, name="linear-by-tokens")
+    )
+    (family,) = series.families(kept)
+    assert [case.split("/")[2] for case in series.sweeps(family)["tokens"].cases] == [
+        "m16-k32",
+        "m128-k32",
+        "m32-k32",
+        "m64-k32",
+    ]
+    assert [case.split("/")[2] for case in series.bars(family).cases] == ["m16-k32", "m128-k32", "m128-k64"]
 
 
 def test_a_sweep_of_one_size_is_drawn_as_bars():
