@@ -119,7 +119,6 @@ def run(
             progress.finished(records, before=False)
             write(records)
             outcome.measured.append(name)
-            timing.free(case.device)
         del sides
         timing.free(case.device)
     return outcome
@@ -237,6 +236,7 @@ def measured(
         "sweep": case.sweep,
         "floor": case.floor,
         "ours": case.ours,
+        "notes": list(case.notes),
     }
     tail = {**made_on, "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}
     return [
