@@ -40,7 +40,7 @@ class Chart:
 def charts(records: Iterable[Record]) -> list[Chart]:
     """All charts of the records, of which `series.newest` has taken what is out of date."""
     found: list[Chart] = []
-    for family in series.drawn(series.families(records)):
+    for family in series.drawn(series.together(series.families(records))):
         alone = series.bars(family)
         for quantity in series.QUANTITIES:
             if alone is not None and panels_of(alone, quantity):

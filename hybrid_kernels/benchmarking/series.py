@@ -116,18 +116,23 @@ def families(records: Iterable[Record]) -> list[Family]:
 
 
 def drawn(found: Sequence[Family]) -> list[Family]:
-    """What is drawn of them: of families that differ in nothing but the pass one, and those of `TOGETHER` as one."""
+    """Of families that differ in nothing but the pass the one to draw."""
     chosen: dict[tuple[str, str], Family] = {}
     for family in sorted(found, key=lambda family: list(PASSES).index(family.part)):
         chosen.setdefault((family.slug, machine_key(family.records[0])), family)
+    return [family for family in found if family in chosen.values()]
+
+
+def together(found: Iterable[Family]) -> list[Family]:
+    """Those whose names begin alike (`TOGETHER`) as one, with the sides of all in each shape."""
     result: dict[tuple[str, ...], Family] = {}
-    for family in (family for family in found if family in chosen.values()):
-        together = TOGETHER.match(family.name)
-        name = together[1] if together else family.name
+    for family in found:
+        alike = TOGETHER.match(family.name)
+        name = alike[1] if alike else family.name
         key = (family.kind, name, family.part, family.dtype, machine_key(family.records[0]))
         whole = result.setdefault(key, replace(family, name=name, cases={}))
         for case, records in family.cases.items():
-            at = case if together is None else sizes(records[0]["shape"])
+            at = case if alike is None else sizes(records[0]["shape"])
             whole.cases.setdefault(at, []).extend(_new(records, whole.cases.get(at, ())))
     return list(result.values())
 
