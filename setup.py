@@ -110,12 +110,16 @@ class Build(BuildExtension):
             "reason": None,
             "cuda_reason": no_cuda,
             "compiler": None,
+            "flags": None,
+            "cuda_architectures": None,
             "debug": DEBUG,
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
         package = ROOT if self.inplace or getattr(self, "editable_mode", False) else Path(self.build_lib)
         path = package / "hybrid_kernels" / "_build_info.json"
+        # Before torch adds its own.
+        flags = {language: list(given) for language, given in self.extensions[0].extra_compile_args.items()}
         try:
             if no_cuda is None:
                 self._run_with_cuda(info)
@@ -123,7 +127,7 @@ class Build(BuildExtension):
                 if torch.version.cuda is not None:
                     print(f"hybrid-kernels is built without its CUDA kernels: {no_cuda}", file=sys.stderr)
                 super().run()
-            info.update(cpp=True, compiler=self._compiler())
+            info.update(cpp=True, compiler=self._compiler(), flags=flags)
         except Exception as error:
             info["reason"] = self._reason(error)
             for built in (package / "hybrid_kernels").glob("_C.*"):
@@ -146,7 +150,8 @@ class Build(BuildExtension):
         given = self.compiler, self.inplace  # run() replaces both, and puts neither back where it fails
         try:
             super().run()
-            info["cuda"] = True
+            # None: the GPUs of this machine.
+            info.update(cuda=True, cuda_architectures=os.environ.get("TORCH_CUDA_ARCH_LIST"))
         except Exception as error:
             info["cuda_reason"] = self._reason(error)
             if "build_ext" in sys.argv:
