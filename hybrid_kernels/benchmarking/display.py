@@ -52,7 +52,9 @@ def table(records: Sequence[Record], note: str = "") -> Group:
 
 def _explanations(records: Sequence[Record]) -> list[str]:
     first = records[0]
-    lines = [f"floor: {first['floor']}; ours: {first['ours']}" if first["floor"] else f"ours: {first['ours']}"]
+    lines = [
+        f"floor: {first['floor']}; ours: {first['ours']}" if first["floor"] else f"ours: {first['ours']}"
+    ]
     for record in records:
         side = record["side"]
         if "failed" in record:
