@@ -2,6 +2,7 @@
 # make test   sets up, then lint, types and all tests
 # make lint   ruff and mypy
 # make bench  the benchmarks of one adapted layer, of the Cayley transform and of accelerate, with ratios to their peers
+# make charts the README's charts, from the committed result of the benchmarks
 # make gpu    the GPU session: build, tests, benchmarks, with what is installed and no network
 #
 # Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
@@ -22,7 +23,7 @@ TORCH_INDEX :=
 endif
 WORKERS ?= auto
 
-.PHONY: demo test lint bench gpu setup clean
+.PHONY: demo test lint bench charts gpu setup clean
 
 # The extension is part of the set-up, so it is rebuilt when its sources change.
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
@@ -56,6 +57,10 @@ bench: setup
 	$(BIN)/python benchmarks/acceleration.py step
 	$(BIN)/python benchmarks/acceleration.py layers
 	$(BIN)/python benchmarks/acceleration.py memory
+
+charts: setup
+	$(BIN)/hybrid-kernels bench plot benchmarks/results/bench.cpu.float32.jsonl --out benchmarks/results/charts --only \
+		layer-linear.cpu.float32.time,layer-accelerate.cpu.float32.time,layer-features.cpu.float32.time,layer-linear-by-tokens.cpu.float32.time-against-tokens
 
 gpu:
 	PYTHON="$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))" benchmarks/gpu_session.sh

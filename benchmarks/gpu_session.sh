@@ -3,24 +3,26 @@
 #
 #   benchmarks/gpu_session.sh                 or: PYTHON=… OUT=folder HYBRID_KERNELS_COMMIT=abc1234 benchmarks/gpu_session.sh
 #
-# Needs torch, triton, pytest and pytest-timeout in the Python it finds, and transformers and peft for the peers; no
-# network, no git and no aenum (the hybrid is measured through nn.HybridLinear, not as a PEFT method; without aenum the
-# tests of adapters in a training stack are left out). Seconds a step may take, and what it leaves in benchmarks/results/:
+# Needs torch, triton, rich, typer, pytest and pytest-timeout in the Python it finds, and transformers and peft for the
+# peers; no network and no git. Without aenum the hybrid is measured as a layer, but not in a model, where it is a PEFT
+# method, and the tests of adapters in a training stack are left out. Seconds a step may take, and what it leaves in
+# benchmarks/results/:
 #
 #    75  build the extension
 #    10  what is installed and would run                info.cuda.json
-#   120  tests on the GPU, failures listed              tests.cuda.txt
+#    45  every operator against the reference           validate.cuda.json
+#    90  tests on the GPU, failures listed              tests.cuda.txt
 #    75  tune: which variant wins on which shape        selection.cuda.json
-#    75  one layer, bfloat16, variants and peers        linear_layer.cuda.bfloat16.json
-#    25  the Cayley transform, float32, and peers       cayley.cuda.float32.json
+#    75  one layer, bfloat16, variants and peers        bench.cuda.bfloat16.jsonl
+#    25  the Cayley transform, float32, and peers       bench.cuda.float32.jsonl
 #    30  the single products of a layer                 products.cuda.bfloat16.json
-#    45  a step of a Llama-shaped model, profiled       llama_step.cuda.json
-#    35  steps of stock PEFT and accelerated         acceleration_step.cuda.bfloat16.json
-#    35  layers of stock PEFT and accelerated        acceleration_layers.cuda.bfloat16.json
-#    35  one layer, float32 without TF32                linear_layer.cuda.float32.json
+#    45  a step of a Llama-shaped model, profiled       bench.cuda.bfloat16.jsonl
+#    35  steps of stock PEFT and accelerated            bench.cuda.bfloat16.jsonl
+#    35  layers of stock PEFT and accelerated           bench.cuda.bfloat16.jsonl
+#    35  one layer, float32 without TF32                bench.cuda.float32.jsonl
 #     5  all ratios, and the targets                    summary.cuda.txt
 #
-# A step that fails or runs out of time is named, and the next one begins; none begins after 560 seconds. These eleven
+# A step that fails or runs out of time is named, and the next one begins; none begins after 560 seconds. These eight
 # files replace those of an earlier session. After each step what is there is copied to the folder OUT, where it is
 # given, so that nothing done is lost. The exit status is 0 if no step failed, whatever the targets say. What the tuning
 # finds is used by the steps after it and stays out of the user's cache; to ship it, copy selection.cuda.json's rows
@@ -29,9 +31,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 PYTHON="${PYTHON:-python3}"
 RESULTS=benchmarks/results
-FILES=(info.cuda.json tests.cuda.txt selection.cuda.json linear_layer.cuda.bfloat16.json cayley.cuda.float32.json
-  products.cuda.bfloat16.json llama_step.cuda.json acceleration_step.cuda.bfloat16.json
-  acceleration_layers.cuda.bfloat16.json linear_layer.cuda.float32.json summary.cuda.txt)
+FILES=(info.cuda.json validate.cuda.json tests.cuda.txt selection.cuda.json bench.cuda.bfloat16.jsonl
+  bench.cuda.float32.jsonl products.cuda.bfloat16.json summary.cuda.txt)
 LAYERS=8192x4096x4096,2048x4096x4096,512x4096x4096,8192x4096x14336,8192x5120x5120,8192x8192x8192,256x4096x4096
 END=560
 SECONDS=0
@@ -131,7 +132,9 @@ boft=$!
 
 step "build the extension" 75 "$PYTHON" setup.py build_ext --inplace
 step "what is installed" 10 bash -c info
-step "tests on the GPU" 120 bash -c tests
+step "operators against the reference" 45 "$PYTHON" -m hybrid_kernels validate --quick --device cuda \
+  --json "$RESULTS/validate.cuda.json"
+step "tests on the GPU" 90 bash -c tests
 if [ -f "$WORK/tests.txt" ]; then
   # Without the lines of tests that begin or pass.
   grep -vE ' (PASSED|SKIPPED) |^tests/.*::.* $' "$WORK/tests.txt" | tail -c 4000000 > "$RESULTS/tests.cuda.txt"
@@ -143,26 +146,36 @@ if [ -f "$RESULTS/selection.cuda.json" ]; then
   cp "$RESULTS/selection.cuda.json" "$HYBRID_KERNELS_CACHE/selection.json"
 fi
 
+METHODS=(LoRA DoRA HRA OFT BOFT)
 without=()
 if kill -0 "$boft" 2>/dev/null || ! wait "$boft"; then
+  METHODS=("${METHODS[@]:0:4}")
   without=(--without "PEFT BOFT")
   printf '\nBOFT is left out: its CUDA extension was not built\n'
   tail -n 3 "$WORK/boft.txt"
 fi
+accelerated="$(printf ',accelerate-%s' "${METHODS[@]}")"
+
+# measure NAME SECONDS DTYPE LIMIT ARGUMENTS...: a step of the benchmarks, that begins no case after LIMIT seconds
+measure() {
+  local name="$1" seconds="$2" dtype="$3" limit="$4"
+  shift 4
+  step "$name" "$seconds" "$PYTHON" -m hybrid_kernels bench --device cuda --dtype "$dtype" --limit "$limit" "$@" \
+    --output "$RESULTS/bench.cuda.$dtype.jsonl"
+}
 layer() {
-  local dtype="$1" limit="$2" shapes="$3"
-  step "one layer, $dtype" "$limit" "$PYTHON" benchmarks/linear_layer.py --device cuda --dtype "$dtype" \
-    --shapes "$shapes" --rounds 30 --seconds-each 0.3 --limit $((limit - 20)) "${without[@]}" \
-    --output "$RESULTS/linear_layer.cuda.$dtype.json"
+  measure "one layer, $1" "$2" "$1" $(($2 - 20)) --kind layers --case linear --shapes "$3" --rounds 30 --seconds-each 0.3 \
+    "${without[@]}"
 }
 layer bfloat16 75 "$LAYERS"
-step "the Cayley transform" 25 "$PYTHON" benchmarks/cayley.py --device cuda --rounds 20 --seconds-each 0.1 --limit 14 \
-  --output "$RESULTS/cayley.cuda.float32.json"
+measure "the Cayley transform" 25 float32 14 --op cayley_packed --pass forward,both --rounds 20 --seconds-each 0.1 \
+  --no-compile
 step "the single products" 30 "$PYTHON" benchmarks/products.py --device cuda --dtype bfloat16 \
   --shapes 8192x4096x4096,512x4096x4096 --limit 25 --output "$RESULTS/products.cuda.bfloat16.json"
-step "a training step" 45 "$PYTHON" benchmarks/llama_step.py --device cuda --output "$RESULTS/llama_step.cuda.json"
-for part in step layers; do
-  step "accelerate, $part" 35 "$PYTHON" benchmarks/acceleration.py "$part" --device cuda --dtype bfloat16 --rounds 15 \
-    --seconds-each 0.5 --limit 15 "${without[@]/PEFT /}" --output "$RESULTS/acceleration_$part.cuda.bfloat16.json"
-done
+measure "a training step" 45 bfloat16 25 --kind models --model llama-1b --case hybrid --batch 4 --tokens 1024 --rounds 10 \
+  --seconds-each 2 --profile
+measure "accelerate, step" 35 bfloat16 15 --kind models --model llama-medium --case "${accelerated#,}" --batch 2 \
+  --tokens 1024 --rounds 15 --seconds-each 0.5
+measure "accelerate, layers" 35 bfloat16 15 --kind layers --case "${accelerated#,}" \
+  --shapes 512x4096x4096,4096x4096x4096,4096x4096x14336 --rounds 15 --seconds-each 0.5
 layer float32 35 8192x4096x4096,2048x4096x4096,512x4096x4096

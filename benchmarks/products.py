@@ -2,30 +2,33 @@
 
     python benchmarks/products.py [--shapes 8192x4096x4096] [--dtype bfloat16] [--output FILE]
 
-Shapes are M x K x N as for linear_layer.py, the rank 16 + 16. For each product: our kernel, in each variant it has, and
-the ATen expression, interleaved and in medians; on a GPU also captured in a CUDA graph, from a cold cache, which is
-what the ratio and the rates are taken from. GB/s count the traffic that the product cannot do without, every input read
-and every output written once: a side that reads something twice shows it as a lower rate. The share is that of a copy
-within the device's memory, measured in the same run; for the products with the whole weight TFLOP/s tell more.
+Shapes are M x K x N (rows, in_features, out_features), the rank 16 + 16. For each product: our kernel, in each variant
+it has, and the ATen expression, interleaved and in medians; on a GPU also captured in a CUDA graph, which is what the
+ratio and the rates are then taken from. Caches are cold. GB/s count the traffic that the product cannot do without,
+every input read and every output written once: a side that reads something twice shows it as a lower rate. The share is
+that of a copy within the device's memory, measured in the same run; for the products with the whole weight TFLOP/s tell
+more.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import measuring
 import torch
-from measuring import Step
 from torch import Tensor
 from torch.nn.functional import linear
 
 import triton_ops
+from hybrid_kernels.benchmarking import machine, roofline, timing
+from hybrid_kernels.benchmarking.timing import Step
+from hybrid_kernels.cases.operator_shapes import shapes_of
 from hybrid_kernels.ops import householder as householder_operator
 from hybrid_kernels.ops import hybrid as hybrid_operator
 
@@ -299,28 +302,28 @@ def products(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -
 
 
 def measured(product: Product, copy_rate: float, rounds: int, device: torch.device) -> dict[str, Any]:
-    builders: dict[str, Callable[[], Step]] = {
-        name: (lambda step=step: step)  # type: ignore[misc]
-        for name, step in product.sides.items()
-    }
-    steps, failures = measuring.working(builders, device)
-    table: dict[str, dict[str, Any]] = {name: {"failed": why} for name, why in failures.items()}
-    eager = measuring.interleaved(steps, rounds, device, 1.0)
-    floor = ATEN if ATEN in steps else next(iter(steps), None)
-    if floor is not None:
-        for name, row in measuring.summarised(eager, floor).items():
-            table[name] = {"eager": row}
+    steps: dict[str, Step] = {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, step in product.sides.items():
+        try:
+            timing.warm_up(step, device)
+            steps[name] = step
+        except Exception as error:  # one may fail in any way; the others are measured all the same
+            table[name] = timing.failure(error)
+    flush = timing.cache_flush(device)
+
+    def summaries(steps: dict[str, Step]) -> dict[str, dict[str, Any]]:
+        times, failures = timing.interleaved(steps, rounds, device, 1.0, flush)
+        return {**failures, **{name: timing.summary(times, name, (ATEN,)) for name in times}}
+
+    for name, row in summaries(steps).items():
+        table[name] = row if "failed" in row else {"eager": row}
     best = {name: row["eager"]["median_seconds"] for name, row in table.items() if "eager" in row}
-    if device.type == "cuda" and floor is not None:
-        replays, not_captured = measuring.captured(steps)
-        if floor in replays:
-            flush = measuring.cache_flush(device)
-            replayed = measuring.interleaved(replays, rounds, device, 1.0, flush)
-            for name, row in measuring.summarised(replayed, floor).items():
-                table[name]["graph"] = row
-                best[name] = row["median_seconds"]
-        for name, why in not_captured.items():
-            table[name]["graph"] = {"failed": why}
+    if device.type == "cuda":
+        replays, not_captured = timing.captured({name: (lambda step=steps[name]: step) for name in best})
+        for name, row in {**not_captured, **(summaries(replays) if ATEN in replays else {})}.items():
+            table[name]["graph"] = row
+            best[name] = row.get("median_seconds", best[name])
     for name, seconds in best.items():
         rate = product.least_bytes / seconds
         table[name] |= {
@@ -338,12 +341,20 @@ def show(entry: dict[str, Any]) -> None:
         if "failed" in row:
             print(f"{line}  not measured: {row['failed']}")
             continue
-        timing = row.get("graph", {})
-        mark = "" if "median_seconds" in timing else "  (eager)"
-        timing = timing if "median_seconds" in timing else row["eager"]
+        graph = row.get("graph", {})
+        mark = "" if "median_seconds" in graph else "  (eager)"
+        timed = graph if "median_seconds" in graph else row["eager"]
         ratio = row["ratio_to_aten"] if row["ratio_to_aten"] is not None else math.nan
-        line += f"{timing['median_seconds'] * 1e6:11.1f} µs{ratio:9.2f}{row['gb_per_second']:9.0f}"
+        line += f"{timed['median_seconds'] * 1e6:11.1f} µs{ratio:9.2f}{row['gb_per_second']:9.0f}"
         print(f"{line}{row['share_of_copy']:9.0%}{row['tflops']:9.1f}{mark}")
+
+
+def write(result: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(path)
 
 
 def main() -> None:
@@ -362,17 +373,26 @@ def main() -> None:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     begin = time.monotonic()
     try:
-        shapes = measuring.shapes_of(options.shapes)
-    except ValueError as error:
-        sys.exit(str(error))
+        shapes = [(shape["m"], shape["k"], shape["n"]) for shape in shapes_of(options.shapes)]
+    except (ValueError, KeyError):
+        sys.exit(f"--shapes is {options.shapes!r}; it must be MxKxN[,MxKxN…] of whole numbers from 1")
     missing = triton_ops.unavailable()
     if missing is not None:
         sys.exit(f"these are the products of the Triton kernels, and none can run here: {missing}")
 
-    result = measuring.head("products", device, dtype=options.dtype, rounds=options.rounds)
-    copy_rate = measuring.copy_bandwidth(device)
-    result["copy_gb_per_second"] = copy_rate / 1e9
-    result["shapes"] = []
+    copy_rate = roofline.rates(device, dtype).copy_rate
+    result: dict[str, Any] = {
+        "benchmark": "products",
+        "commit": machine.commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "machine": machine.machine(device),
+        "versions": machine.versions(),
+        "device": str(device),
+        "dtype": options.dtype,
+        "rounds": options.rounds,
+        "copy_gb_per_second": copy_rate / 1e9,
+        "shapes": [],
+    }
     print(f"single products, {options.dtype} on {device}; a copy moves {copy_rate / 1e9:.0f} GB/s")
     for m, k, n in shapes:
         entries: list[dict[str, Any]] = []
@@ -385,11 +405,11 @@ def main() -> None:
                 continue
             entries.append(measured(product, copy_rate, options.rounds, device))
             show(entries[-1])
-            measuring.write(result, options.output)
-        measuring.free(device)
+            write(result, options.output)
+        timing.free(device)
     for name in result.get("not_begun", []):
         print(f"not begun, {options.limit:.0f} s have passed: {name}")
-    measuring.write(result, options.output)
+    write(result, options.output)
 
 
 if __name__ == "__main__":

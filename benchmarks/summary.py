@@ -1,11 +1,11 @@
-"""One short table of all ratios of a GPU session, and the targets, met or missed.
+"""One table of all ratios of a GPU session, and the targets, met or missed.
 
     python benchmarks/summary.py [FOLDER]
 
-Reads linear_layer.cuda.*.json, cayley.cuda.float32.json, products.cuda.*.json, llama_step.cuda.json and
-acceleration_*.cuda.bfloat16.json of the folder, benchmarks/results by default, as far as they are there, and of
-cayley.cpu.float32.json and acceleration_*.cpu.float32.json the targets. Exits with 1 unless every target was measured
-and met.
+Reads what `hybrid-kernels bench` wrote into the folder, benchmarks/results by default: of bench.cuda.bfloat16.jsonl and
+bench.cuda.float32.jsonl ratios and targets, of bench.cpu.float32.jsonl the targets; also
+tests.cuda.txt, validate.cuda.json and products.cuda.bfloat16.json, as far as they are there. Exits with 1 unless every
+target was measured and met.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hybrid_kernels.benchmarking import records, series
+from hybrid_kernels.cases.base import shape_name
+
 Json = dict[str, Any]
+CPU, GPU, GPU_FLOAT32 = "bench.cpu.float32.jsonl", "bench.cuda.bfloat16.jsonl", "bench.cuda.float32.jsonl"
 FLOOR, HYBRID = "frozen layer", "hybrid 16 + 16"
-CAYLEY, PEFT_SOLVE, ORTHOGONAL, MEMORY = "ours", "PEFT OFT, solve", "torch orthogonal, Cayley", "memory, once"
-LAYER = ("linear_layer.cuda.bfloat16.json", "8192x4096x4096")
-CAYLEY_CPU, CAYLEY_GPU = "cayley.cpu.float32.json", "cayley.cuda.float32.json"
-STEP, LAYERS, MEMORY_FILE = (f"acceleration_{part}.cpu.float32.json" for part in ("step", "layers", "memory"))
-QUANTITIES = ("median_seconds", "peak_bytes")
+CAYLEY, PEFT_SOLVE, ORTHOGONAL = "ours", "PEFT OFT, solve", "torch orthogonal, Cayley"
+#: In place of a side: the time of every input read and every output written once, at the rate of a copy. A record has
+#: it as the roofline, where memory and not arithmetic is what bounds.
+MEMORY = "memory, once"
+LINEAR = "layer/linear/m8192-k4096-n4096"
+LAYERS = ("m512-k768-n768", "m1024-k2048-n2048", "m2048-k1024-n4096")
+MODEL, MODEL_SHAPE = "model/llama-small", "layers4-batch1-tokens512"
 #: Of `hybrid_kernels.accelerate`: how much faster than stock PEFT it has to be, and the most of its memory to take.
 ACCELERATION = {
     "LoRA r=16": (1.0, 1.0),
@@ -36,69 +43,77 @@ ACCELERATION = {
 
 
 class Target(NamedTuple):
-    """A bound for the median of one side over that of another, on one shape of a result file.
+    """A bound for one side over another, in a case of a result file: of median times, or of ``quantity``.
 
-    ``part`` names the shape's table; ``graph`` says that the times from CUDA graphs are judged, not the eager ones;
-    ``quantity`` is what is judged where it is no time; ``quartiles`` names those of the ratio in the side's row.
+    ``case`` is its kind, name and shape; ``graph`` says that the times from CUDA graphs are judged, not the eager ones.
     """
 
     file: str
-    shape: str
+    case: str
     side: str
     over: str
     bound: float
     at_most: bool = False
-    part: str = "sides"
+    part: str = "both"
     graph: bool = False
     quantity: str = "median_seconds"
-    quartiles: str | None = None
 
     def met(self, ratio: float) -> bool:
         return ratio <= self.bound if self.at_most else ratio >= self.bound
 
 
+def accelerate(prefix: str, method: str, shape: str) -> str:
+    return f"{prefix}accelerate-{method.replace(' ', '-')}/{shape}"
+
+
 TARGETS = [
-    Target(*LAYER, HYBRID, FLOOR, 1.08, at_most=True),
-    Target(*LAYER, "PEFT LoRA r=32", HYBRID, 1.2),
-    Target(*LAYER, "PEFT HRA r=16", HYBRID, 10.0),
-    Target(*LAYER, "torch.compile 16 + 16", HYBRID, 1.0),
+    Target(GPU, LINEAR, HYBRID, FLOOR, 1.08, at_most=True),
+    Target(GPU, LINEAR, "PEFT LoRA r=32", HYBRID, 1.2),
+    Target(GPU, LINEAR, "PEFT HRA r=16", HYBRID, 10.0),
+    Target(GPU, LINEAR, "torch.compile 16 + 16", HYBRID, 1.0),
     *(
-        Target(file, shape, peer, CAYLEY, bound)
+        Target(file, f"operator/cayley_packed/{shape}", peer, CAYLEY, bound)
         for file, bounds in (
             (
-                CAYLEY_CPU,
-                {"4096x8": 6, "2048x16": 8, "1024x32": 6, "512x64": 5, "128x128": 4, "32x256": 3},
+                CPU,
+                {
+                    "blocks4096-b8": 6,
+                    "blocks2048-b16": 8,
+                    "blocks1024-b32": 6,
+                    "blocks512-b64": 5,
+                    "blocks128-b128": 4,
+                    "blocks32-b256": 3,
+                },
             ),
-            (CAYLEY_GPU, {"8192x32": 15, "2048x64": 8, "1024x128": 4}),
+            (GPU_FLOAT32, {"blocks8192-b32": 15, "blocks2048-b64": 8, "blocks1024-b128": 4}),
         )
         for shape, bound in bounds.items()
         for peer in (PEFT_SOLVE, ORTHOGONAL)
     ),
     # What the device itself needs: at these sizes an eager forward is mostly the launch.
     *(
-        Target(CAYLEY_GPU, shape, CAYLEY, MEMORY, 3.0, at_most=True, part="forward", graph=True)
-        for shape in ("8192x32", "2048x16", "4096x8")
+        Target(
+            GPU_FLOAT32,
+            f"operator/cayley_packed/{shape}",
+            CAYLEY,
+            MEMORY,
+            3.0,
+            at_most=True,
+            part="forward",
+            graph=True,
+        )
+        for shape in ("blocks8192-b32", "blocks2048-b16", "blocks4096-b8")
     ),
     *(
-        Target(
-            file,
-            shape,
-            f"PEFT {method}",
-            f"accelerated {method}",
-            bound,
-            quartiles="quartiles_to_accelerated",
-        )
-        for file, shapes in (
-            (STEP, ("llama",)),
-            (LAYERS, ("512x768x768", "1024x2048x2048", "2048x1024x4096")),
-        )
+        Target(CPU, accelerate(prefix, method, shape), f"PEFT {method}", f"accelerated {method}", bound)
+        for prefix, shapes in ((f"{MODEL}-", (MODEL_SHAPE,)), ("layer/", LAYERS))
         for shape in shapes
         for method, (bound, _) in ACCELERATION.items()
     ),
     *(
         Target(
-            MEMORY_FILE,
-            "llama",
+            CPU,
+            accelerate(f"{MODEL}-", method, MODEL_SHAPE),
             f"accelerated {method}",
             f"PEFT {method}",
             bound,
@@ -109,97 +124,87 @@ TARGETS = [
     ),
 ]
 
+#: {(kind/name/shape, pass): {side: record}} of one file.
+Cases = dict[tuple[str, str], dict[str, Json]]
 
-def read(path: Path) -> Json | None:
+
+def cases_of(found: list[Json]) -> Cases:
+    result: Cases = {}
+    for record in found:
+        case = f"{record['kind']}/{record['name']}/{shape_name(record['shape'])}"
+        result.setdefault((case, record["pass"]), {})[record["side"]] = record
+    return result
+
+
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def figure(row: Json | None, graph: bool = False, quantity: str = "median_seconds") -> float | None:
-    """Seconds of a side, eager or from its CUDA graph, or another quantity; None where it was not measured."""
-    if row is not None and graph:
-        row = row.get("graph")
-    return None if row is None else row.get(quantity)
+class Ratio(NamedTuple):
+    median: float
+    quartiles: tuple[float, float] | None = None
 
 
 def ratio(
-    sides: Json, side: str, over: str, graph: bool = False, quantity: str = "median_seconds"
-) -> float | None:
-    upper, lower = (figure(sides.get(name), graph, quantity) for name in (side, over))
-    return None if upper is None or lower is None else upper / lower
+    sides: Mapping[str, Json], side: str, over: str, graph: bool = False, quantity: str = "median_seconds"
+) -> Ratio | None:
+    """One side over another, eager or from its CUDA graph; None where one of both was not measured."""
+    record = sides.get(side, {})
+    if quantity != "median_seconds":
+        mine, other = record.get(quantity), sides.get(over, {}).get(quantity)
+        return None if mine is None or not other else Ratio(mine / other)
+    timed = (record.get("graph") or {}) if graph else record
+    if over == MEMORY:
+        roofline = record.get("roofline") or {}
+        # The share is that of the time from the graph, where there is one.
+        captured = "median_seconds" in (record.get("graph") or {})
+        known = graph and captured and roofline.get("bound") == "memory"
+        return Ratio(1 / roofline["share"]) if known else None
+    if side == over and "median_seconds" in timed:
+        return Ratio(1.0)
+    found = (timed.get("ratios") or {}).get(over)
+    return None if found is None else Ratio(found["median"], tuple(found["quartiles"]))
 
 
-def number(value: float | None) -> str:
+def number(value: float | Ratio | None) -> str:
+    value = value.median if isinstance(value, Ratio) else value
     return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def place(shape: Json) -> str:
-    if "model" in shape:
-        return shape["model"]
-    return "x".join(str(shape[name]) for name in ("m", "k", "n", "blocks", "block_size") if name in shape)
-
-
-def ratio_table(result: Json, over: str) -> list[str]:
-    """Ratios to the side ``over``, eager / graph, a column a shape."""
-    shapes = result["shapes"]
-    names = list(dict.fromkeys(name for shape in shapes for name in shape["sides"]))
-    lines = [f"× {over}, {result['dtype']}, eager / CUDA graph"]
-    lines.append(f"  {'':30}" + "".join(f"{place(shape):>17}" for shape in shapes))
-    for name in names:
-        cells = [
-            " / ".join(number(ratio(shape["sides"], name, over, graph)) for graph in (False, True))
-            for shape in shapes
-        ]
-        lines.append(f"  {name:30}" + "".join(f"{cell:>17}" for cell in cells))
-    if over == FLOOR:
-        rates = [f"{shape['frozen_tflops']:.0f}" for shape in shapes]
-        lines.append(f"  {'frozen layer, TFLOP/s':30}" + "".join(f"{rate:>17}" for rate in rates))
-    return [*lines, *not_measured(result)]
-
-
-def model_table(result: Json) -> list[str]:
-    model = result["model"]
+def ratio_table(family: series.Family) -> list[str]:
+    """Ratios to the floor, or else to ours, a column a case: eager / CUDA graph; of models also the peak MiB."""
+    base, model = family.base, family.kind == "model"
+    columns = [{record["side"]: record for record in case} for case in family.cases.values()]
+    second = "peak MiB" if model else "CUDA graph"
     lines = [
-        f"one step of {model['parameters'] / 1e9:.2f} G parameters, {model['batch']} x {model['tokens']} tokens, "
-        f"{result['dtype']}: × frozen model, peak MiB above the models"
+        f"{family.kind}/{family.name}, {series.PASSES[family.part]}, {family.dtype}: × {base}, eager / {second}"
     ]
-    for name, row in result["sides"].items():
-        if "failed" in row:
-            lines.append(f"  not measured: {name}: {row['failed']}")
-            continue
-        peak = row.get("peak_bytes")
+    shapes = [shape_name(case[0]["shape"]) for case in family.cases.values()]
+    width = max(17, *(len(shape) + 2 for shape in shapes))
+    lines.append(f"  {'':34}" + "".join(f"{shape:>{width}}" for shape in shapes))
+    for side in dict.fromkeys(side for column in columns for side in column):
+        cells = []
+        for column in columns:
+            peak = column.get(side, {}).get("peak_bytes")
+            beside = peak and peak / 2**20 if model else ratio(column, side, base, graph=True)
+            cells.append(f"{number(ratio(column, side, base))} / {number(beside)}")
+        lines.append(f"  {side:34}" + "".join(f"{cell:>{width}}" for cell in cells))
+    shares = [
+        share
+        for record in family.records
+        if series.role(record) == "ours" and (share := record.get("roofline"))
+    ]
+    if shares:
         lines.append(
-            f"  {name:24}{row['ratio_to_frozen']:8.3f}{'–' if peak is None else round(peak / 2**20):>10}"
+            f"  {'roofline share of ours':34}" + "".join(f"{s['share']:>{width}.0%}" for s in shares)
         )
-    return lines
-
-
-def acceleration_table(result: Json) -> list[str]:
-    """The time and the peak memory of stock PEFT over those of accelerated layers, a column a shape."""
-    shapes = result["shapes"]
-    lines = [f"PEFT / accelerated, {result['dtype']}: time, peak memory"]
-    lines.append(f"  {'':30}" + "".join(f"{place(shape):>19}" for shape in shapes))
-    for method in ACCELERATION:
-        names = f"PEFT {method}", f"accelerated {method}"
-        cells = [
-            " / ".join(number(ratio(shape["sides"], *names, quantity=quantity)) for quantity in QUANTITIES)
-            for shape in shapes
-        ]
-        lines.append(f"  {method:30}" + "".join(f"{cell:>19}" for cell in cells))
-    return [*lines, *not_measured(result)]
-
-
-def not_measured(result: Json) -> list[str]:
     failed = {
-        (name, row["failed"])
-        for shape in result["shapes"]
-        for name, row in shape["sides"].items()
-        if "failed" in row
+        (record["side"], why) for record in family.records if (why := series.failure(record)) is not None
     }
-    lines = [f"  not measured: {name}: {why}" for name, why in sorted(failed)]
-    return lines + [f"  not begun: {shape}" for shape in result.get("not_begun", [])]
+    return lines + [f"  not measured: {side}: {why}" for side, why in sorted(failed)]
 
 
 def slower_products(result: Json) -> list[str]:
@@ -212,43 +217,49 @@ def slower_products(result: Json) -> list[str]:
             for name, row in entry["sides"].items():
                 over = row.get("ratio_to_aten")
                 if over is not None and over > 1.02:
+                    place = "x".join(str(shape[size]) for size in "mkn")
                     lines.append(
-                        f"  {place(shape):17}{entry['product']:28}{name:12}{over:6.2f} × ATen,"
+                        f"  {place:17}{entry['product']:28}{name:12}{over:6.2f} × ATen,"
                         f" {row['share_of_copy']:.0%} of the copy's rate"
                     )
     return lines if len(lines) > 1 else [*lines, "  none"]
 
 
-def judged(folder: Path) -> tuple[list[str], bool]:
+def judged(files: Mapping[str, list[Json]]) -> tuple[list[str], bool]:
     """The targets with what was measured, and whether all are met."""
     lines, all_met = [], True
     for file, targets in itertools.groupby(TARGETS, lambda target: target.file):
-        result = read(folder / file)
-        shapes = {} if result is None else {place(shape): shape for shape in result["shapes"]}
+        cases = cases_of(files[file])
         lines.append(f"targets, {file}")
         for target in targets:
-            sides = shapes.get(target.shape, {}).get(target.part, {})
-            value, other = (
-                ratio(sides, target.side, target.over, graph, target.quantity)
-                for graph in (target.graph, not target.graph)
-            )
-            met = value is not None and target.met(value)
+            sides = cases.get((target.case, target.part), {})
+            found = ratio(sides, target.side, target.over, target.graph, target.quantity)
+            met = found is not None and target.met(found.median)
             all_met &= met
-            verdict = "NOT MEASURED" if value is None else "met" if met else "MISSED"
-            quartiles = sides.get(target.side, {}).get(target.quartiles)
+            verdict = "NOT MEASURED" if found is None else "met" if met else "MISSED"
             words = f"{target.side} / {target.over}"
             bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
-            shown = "–" if value is None else f"{value:.3f}"
-            beside = f"({'eager' if target.graph else 'graph'} {number(other)})"
-            if target.quartiles or target.quantity != "median_seconds":  # of a CPU
-                beside = ""
-            if quartiles:
-                noise = ", within noise" if quartiles[0] < target.bound < quartiles[1] else ""
-                # The frozen side is the floor of any adapter, so that ratio is the ceiling of this one.
-                ceiling = number(ratio(sides, target.side, "frozen"))
-                beside = f"(quartiles {'–'.join(map(number, quartiles))}{noise}; over frozen {ceiling})"
-            lines.append(f"  {target.shape:16}{words:50}{bound:>14}: {shown:>8}  {verdict}  {beside}")
+            shown = "–" if found is None else f"{found.median:.3f}"
+            beside = _beside(target, found, sides)
+            place = target.case.split("/", 1)[1]
+            lines.append(f"  {place:64}{words:52}{bound:>14}: {shown:>8}  {verdict}  {beside}")
     return lines, all_met
+
+
+def _beside(target: Target, found: Ratio | None, sides: Mapping[str, Json]) -> str:
+    parts = []
+    if found is not None and found.quartiles is not None:
+        low, high = found.quartiles
+        noise = ", within noise" if low < target.bound < high else ""
+        parts.append(f"quartiles {number(low)}–{number(high)}{noise}")
+    if target.file != CPU and target.over != MEMORY:
+        other = ratio(sides, target.side, target.over, not target.graph)
+        parts.append(f"{'eager' if target.graph else 'graph'} {number(other)}")
+    floor = sides.get(target.side, {}).get("floor")
+    if target.quantity == "median_seconds" and floor not in (None, target.side, target.over):
+        # The frozen side is the floor of any adapter, so that ratio is the ceiling of this one.
+        parts.append(f"over {floor} {number(ratio(sides, target.side, floor))}")
+    return f"({'; '.join(parts)})" if parts else ""
 
 
 def tests_line(path: Path) -> str:
@@ -262,32 +273,32 @@ def tests_line(path: Path) -> str:
     return f"tests: {counts[-1]}{cut}" if counts else "tests: no count, see the file"
 
 
+def validation_line(path: Path) -> str:
+    """The verdict of `hybrid-kernels validate`."""
+    found = read_json(path)
+    return f"validation: {found['verdict'] if found else 'not run'}"
+
+
+def machine_line(record: Json) -> str:
+    versions = record.get("versions") or {}
+    packages = ", ".join(f"{name} {versions.get(name)}" for name in ("torch", "triton", "peft"))
+    return f"{(record.get('machine') or {}).get('gpu')}; {packages}; commit {record.get('commit')}"
+
+
 def summary(folder: Path) -> tuple[list[str], bool]:
-    layers = {
-        dtype: read(folder / f"linear_layer.cuda.{dtype}.json")
-        for dtype in ("bfloat16", "float16", "float32")
-    }
-    first = next((result for result in layers.values() if result), None)
-    lines = []
-    if first is not None:
-        info = first["info"]
-        gpus = ", ".join(gpu["name"] for gpu in info["gpus"]) or first["device"]
-        packages = ", ".join(f"{name} {info['packages'].get(name)}" for name in ("triton", "peft"))
-        lines.append(f"{gpus}; torch {info['torch']['version']}, {packages}; commit {first['commit']}")
-    lines.append(tests_line(folder / "tests.cuda.txt"))
-    for result in layers.values():
-        if result:
-            lines += ["", *ratio_table(result, FLOOR)]
-    for name, table in (
-        (CAYLEY_GPU, lambda result: ratio_table(result, CAYLEY)),
-        ("llama_step.cuda.json", model_table),
-        ("acceleration_step.cuda.bfloat16.json", acceleration_table),
-        ("acceleration_layers.cuda.bfloat16.json", acceleration_table),
-        ("products.cuda.bfloat16.json", slower_products),
-    ):
-        result = read(folder / name)
-        lines += ["", *(table(result) if result else [f"{name}: not there"])]
-    targets, all_met = judged(folder)
+    files = {name: series.newest(records.read(folder / name))[0] for name in (CPU, GPU, GPU_FLOAT32)}
+    on_gpu = [*files[GPU], *files[GPU_FLOAT32]]
+    lines = [machine_line(on_gpu[0])] if on_gpu else []
+    lines += [validation_line(folder / "validate.cuda.json"), tests_line(folder / "tests.cuda.txt")]
+    for name in (GPU, GPU_FLOAT32):
+        if not files[name]:
+            lines += ["", f"{name}: not there"]
+        for family in series.together(series.families(files[name])):
+            lines += ["", *ratio_table(family)]
+    products = "products.cuda.bfloat16.json"
+    result = read_json(folder / products)
+    lines += ["", *(slower_products(result) if result else [f"{products}: not there"])]
+    targets, all_met = judged(files)
     return [*lines, "", *targets], all_met
 
 

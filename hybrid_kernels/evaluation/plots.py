@@ -5,7 +5,6 @@ They touch neither pyplot's global state nor a display.
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,43 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from hybrid_kernels.chart_style import GRID, STYLE, colour, marker, svg
 from hybrid_kernels.evaluation.findings import sampling_error
 from hybrid_kernels.evaluation.results import Method
 
-# Ten colours told apart under the common colour-vision deficiencies (Petroff 2021, arXiv 2107.02270).
-PALETTE = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
-MARKERS = "osD^vPX*hp"
 WIDTH = 10.4  # inches; the page is 1040 px wide
-GRID: dict[str, Any] = {"color": "#e3e6ea", "linewidth": 0.8}
-STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a929c",
-    "axes.labelcolor": "#30363d",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.axisbelow": True,
-    "xtick.color": "#57606a",
-    "ytick.color": "#57606a",
-    "legend.frameon": False,
-    # Glyphs as outlines: the same picture on a machine without the font.
-    "svg.fonttype": "path",
-    "svg.hashsalt": "hybrid-kernels",
-    # A $ in a label is a $.
-    "text.parse_math": False,
-}
 
 P = ParamSpec("P")
-
-
-def colour(index: int) -> str:
-    """The colour of the method at this place in the results, in every figure and table."""
-    return PALETTE[index % len(PALETTE)]
 
 
 def _svg(draw: Callable[P, Figure | None]) -> Callable[P, str | None]:
@@ -61,11 +30,7 @@ def _svg(draw: Callable[P, Figure | None]) -> Callable[P, str | None]:
     def render(*args: P.args, **kwargs: P.kwargs) -> str | None:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
-            if figure is None:
-                return None
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-        return buffer.getvalue().decode()
+        return None if figure is None else svg(figure)
 
     return render
 
@@ -88,7 +53,7 @@ def language_chart(methods: Sequence[Method], languages: dict[str, str], chance:
             [s.accuracy for s in found],
             [row + lane * (index - (len(methods) - 1) / 2) for row in rows],
             xerr=[sampling_error(s) for s in found],
-            fmt=MARKERS[index % len(MARKERS)],
+            fmt=marker(index),
             color=colour(index),
             markersize=5.5,
             elinewidth=1.2,
@@ -155,7 +120,7 @@ def training_curves(methods: Sequence[Method]) -> Figure | None:
     for index, method in shown:
         style: dict[str, Any] = {"color": colour(index), "linewidth": 1.4}
         if len(method.history) < 30:
-            style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+            style |= {"marker": marker(index), "markersize": 4}
         steps = [e.step for e in method.history]
         loss.plot(steps, [e.loss for e in method.history], **style, label=method.label)
         norms = [math.nan if e.grad_norm is None else e.grad_norm for e in method.history]

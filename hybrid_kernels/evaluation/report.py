@@ -83,6 +83,7 @@ def _view(results: Results) -> dict[str, Any]:
     """Everything the templates print, formatted; they hold no arithmetic."""
     import yaml
 
+    from hybrid_kernels.chart_style import colour
     from hybrid_kernels.evaluation import findings, plots
 
     codes = sorted({code for method in results.methods for code in method.evaluation.per_language})
@@ -97,7 +98,7 @@ def _view(results: Results) -> dict[str, Any]:
         "chance": chance,
         "summary": _summary(results),
         "findings": findings.findings(results),
-        "rows": [_row(m, plots.colour(i), leaders) for i, m in enumerate(results.methods)],
+        "rows": [_row(m, colour(i), leaders) for i, m in enumerate(results.methods)],
         "glossary": GLOSSARY,
         "accuracy_table": _language_table(results.methods, languages, "accuracy", chance, 1.0),
         "ece_table": _language_table(results.methods, languages, "ece", 0.0, 0.4),
@@ -193,7 +194,9 @@ def _environment(html: bool) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hybrid_kernels.evaluation"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("hybrid_kernels.evaluation"), jinja2.PackageLoader("hybrid_kernels")]
+        ),
         undefined=jinja2.StrictUndefined,
         autoescape=html,
         finalize=None if html else _markdown_cell,

@@ -4,113 +4,139 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarking.recorded import MACHINE, run
+
 PATH = Path(__file__).parents[2] / "benchmarks" / "summary.py"
 specification = importlib.util.spec_from_file_location("summary", PATH)
 summary = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(summary)
 
-
-def side(milliseconds, graph=None):
-    return {
-        "median_seconds": milliseconds / 1e3,
-        "ratio_to_frozen": milliseconds / 2,
-        "graph": {"failed": "RuntimeError: no capture"} if graph is None else {"median_seconds": graph / 1e3},
-    }
-
-
-def layer_result(**sides):
-    named = {
-        "frozen layer": side(2.0, 1.9),
-        "hybrid 16 + 16": side(2.1, 2.0),
-        "PEFT LoRA r=32": side(2.6, 2.5),
-        "PEFT HRA r=16": side(30.0),
-        "torch.compile 16 + 16": side(2.3, 2.2),
-        "PEFT BOFT b=32 m=2": {"failed": "OutOfMemoryError: CUDA out of memory"},
-    }
-    shape = {"m": 8192, "k": 4096, "n": 4096, "frozen_tflops": 700.0, "sides": named | sides}
-    return {
-        "dtype": "bfloat16",
-        "device": "cuda",
-        "commit": "abc1234",
-        "info": {"gpus": [{"name": "a GPU"}], "packages": {"triton": "3.6"}, "torch": {"version": "2.11"}},
-        "shapes": [shape],
-    }
-
-
-def cayley_result(shapes, **sides):
-    """Ours takes 1 ms, forward 0.5 ms, and from a graph twice the memory's time of 0.1 ms."""
-    named = {
-        "ours": side(1.0, 0.9),
-        "PEFT OFT, solve": side(16.0),
-        "torch orthogonal, Cayley": side(20.0),
-        "ours, cuda": {"failed": "RuntimeError: no"},
-    }
-    forward = {"ours": side(0.5, 0.2), "memory, once": side(0.1, 0.1)}
-    entries = []
-    for shape in shapes:
-        blocks, size = map(int, shape.split("x"))
-        entries.append({"blocks": blocks, "block_size": size, "sides": named | sides, "forward": forward})
-    return {"dtype": "float32", "shapes": entries}
-
-
-CPU_SHAPES = ["4096x8", "2048x16", "1024x32", "512x64", "128x128", "32x256"]
-GPU_SHAPES = ["8192x32", "2048x64", "1024x128", "4096x8", "2048x16"]
-
-
-def acceleration_result(shapes, **changes):
-    """Accelerated layers are 4.5 times as fast as stock PEFT's and take 65 % of the memory."""
-    sides = {"frozen": {"median_seconds": 1.8 / 1e3}}
-    for method in summary.ACCELERATION:
-        row = {"median_seconds": 9.0 / 1e3, "peak_bytes": 100, "quartiles_to_accelerated": [4.1, 4.6]}
-        sides |= {
-            f"PEFT {method}": row,
-            f"accelerated {method}": {"median_seconds": 2.0 / 1e3, "peak_bytes": 65},
-        }
-    return {"dtype": "float32", "shapes": [{**shape, "sides": sides | changes} for shape in shapes]}
-
-
-LLAMA = [{"model": "llama"}]
+LINEAR = {"m": 8192, "k": 4096, "n": 4096}
+GPU = {"machine": {**MACHINE, "gpu": "a GPU"}, "device": "cuda"}
+MODEL = {"layers": 4, "batch": 1, "tokens": 512}
 LAYERS = [
     {"m": 512, "k": 768, "n": 768},
     {"m": 1024, "k": 2048, "n": 2048},
     {"m": 2048, "k": 1024, "n": 4096},
 ]
+CPU_BLOCKS = {4096: 8, 2048: 16, 1024: 32, 512: 64, 128: 128, 32: 256}
+GPU_BLOCKS = {8192: 32, 2048: 64, 1024: 128}
+FORWARD_BLOCKS = {8192: 32, 2048: 16, 4096: 8}
+MEMORY_BOUND = {"share": 0.5, "bound": "memory"}
 
 
-def written(folder, result, cpu=None, gpu=None, **changes):
-    (folder / "linear_layer.cuda.bfloat16.json").write_text(json.dumps(result))
-    (folder / "cayley.cpu.float32.json").write_text(json.dumps(cpu or cayley_result(CPU_SHAPES)))
-    (folder / "cayley.cuda.float32.json").write_text(json.dumps(gpu or cayley_result(GPU_SHAPES)))
-    for file, shapes in ((summary.STEP, LLAMA), (summary.LAYERS, LAYERS), (summary.MEMORY_FILE, LLAMA)):
-        (folder / file).write_text(json.dumps(acceleration_result(shapes, **changes)))
+def layer(**changes):
+    """Of a GPU, all targets met; the frozen layer and ours are captured in a CUDA graph."""
+    sides = {
+        "frozen layer": 2.0,
+        "hybrid 16 + 16": 2.04,
+        "PEFT LoRA r=32": 2.6,
+        "PEFT HRA r=16": 30.0,
+        "torch.compile 16 + 16": 2.3,
+        "PEFT BOFT b=32 m=2": "OutOfMemoryError: CUDA out of memory",
+    }
+    found = run(sides | changes, LINEAR, name="linear", dtype="bfloat16", **GPU)
+    for record in found:
+        if record["side"] in ("frozen layer", "hybrid 16 + 16"):
+            ratios = {"frozen layer": {"median": 1.04, "quartiles": [1, 1.1]}}
+            record["graph"] = {"median_seconds": 1e-3, "ratios": ratios}
+        if record["side"] == "hybrid 16 + 16":
+            record["roofline"] = {"share": 0.71, "bound": "compute"}
+    return found
+
+
+def cayley(blocks, part="both", roofline=None, graph=None, on=None, **changes):
+    """Ours takes 1 ms."""
+    sides = {
+        "ours": 1.0,
+        "PEFT OFT, solve": 16.0,
+        "torch orthogonal, Cayley": 20.0,
+        "ours, cuda": "RuntimeError: no",
+    }
+    return [
+        record
+        for count, b in blocks.items()
+        for record in run(
+            sides | changes,
+            {"blocks": count, "b": b},
+            kind="operator",
+            name="cayley_packed",
+            floor=None,
+            ours="ours",
+            part=part,
+            roofline=roofline,
+            graph=graph,
+            **(on or {}),
+        )
+    ]
+
+
+def forward(blocks, **fields):
+    fields = {"roofline": MEMORY_BOUND, "graph": {"median_seconds": 1e-4, "ratios": {}}, "on": GPU} | fields
+    return cayley(blocks, "forward", **fields)
+
+
+def acceleration(**changes):
+    """Accelerated layers are 4.5 times as fast as stock PEFT's and take 65 % of the memory."""
+    result = []
+    places = [
+        ("model", "llama-small-", MODEL, "frozen model"),
+        *(("layer", "", s, "frozen layer") for s in LAYERS),
+    ]
+    for kind, prefix, shape, floor in places:
+        for method in summary.ACCELERATION:
+            ours, stock = f"accelerated {method}", f"PEFT {method}"
+            sides = {floor: 1.8, stock: 9.0, ours: 2.0} | {
+                k: v for k, v in changes.items() if k in (ours, stock)
+            }
+            name = f"{prefix}accelerate-{method.replace(' ', '-')}"
+            records = run(sides, shape, kind=kind, name=name, floor=floor, ours=ours, variants=())
+            for record in records:
+                if "failed" not in record:
+                    record["peak_bytes"] = {ours: 65, stock: 100}.get(record["side"], 40)
+            result += records
+    return result
+
+
+def written(folder, on_gpu=None, cpu=None, gpu_float32=None, accelerated=None):
+    """The text and whether all is met, of the records given and of others that meet all targets in their place."""
+    gpu_float32 = gpu_float32 or cayley(GPU_BLOCKS, on=GPU) + forward(FORWARD_BLOCKS)
+    cpu = (cpu or cayley(CPU_BLOCKS)) + (accelerated or acceleration())
+    files = {summary.GPU: on_gpu or layer(), summary.CPU: cpu, summary.GPU_FLOAT32: gpu_float32}
+    for name, found in files.items():
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in found))
     lines, all_met = summary.summary(folder)
     return "\n".join(lines), all_met
 
 
 def test_ratios_and_targets(tmp_path):
-    text, all_met = written(tmp_path, layer_result())
-    assert all_met
-    assert "a GPU; torch 2.11, triton 3.6, peft None; commit abc1234" in text
-    assert "1.05 / 1.05" in text and "15.00 / –" in text
+    text, all_met = written(tmp_path)
+    assert all_met, text
+    assert "a GPU; torch 2.13.0, triton None, peft 0.21.2; commit abc1234" in text
+    assert "layer/linear, forward + backward, bfloat16: × frozen layer, eager / CUDA graph" in text
+    assert "1.02 / 1.04" in text and "15.00 / –" in text and "71%" in text
     assert "not measured: PEFT BOFT b=32 m=2: OutOfMemoryError" in text
     assert "16.00 / –" in text and "not measured: ours, cuda: RuntimeError: no" in text
-    assert text.count("  met  ") == 4 + 2 * (6 + 3) + 3 + 6 * (1 + 3) + 6
-    assert "4.500  met  (quartiles 4.10–4.60; over frozen 5.00)" in text
-    assert "llama_step.cuda.json: not there" in text
-    assert "tests: not run" in text
+    assert text.count("  met  ") == len(summary.TARGETS) == 4 + 2 * (6 + 3) + 3 + 6 * (1 + 3) + 6
+    assert "1.020  met  (quartiles 0.98–1.05; graph 1.04)" in text
+    assert "4.500  met  (quartiles 4.32–4.63; over frozen layer 5.00)" in text
+    assert "4.500  met  (quartiles 4.32–4.63; over frozen model 5.00)" in text
+    assert "0.650  met  " in text
+    assert "products.cuda.bfloat16.json: not there" in text
+    assert "tests: not run" in text and "validation: not run" in text
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "verdict"),
+    ("name", "value", "verdict"),
     [
-        ("hybrid 16 + 16", side(2.17), "MISSED"),
-        ("PEFT LoRA r=32", side(2.5), "MISSED"),
-        ("PEFT HRA r=16", {"failed": "no"}, "NOT MEASURED"),
-        ("torch.compile 16 + 16", side(2.0), "MISSED"),
+        ("hybrid 16 + 16", 2.17, "MISSED"),
+        ("PEFT LoRA r=32", 2.4, "MISSED"),
+        ("PEFT HRA r=16", "no", "NOT MEASURED"),
+        ("torch.compile 16 + 16", 2.0, "MISSED"),
     ],
 )
-def test_a_target_that_is_not_met(tmp_path, name, row, verdict):
-    text, all_met = written(tmp_path, layer_result(**{name: row}))
+def test_a_target_that_is_not_met(tmp_path, name, value, verdict):
+    text, all_met = written(tmp_path, layer(**{name: value}))
     assert not all_met
     assert verdict in text
 
@@ -125,87 +151,137 @@ def test_a_target_that_is_not_met(tmp_path, name, row, verdict):
     ],
 )
 def test_each_shape_of_the_cayley_transform_has_its_bound(tmp_path, name, milliseconds, missed):
-    sides = {name: side(milliseconds)}
+    sides = {name: milliseconds}
     text, all_met = written(
-        tmp_path, layer_result(), cayley_result(CPU_SHAPES, **sides), cayley_result(GPU_SHAPES, **sides)
+        tmp_path,
+        cpu=cayley(CPU_BLOCKS, **sides),
+        gpu_float32=cayley(GPU_BLOCKS, on=GPU, **sides) + forward(FORWARD_BLOCKS),
     )
     assert not all_met
     assert text.count("  MISSED  ") == missed
 
 
-def test_the_forward_is_judged_by_its_graph(tmp_path):
-    gpu = cayley_result(GPU_SHAPES)
-    gpu["shapes"][0]["forward"] = {"ours": side(0.1, 0.31), "memory, once": side(0.1, 0.1)}
-    gpu["shapes"][3]["forward"] = {"ours": side(0.1), "memory, once": side(0.1, 0.1)}
-    text, all_met = written(tmp_path, layer_result(), gpu=gpu)
-    assert not all_met
-    assert text.count("  MISSED  ") == text.count("  NOT MEASURED  ") == 1
-    assert "3.100  MISSED  (eager 1.00)" in text
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"roofline": {"share": 0.32, "bound": "memory"}}, "3.125  MISSED"),
+        ({"roofline": {"share": 0.34, "bound": "memory"}}, "2.941  met"),
+        ({"roofline": {"share": 0.5, "bound": "compute"}}, "–  NOT MEASURED"),
+        ({"graph": {"failed": "it waits"}}, "–  NOT MEASURED"),
+        ({"roofline": None}, "–  NOT MEASURED"),
+    ],
+)
+def test_the_forward_is_judged_by_its_graph_against_the_memory_alone(tmp_path, fields, verdict):
+    text, all_met = written(
+        tmp_path,
+        gpu_float32=cayley(GPU_BLOCKS, on=GPU) + forward({2048: 16, 4096: 8}) + forward({8192: 32}, **fields),
+    )
+    line = next(line for line in text.splitlines() if "blocks8192-b32" in line and "memory, once" in line)
+    assert verdict in line
+    assert all_met == ("met" in verdict)
 
 
 @pytest.mark.parametrize(
-    ("side", "row", "missed", "words"),
+    ("side", "value", "missed", "words"),
     [
-        (
-            "PEFT HRA r=16",
-            {"median_seconds": 7.8e-3, "quartiles_to_accelerated": [3.8, 4.1]},
-            4,
-            "within noise",
-        ),
-        (
-            "PEFT HRA r=16",
-            {"median_seconds": 7.8e-3, "quartiles_to_accelerated": [3.8, 3.95]},
-            4,
-            "3.80–3.95;",
-        ),
-        (
-            "PEFT BOFT b=8 m=2",
-            {"median_seconds": 5.8e-3, "quartiles_to_accelerated": [2.8, 2.9]},
-            4,
-            "MISSED",
-        ),
-        (
-            "PEFT OFT b=32 exact",
-            {"median_seconds": 1.9e-3, "quartiles_to_accelerated": [0.9, 1.2]},
-            4,
-            "within noise",
-        ),
-        ("accelerated BOFT b=8 m=2", {"median_seconds": 2e-3, "peak_bytes": 71}, 1, "0.710  MISSED"),
-        ("accelerated DoRA r=16", {"median_seconds": 2e-3, "peak_bytes": 101}, 1, "1.010  MISSED"),
+        ("PEFT HRA r=16", 7.9, 4, "within noise"),
+        ("PEFT HRA r=16", 7.0, 4, "3.36–3.60;"),
+        ("PEFT BOFT b=8 m=2", 5.8, 4, "MISSED"),
+        ("PEFT OFT b=32 exact", 1.96, 4, "within noise"),
     ],
 )
-def test_acceleration_has_bounds_for_time_and_memory(tmp_path, side, row, missed, words):
-    text, all_met = written(tmp_path, layer_result(), **{side: {"peak_bytes": 100} | row})
+def test_acceleration_has_bounds_for_the_time(tmp_path, side, value, missed, words):
+    text, all_met = written(tmp_path, accelerated=acceleration(**{side: value}))
     assert not all_met
     assert text.count("  MISSED  ") == missed
     assert words in text
     assert ("within noise" in text) == (words == "within noise")
 
 
+@pytest.mark.parametrize(
+    ("method", "peak", "shown"), [("BOFT b=8 m=2", 71, "0.710"), ("DoRA r=16", 101, "1.010")]
+)
+def test_acceleration_has_bounds_for_the_memory_of_the_model(tmp_path, method, peak, shown):
+    records = acceleration()
+    for record in records:
+        if record["side"] == f"accelerated {method}" and record["kind"] == "model":
+            record["peak_bytes"] = peak
+    text, all_met = written(tmp_path, accelerated=records)
+    assert not all_met
+    assert text.count("  MISSED  ") == 1 and f"{shown}  MISSED" in text
+
+
 def test_a_target_met_within_noise_says_so(tmp_path):
-    row = {"median_seconds": 2.02e-3, "peak_bytes": 100, "quartiles_to_accelerated": [0.97, 1.01]}
-    text, all_met = written(tmp_path, layer_result(), **{"PEFT LoRA r=16": row})
+    text, all_met = written(tmp_path, accelerated=acceleration(**{"PEFT LoRA r=16": 2.02}))
     assert all_met
-    assert text.count("1.010  met  (quartiles 0.97–1.01, within noise; over frozen 1.12)") == 4
+    assert text.count("1.010  met  (quartiles 0.97–1.04, within noise; over frozen ") == 4
 
 
-def test_the_table_of_acceleration_on_a_gpu(tmp_path):
-    result = acceleration_result(LAYERS[:1], **{"PEFT OFT b=32": {"failed": "OutOfMemoryError: no"}})
-    (tmp_path / "acceleration_layers.cuda.bfloat16.json").write_text(json.dumps(result))
-    text = "\n".join(summary.summary(tmp_path)[0])
-    assert "4.50 / 1.54" in text and "not measured: PEFT OFT b=32: OutOfMemoryError: no" in text
+def test_the_table_of_accelerated_models_on_a_gpu_has_all_methods_and_the_memory(tmp_path):
+    records = [
+        {
+            **record,
+            "device": "cuda",
+            "machine": GPU["machine"],
+            "name": record["name"].replace("small", "medium"),
+        }
+        for record in acceleration(**{"PEFT OFT b=32": "OutOfMemoryError: no"})
+        if record["kind"] == "model"
+    ]
+    for record in records:
+        if "peak_bytes" in record:
+            record["peak_bytes"] *= 2**20
+    text, _ = written(tmp_path, layer() + records)
+    title = "model/llama-medium-accelerate, forward + backward, float32: × frozen model, eager / peak MiB"
+    assert text.count(title) == 1
+    assert "5.00 / 100" in text and "1.11 / 65.00" in text
+    assert "not measured: PEFT OFT b=32: OutOfMemoryError: no" in text
 
 
 def test_a_shape_without_its_target_is_not_measured(tmp_path):
-    text, all_met = written(tmp_path, layer_result(), cpu=cayley_result(CPU_SHAPES[1:]))
+    text, all_met = written(tmp_path, cpu=cayley({n: b for n, b in CPU_BLOCKS.items() if n != 4096}))
     assert not all_met
     assert text.count("  NOT MEASURED  ") == 2
+
+
+def test_the_commit_measured_last_is_judged(tmp_path):
+    old = [{**record, "commit": "old0000"} for record in layer(**{"PEFT LoRA r=32": 1.0})]
+    assert written(tmp_path, old + layer())[1]
+    assert not written(tmp_path, layer() + old)[1]
 
 
 def test_nothing_measured(tmp_path):
     lines, all_met = summary.summary(tmp_path)
     assert not all_met
     assert sum("NOT MEASURED" in line for line in lines) == len(summary.TARGETS)
+
+
+def test_targets_are_of_cases_and_sides_that_there_are():
+    import torch
+
+    from hybrid_kernels.cases import layers, models, operators
+    from hybrid_kernels.cases.base import shape_name
+
+    cpu = torch.device("cpu")
+    blocks = [*CPU_BLOCKS.items(), *GPU_BLOCKS.items(), *FORWARD_BLOCKS.items()]
+    sizes = [{"blocks": count, "b": b} for count, b in dict.fromkeys(blocks)]
+    cases = [
+        *layers.cases(cpu, torch.float32, [*LAYERS, LINEAR]),
+        *models.cases("llama-small", cpu, torch.float32),
+        *operators.benchmark_cases(cpu, torch.float32, ["cayley_packed"], sizes),
+    ]
+    found = {f"{case.kind}/{case.name}/{shape_name(case.shape)}": case for case in cases}
+    for target in summary.TARGETS:
+        case = found[target.case]
+        assert target.part in case.passes
+        assert case.ours in (target.side, target.over)
+        if target.over != summary.MEMORY and case.kind == "operator":
+            assert {target.side, target.over} <= set(case.builders())
+
+
+def test_what_validation_said(tmp_path):
+    (tmp_path / "validate.cuda.json").write_text(json.dumps({"passed": False, "verdict": "3 of 40 failed"}))
+    assert "validation: 3 of 40 failed" in written(tmp_path)[0]
 
 
 def test_what_the_tests_said(tmp_path):

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from hybrid_kernels.chart_style import colour
 from hybrid_kernels.evaluation import plots, write_report
 from hybrid_kernels.evaluation.report import LANGUAGE_NAMES
 from hybrid_kernels.evaluation.results import parse_results
@@ -186,8 +187,8 @@ def test_method_keeps_its_colour_when_another_has_nothing_to_draw(make_results):
     results["methods"][0]["evaluation"]["reliability"] = []
     methods = parse_results(results).methods
     for svg in (plots.training_curves(methods), plots.reliability_diagrams(methods)):
-        assert plots.colour(1) in svg
-        assert plots.colour(0) not in svg
+        assert colour(1) in svg
+        assert colour(0) not in svg
 
 
 def drop(results, *path):
