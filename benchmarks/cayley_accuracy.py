@@ -3,8 +3,8 @@
     python benchmarks/cayley_accuracy.py [--device cpu] [--dtype float32] [--output FILE]
 
 The relative error of Q, and ‖QᴴQ − I‖_F / √b, of random skew matrices of each size and spectral norm, against the
-inverse refined in extended precision where the machine has it (numpy's longdouble): ours, ours with one step of refinement,
-torch.linalg.solve, and PEFT's default, a truncated series, which is not orthogonal. How fast they are:
+inverse refined in extended precision where the machine has it (numpy's longdouble): ours, ours with one step of
+refinement, torch.linalg.solve, and PEFT's default, a truncated series, which is not orthogonal. How fast they are:
 `hybrid-kernels bench --op cayley_packed`.
 """
 
