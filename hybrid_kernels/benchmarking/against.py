@@ -1,0 +1,215 @@
+"""`bench --against REV`: the same cases on another commit of this repository in the same run, to see a slowdown.
+
+Three processes measure: the working tree (new), the commit REV (old), and REV once more (old again). In each round
+each of them, in an order drawn anew, times the same side of the same case, never two at once. A round gives two ratios:
+new/old, and old again/old, which differs from 1 by noise alone.
+
+The rule. Of each ratio we take the median over the rounds, and the interval of order statistics that holds the true
+median with a probability of at least `LEVEL`, whatever the distribution of the times. The *noise* is how far the
+interval of old again/old reaches from 1, upwards or downwards. A side is beyond the noise if its interval of new/old
+lies wholly outside [1/noise, noise]. Memory is laid out anew in every process, which is no noise between rounds, so
+what is beyond the noise is measured again, in fresh processes: it is *slower* (or *faster*) only if it is so both
+times, the noise being the larger of both times.
+
+Threads of idle processes sleep (`processes.ENVIRONMENT`) where they would spin by default: the ratios are not affected,
+as it is the same for all.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..cases.base import BenchmarkCase
+from .processes import Refused, Selection, WorkerDied, Workers
+
+LEVEL = 0.99
+#: The fewest rounds of which the smallest and the largest ratio are such an interval: 2 × 2⁻⁸ ≤ 1 − LEVEL.
+MIN_ROUNDS = 8
+#: A round's time of a side is the median of timings that take this long together, or of one that takes longer.
+SECONDS_EACH_ROUND = 4e-3
+NEW, OLD, AGAIN = "new", "old", "again"
+
+Times = dict[str, list[float]]
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Order statistics that hold the median of the distribution between them with probability `LEVEL` or more.
+
+    The outermost ones where there are fewer than `MIN_ROUNDS`.
+    """
+    n, below = len(ratios), 0.0
+    rank = 0  # as many are left out on either side
+    while rank < (n - 1) // 2:
+        below += math.comb(n, rank) / 2**n
+        if 2 * (below + math.comb(n, rank + 1) / 2**n) > 1 - LEVEL:
+            break
+        rank += 1
+    ordered = sorted(ratios)
+    return ordered[rank], ordered[n - 1 - rank]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """new/old of one side, and the noise that was measured beside it."""
+
+    median: float
+    interval: tuple[float, float]
+    noise: float
+
+    @classmethod
+    def of(cls, times: Times) -> Ratio:
+        """``times``: {NEW, OLD and AGAIN: seconds in each round}."""
+        change = [new / old for new, old in zip(times[NEW], times[OLD], strict=True)]
+        low, high = interval([again / old for again, old in zip(times[AGAIN], times[OLD], strict=True)])
+        return cls(statistics.median(change), interval(change), max(high, 1 / low))
+
+    def beyond(self, noise: float) -> str | None:
+        """ "slower" or "faster" where the interval lies wholly beyond this noise, else None."""
+        low, high = self.interval
+        return "slower" if low > noise else "faster" if high < 1 / noise else None
+
+
+@dataclass
+class Outcome:
+    """What is known of a side of a case's pass: a ratio, a second one if the first was beyond its noise; or failures.
+
+    ``times`` and ``failed`` are by process (`NEW`, `OLD`, `AGAIN`).
+    """
+
+    case: BenchmarkCase
+    part: str
+    side: str
+    times: Times = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    first: Ratio | None = None
+    second: Ratio | None = None
+
+    @property
+    def suspected(self) -> bool:
+        return self.first is not None and self.first.beyond(self.first.noise) is not None
+
+    @property
+    def noise(self) -> float:
+        return max(ratio.noise for ratio in (self.first, self.second) if ratio is not None)
+
+    @property
+    def change(self) -> str | None:
+        """ "slower" or "faster", seen twice; "broken" where only the old one runs; else None."""
+        if NEW in self.failed and not self.failed.keys() & {OLD, AGAIN}:
+            return "broken"
+        if self.first is None or self.second is None:
+            return None
+        seen = self.first.beyond(self.noise)
+        return seen if seen == self.second.beyond(self.noise) else None
+
+
+def run(
+    cases: Sequence[BenchmarkCase],
+    selection: Selection,
+    trees: Mapping[str, Path],
+    definitions: Path,
+    rounds: int,
+    seconds_each: float,
+    done: Callable[[Outcome], None],
+    progress: Callable[[str], None],
+) -> None:
+    """Measures ``cases``, which ``selection`` gives in the processes too; ``done`` gets each outcome, and gets it again
+    when its second measurement is in.
+
+    ``trees``: folders with the packages for `NEW` and `OLD`, by the names that messages call them, in this order.
+    ``rounds`` at most, and as many as fit into ``seconds_each`` for a side, `MIN_ROUNDS` at least. A process that dies
+    costs the sides that were left of its pass: they fail, naming it. Raises ValueError for too few rounds and where the
+    cases cannot be made on a tree.
+    """
+    if rounds < MIN_ROUNDS:
+        raise ValueError(
+            f"--rounds is {rounds}; --against needs {MIN_ROUNDS} at least, for an interval of {LEVEL:.0%}"
+        )
+    measuring = _Measuring(selection, trees, definitions, rounds, seconds_each)
+    try:
+        suspected = []
+        for case in cases:
+            for part in case.passes:
+                progress(f"{case.id} {part}")
+                for outcome in measuring.outcomes(case, part):
+                    done(outcome)
+                    if outcome.suspected:
+                        suspected.append(outcome)
+        measuring.stop()
+        for outcome in suspected:
+            progress(f"again: {outcome.case.id} {outcome.part}")
+            for again in measuring.outcomes(outcome.case, outcome.part, outcome.side):
+                outcome.second, outcome.failed = again.first, again.failed
+                done(outcome)
+    finally:
+        measuring.stop()
+
+
+class _Measuring:
+    """Asks the processes, and starts them anew after one has died."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        trees: Mapping[str, Path],
+        definitions: Path,
+        rounds: int,
+        seconds_each: float,
+    ) -> None:
+        (new, old) = trees
+        self._workers = Workers(
+            {NEW: (new, trees[new]), OLD: (old, trees[old]), AGAIN: (old, trees[old])}, definitions, selection
+        )
+        self._rounds = rounds
+        self._seconds_each = seconds_each
+        self._shuffle = random.Random(0)
+
+    def stop(self) -> None:
+        self._workers.kill()
+
+    def outcomes(self, case: BenchmarkCase, part: str, only: str | None = None) -> Iterator[Outcome]:
+        """Of each side of ours in turn, or of only that one."""
+        built: dict[str, dict[str, str | None]] = {}
+        failed: dict[str, str] = {}
+        for role, worker in self._workers.started().items():
+            try:
+                built[role] = worker.ask("build", case=case.id, part=part, side=only)
+            except (Refused, WorkerDied) as error:
+                failed[role] = str(error)
+        # Where no side could be built anywhere, the case's own stands for them.
+        sides = list(dict.fromkeys(side for found in built.values() for side in found)) or [only or case.ours]
+        for side in sides:
+            if only is None and not self._workers.alive():
+                # A process has died of another side, so this one is made in fresh ones.
+                yield from self.outcomes(case, part, side)
+                continue
+            lacking = {role: found.get(side, "it has no such side") for role, found in built.items()}
+            reasons = {role: reason for role, reason in lacking.items() if reason is not None}
+            outcome = Outcome(case, part, side, failed=failed | reasons)
+            if not outcome.failed:
+                self._time(outcome)
+            yield outcome
+
+    def _time(self, outcome: Outcome) -> None:
+        workers, side = self._workers.started(), outcome.side
+        role = OLD
+        try:
+            repeats = workers[role].ask("repeats", side=side)
+            once = workers[role].ask("time", side=side, repeats=repeats, timings=3)
+            timings = max(1, round(SECONDS_EACH_ROUND / (repeats * once)))
+            fitting = int(self._seconds_each / (len(workers) * timings * repeats * once))
+            order = list(workers)
+            times: Times = {role: [] for role in order}
+            for _ in range(max(MIN_ROUNDS, min(self._rounds, fitting))):
+                self._shuffle.shuffle(order)
+                for role in order:
+                    times[role].append(workers[role].ask("time", side=side, repeats=repeats, timings=timings))
+        except (Refused, WorkerDied) as error:
+            outcome.failed[role] = str(error)
+            return
+        outcome.times, outcome.first = times, Ratio.of(times)
