@@ -20,8 +20,8 @@ import torch
 Step = Callable[[], Any]
 #: {side: {round: seconds of one step}}
 Times = dict[str, dict[int, float]]
-#: {side: what went wrong}
-Errors = dict[str, Exception]
+#: {side: the fields of its record that say why it could not be measured}
+Failures = dict[str, dict[str, str]]
 
 MIN_ROUNDS = 5
 WARM_UP_STEPS = 3
@@ -41,6 +41,11 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(text in str(error) for text in ("DefaultCPUAllocator", "can't allocate memory"))
     )
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """The fields of a record that say why its side could not be measured. The error itself would hold on to memory."""
+    return {"failed": reason(error), **({"failure": "memory"} if out_of_memory(error) else {})}
 
 
 def free(device: torch.device) -> None:
@@ -90,21 +95,21 @@ def interleaved(
     seconds_each: float,
     before: Step | None = None,
     after_round: Callable[[int], Any] = lambda number: None,
-) -> tuple[Times, Errors]:
+) -> tuple[Times, Failures]:
     """Times of all steps, run in turn within each round, in an order drawn anew each round; they must be warm.
 
     A step that would take more than ``seconds_each`` in all sits out rounds, spread evenly, but runs in `MIN_ROUNDS` at
-    least. ``before`` runs untimed before each. A step that fails is left out from then on and comes with its error.
+    least. ``before`` runs untimed before each. A step that fails is left out from then on and comes with the reason.
     """
     times: Times = {}
-    errors: Errors = {}
+    failures: Failures = {}
     repeats, every = {}, {}
     for name, step in steps.items():
         try:
             repeats[name] = repeats_of(step, device)
             taken = repeats[name] * seconds(step, device, repeats[name])
         except Exception as error:
-            errors[name] = error
+            failures[name] = failure(error)
             continue
         fitting = max(int(seconds_each / max(taken, 1e-9)), MIN_ROUNDS)
         every[name], times[name] = max(math.ceil(rounds / fitting), 1), {}
@@ -119,13 +124,13 @@ def interleaved(
             try:
                 times[name][number] = seconds(steps[name], device, repeats[name])
             except Exception as error:  # a peer may fail in any way; the others are measured all the same
-                errors[name] = error
+                failures[name] = failure(error)
                 order.remove(name)
                 del times[name]
-                if out_of_memory(error):
-                    free(device)
+            if name in failures:
+                free(device)
         after_round(number)
-    return times, errors
+    return times, failures
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float]:
@@ -157,14 +162,14 @@ def summary(times: Times, name: str, others: Iterable[str | None]) -> dict[str, 
     }
 
 
-def captured(makers: Mapping[str, Callable[[], Step]]) -> tuple[dict[str, Step], Errors]:
+def captured(makers: Mapping[str, Callable[[], Step]]) -> tuple[dict[str, Step], Failures]:
     """Replays of steps captured in CUDA graphs, so that the launches are out of their times.
 
     Each step is made on the stream of the capture: a backward runs on the stream of its forward. Those that cannot be
-    captured, such as steps that wait for the device, come with the error.
+    captured, such as steps that wait for the device, come with the reason.
     """
     replays: dict[str, Step] = {}
-    errors: Errors = {}
+    failures: Failures = {}
     stream = torch.cuda.Stream()
     for name, make in makers.items():
         graph = torch.cuda.CUDAGraph()
@@ -183,8 +188,8 @@ def captured(makers: Mapping[str, Callable[[], Step]]) -> tuple[dict[str, Step],
             # The graph reads what the step holds, so that lives as long.
             replays[name] = lambda graph=graph, step=step: graph.replay()  # type: ignore[misc]
         except Exception as error:
-            errors[name] = error
-    return replays, errors
+            failures[name] = failure(error)
+    return replays, failures
 
 
 def cache_bytes(device: torch.device) -> int:
