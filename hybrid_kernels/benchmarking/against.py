@@ -20,13 +20,20 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..cases.base import BenchmarkCase
+from . import timing
 from .processes import Refused, Selection, WorkerDied, Workers
+from .records import Record
+from .session import Options, head
 
+#: Where the cases are, for the processes.
+DEFINITIONS = Path(__file__).resolve().parents[1]
 LEVEL = 0.99
 #: The fewest rounds of which the smallest and the largest ratio are such an interval: 2 × 2⁻⁸ ≤ 1 − LEVEL.
 MIN_ROUNDS = 8
@@ -108,43 +115,82 @@ class Outcome:
         return seen if seen == self.second.beyond(self.noise) else None
 
 
+def records(outcome: Outcome, made_on: Mapping[str, Any], short: str) -> list[Record]:
+    """One of the working tree and one of the other commit, of that short hash; a side that failed there says so.
+
+    ``made_on``: the fields machine, versions and commit, of the working tree, and date. The field ``against`` of both
+    names the other commit; that of the working tree's has besides ``ratio``, ``interval``, ``noise``, ``level``,
+    ``measured``, the second time for what was beyond the noise, and ``change``.
+    """
+    found = []
+    for role, commit in ((NEW, made_on["commit"]), (OLD, short)):
+        against: Record = {"commit": short}
+        record = {**head(outcome.case, outcome.part), "side": outcome.side, **made_on, "commit": commit}
+        if role in outcome.failed:
+            reason = outcome.failed[role]
+            record["failed"] = f"not at {short}: {reason}" if role == OLD else reason
+        elif outcome.times:
+            rounds = dict(enumerate(outcome.times[role]))
+            record |= timing.summary({outcome.side: rounds}, outcome.side, ())
+            record |= {"seconds": outcome.times[role], "rounds": len(rounds)}
+        else:
+            continue
+        ratio = outcome.second or outcome.first
+        if role == NEW and ratio is not None:
+            against |= {
+                "ratio": ratio.median,
+                "interval": ratio.interval,
+                "noise": outcome.noise,
+                "level": LEVEL,
+            }
+            against |= {"measured": 1 if outcome.second is None else 2, "change": outcome.change}
+        found.append(record | {"against": against})
+    return found
+
+
 def run(
     cases: Sequence[BenchmarkCase],
     selection: Selection,
     trees: Mapping[str, Path],
-    definitions: Path,
-    rounds: int,
-    seconds_each: float,
+    options: Options,
     done: Callable[[Outcome], None],
-    progress: Callable[[str], None],
+    say: Callable[[str], None],
+    definitions: Path = DEFINITIONS,
 ) -> None:
-    """Measures ``cases``, which ``selection`` gives in the processes too; ``done`` gets each outcome, and gets it again
-    when its second measurement is in.
+    """Measures the passes of ``cases``, which ``selection`` gives in the processes too.
 
-    ``trees``: folders with the packages for `NEW` and `OLD`, by the names that messages call them, in this order.
-    ``rounds`` at most, and as many as fit into ``seconds_each`` for a side, `MIN_ROUNDS` at least. A process that dies
-    costs the sides that were left of its pass: they fail, naming it. Raises ValueError for too few rounds and where the
-    cases cannot be made on a tree.
+    ``done`` gets each outcome, and gets it again when its second measurement is in; ``say`` what is done now.
+    ``trees``: folders with the packages for `NEW` and `OLD`, in this order, by what messages call them. Of ``options``,
+    a side is measured in ``rounds``, or in as many as fit into ``seconds_each``, but in `MIN_ROUNDS` at least; after
+    ``limit`` seconds no other pass is begun. A process that dies costs the side that it measured: that fails, and
+    names it.
+
+    Raises ValueError for too few rounds, where a package or its cases cannot be imported, and where only the working
+    tree has no compiled operators: its ratios would say nothing of its code.
     """
-    if rounds < MIN_ROUNDS:
+    if options.rounds < MIN_ROUNDS:
         raise ValueError(
-            f"--rounds is {rounds}; --against needs {MIN_ROUNDS} at least, for an interval of {LEVEL:.0%}"
+            f"rounds is {options.rounds}; another commit needs {MIN_ROUNDS} or more, for an interval of {LEVEL:.0%}"
         )
-    measuring = _Measuring(selection, trees, definitions, rounds, seconds_each)
+    begin = time.monotonic()
+    measuring = _Measuring(selection, trees, definitions, options)
     try:
+        say("starting the processes")
+        measuring.start()
         suspected = []
         for case in cases:
-            for part in case.passes:
-                progress(f"{case.id} {part}")
-                for outcome in measuring.outcomes(case, part):
-                    done(outcome)
-                    if outcome.suspected:
-                        suspected.append(outcome)
+            for part in options.passes:
+                if part in case.passes and time.monotonic() - begin <= options.limit:
+                    say(f"{case.id} {part}")
+                    for outcome in measuring.outcomes(case, part):
+                        done(outcome)
+                        if outcome.suspected:
+                            suspected.append(outcome)
         measuring.stop()
         for outcome in suspected:
-            progress(f"again: {outcome.case.id} {outcome.part}")
+            say(f"again: {outcome.case.id} {outcome.part}")
             for again in measuring.outcomes(outcome.case, outcome.part, outcome.side):
-                outcome.second, outcome.failed = again.first, again.failed
+                outcome.second, outcome.times, outcome.failed = again.first, again.times, again.failed
                 done(outcome)
     finally:
         measuring.stop()
@@ -154,20 +200,22 @@ class _Measuring:
     """Asks the processes, and starts them anew after one has died."""
 
     def __init__(
-        self,
-        selection: Selection,
-        trees: Mapping[str, Path],
-        definitions: Path,
-        rounds: int,
-        seconds_each: float,
+        self, selection: Selection, trees: Mapping[str, Path], definitions: Path, options: Options
     ) -> None:
-        (new, old) = trees
-        self._workers = Workers(
-            {NEW: (new, trees[new]), OLD: (old, trees[old]), AGAIN: (old, trees[old])}, definitions, selection
-        )
-        self._rounds = rounds
-        self._seconds_each = seconds_each
+        new, old = trees.items()
+        self._workers = Workers({NEW: new, OLD: old, AGAIN: old}, definitions, selection)
+        self._options = options
         self._shuffle = random.Random(0)
+
+    def start(self) -> None:
+        uncompiled = {
+            role: worker.ask("describe")["not_compiled"] for role, worker in self._workers.started().items()
+        }
+        if uncompiled[NEW] is not None and uncompiled[OLD] is None:
+            raise ValueError(
+                f"the other commit has compiled operators, the working tree has not: {uncompiled[NEW]} "
+                "(run `python setup.py build_ext --inplace`)"
+            )
 
     def stop(self) -> None:
         self._workers.kill()
@@ -202,10 +250,10 @@ class _Measuring:
             repeats = workers[role].ask("repeats", side=side)
             once = workers[role].ask("time", side=side, repeats=repeats, timings=3)
             timings = max(1, round(SECONDS_EACH_ROUND / (repeats * once)))
-            fitting = int(self._seconds_each / (len(workers) * timings * repeats * once))
+            fitting = int(self._options.seconds_each / (len(workers) * timings * repeats * once))
             order = list(workers)
             times: Times = {role: [] for role in order}
-            for _ in range(max(MIN_ROUNDS, min(self._rounds, fitting))):
+            for _ in range(max(MIN_ROUNDS, min(self._options.rounds, fitting))):
                 self._shuffle.shuffle(order)
                 for role in order:
                     times[role].append(workers[role].ask("time", side=side, repeats=repeats, timings=timings))

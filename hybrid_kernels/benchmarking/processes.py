@@ -121,22 +121,20 @@ class Workers:
                     self._workers[role] = Worker(name, tree, self._definitions)
                 for role, worker in self._workers.items():
                     self._prepare(worker, self._trees[role][1])
-            except BaseException as error:
+            except BaseException:
                 self.kill()
-                if isinstance(error, WorkerDied):
-                    raise ValueError(str(error)) from None
                 raise
         return self._workers
 
     def _prepare(self, worker: Worker, tree: Path) -> None:
-        found = Path(worker.ask("describe")["package"]).parent
-        if found.resolve() != tree.resolve():
-            raise RuntimeError(f"{worker.name} is measured on {found}, not on {tree}")
         chosen = self._selection
         try:
+            found = Path(worker.ask("describe")["package"]).parent
+            if found.resolve() != tree.resolve():
+                raise RuntimeError(f"{worker.name} is measured on {found}, not on {tree}")
             worker.ask("select", module=chosen.module, function=chosen.function, arguments=chosen.arguments)
-        except Refused as error:
-            raise ValueError(f"the cases cannot be made on {worker.name}: {error}") from None
+        except (Refused, WorkerDied) as error:
+            raise ValueError(f"{worker.name} cannot be measured here: {error}") from None
 
     def alive(self) -> bool:
         """Whether all of them run."""

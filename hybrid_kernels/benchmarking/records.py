@@ -107,9 +107,14 @@ def _text(value: Any) -> str:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each (case, pass, side, commit, machine), in the order in which these first came."""
+    """The last record of each (case, pass, side, commit, machine), in the order in which these first came.
+
+    Those of ``--against`` are left out: their ratios are to another commit, not to other sides.
+    """
     found: dict[tuple[str, ...], Record] = {}
     for record in records:
+        if record.get("against"):
+            continue
         found[
             record["case"],
             record["pass"],
@@ -130,7 +135,9 @@ class Done:
         wanted = {name: _text(circumstances[name]) for name in CIRCUMSTANCES}
         self._runs: dict[tuple[str, str], dict[str, dict[str, Record]]] = {}
         for record in records:
-            if all(_text(record.get(name)) == value for name, value in wanted.items()):
+            if not record.get("against") and all(
+                _text(record.get(name)) == value for name, value in wanted.items()
+            ):
                 runs = self._runs.setdefault((record["case"], record["pass"]), {})
                 # Ratios are within a run; all its records have one date.
                 runs.setdefault(record.get("date", ""), {})[record["side"]] = record

@@ -6,6 +6,7 @@ release that its extension was built for. It gets that name once it is complete,
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -84,6 +85,12 @@ def tree(revision: Revision, say: Callable[[str], None], root: Path = ROOT) -> P
         if not target.is_dir():  # unless another process was faster
             made.rename(target)
     return target
+
+
+def newer_sources(root: Path = ROOT) -> list[Path]:
+    """Sources of the extension that were written after it was built."""
+    built = max((path.stat().st_mtime for path in root.glob("hybrid_kernels/_C*")), default=math.inf)
+    return [path for path in sorted(root.glob("csrc/*.*")) if path.stat().st_mtime > built]
 
 
 def _build(folder: Path, revision: Revision) -> None:

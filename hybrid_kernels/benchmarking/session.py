@@ -169,6 +169,22 @@ class _Sides:
         return self._built.get(name)
 
 
+def head(case: BenchmarkCase, part: str) -> Record:
+    """The fields of a record that say what is measured, but for the side."""
+    return {
+        "case": case.id,
+        "kind": case.kind,
+        "name": case.name,
+        "shape": dict(case.shape),
+        "dtype": dtype_name(case.dtype),
+        "device": str(case.device),
+        "pass": part,
+        "sweep": case.sweep,
+        "floor": case.floor,
+        "ours": case.ours,
+    }
+
+
 def measured(
     sides: _Sides, part: str, options: Options, made_on: Mapping[str, Any], progress: Progress
 ) -> list[Record]:
@@ -226,21 +242,10 @@ def measured(
         if name in failures:
             timing.free(device)
         found[name]["roofline"] = _roofline(case, part, found[name])
-    head = {
-        "case": case.id,
-        "kind": case.kind,
-        "name": case.name,
-        "shape": dict(case.shape),
-        "dtype": dtype_name(case.dtype),
-        "device": str(device),
-        "pass": part,
-        "sweep": case.sweep,
-        "floor": case.floor,
-        "ours": case.ours,
-    }
     tail = {**made_on, "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}
     return [
-        {**head, "side": name, **(failures.get(name) or record), **tail} for name, record in found.items()
+        {**head(case, part), "side": name, **(failures.get(name) or record), **tail}
+        for name, record in found.items()
     ]
 
 
