@@ -226,7 +226,9 @@ class _Measuring:
         failed: dict[str, str] = {}
         for role, worker in self._workers.started().items():
             try:
-                built[role] = worker.ask("build", case=case.id, part=part, side=only)
+                built[role] = worker.ask(
+                    "build", case=case.id, part=part, side=only, without=self._options.without
+                )
             except (Refused, WorkerDied) as error:
                 failed[role] = str(error)
         # Where no side could be built anywhere, the case's own stands for them.

@@ -15,11 +15,11 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     """Bytes of torch's allocator at the highest during ``step()`` above those in use before it.
 
     On a CPU they are the profiler's memory events: exact for every tensor, without what a library or an extension
-    allocates by itself. What the step returns counts as long as it runs.
+    allocates by itself; what the step frees of earlier memory is not subtracted there.
     """
-    free(device)
     if device.type != "cuda":
         return _cpu_peak(step)
+    free(device)
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

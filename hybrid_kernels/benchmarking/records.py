@@ -6,6 +6,7 @@ the next ones are measured, a last line torn by a crash is ignored, and removed 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -21,20 +22,27 @@ CIRCUMSTANCES = ("commit", "machine", "versions", "rounds")
 
 def probe(path: Path) -> None:
     """Raises OSError where a result file cannot be made or added to, a full disk included; leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _append(path, b" " * 4095 + b"\n", keep=False)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; nothing was measured", str(path)) from error
     finally:
         if new:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
     """Adds the records: all of them, on the disk, or, where that raises OSError, none."""
     lines = "".join(json.dumps(record) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _append(path, lines.encode(), keep=True)
+    try:
+        _append(path, lines.encode(), keep=True)
+    except OSError as error:
+        what = f"{error.strerror}; what was written before is kept"
+        raise OSError(error.errno, what, str(path)) from error
 
 
 def _append(path: Path, data: bytes, keep: bool) -> None:
@@ -43,11 +51,12 @@ def _append(path: Path, data: bytes, keep: bool) -> None:
         size = _mended(file)
         try:
             view = memoryview(data)
-            while view:
+            while view:  # a disk that fills up takes a part first
                 view = view[file.write(view) or 0 :]
             os.fsync(file.fileno())
         except BaseException:
-            file.truncate(size)
+            with contextlib.suppress(OSError):  # the first error says more
+                file.truncate(size)
             raise
         if not keep:
             file.truncate(size)

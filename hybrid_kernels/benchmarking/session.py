@@ -119,7 +119,6 @@ def run(
             progress.finished(records, before=False)
             write(records)
             outcome.measured.append(name)
-            timing.free(case.device)
         del sides
         timing.free(case.device)
     return outcome

@@ -18,6 +18,7 @@ import signal
 import statistics
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,21 @@ class Measuring:
         self.cases = {case.id: case for case in chosen}
         return list(self.cases)
 
-    def build(self, case: str, part: str, side: str | None = None) -> dict[str, Any]:
-        """Makes and warms up our sides of a case's pass, or one: {side: null or why it cannot run}."""
+    def build(
+        self, case: str, part: str, side: str | None = None, without: Sequence[str] = ()
+    ) -> dict[str, str | None]:
+        """Makes and warms up our sides of a case's pass, or one: {side: null or why it cannot run}.
+
+        Those whose names begin with one of ``without`` are left out, but never the package's own choice.
+        """
         chosen = self.cases[case]
         device = chosen.device
         self.steps = {}
         self.timing.free(device)
         outcome: dict[str, str | None] = {}
         for name, builder in chosen.builders().items():
-            if side not in (None, name) or (name != chosen.ours and not name.startswith(OURS)):
+            wanted = name == chosen.ours or (name.startswith(OURS) and not name.startswith(tuple(without)))
+            if side not in (None, name) or not wanted:
                 continue
             try:
                 step = builder().step(part)

@@ -1,22 +1,56 @@
-"""Trees that stand for other commits: copies of this one, with the extension as it is, changed on purpose."""
+"""A case small enough to be measured in a blink."""
 
-from __future__ import annotations
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import shutil
-from pathlib import Path
+import torch
 
-ROOT = Path(__file__).parents[2]
+import hybrid_kernels as hk
+from hybrid_kernels.benchmarking.session import Options
+from hybrid_kernels.cases.base import PASSES, BenchmarkCase, Side
+
+CPU = torch.device("cpu")
+QUICK = Options(rounds=3, seconds_each=0.01)
+FLOOR, OURS = "plain product", "ours"
+ROWS, FEATURES, RANK = 8, 16, 2
 
 
-def changed_tree(folder: Path, function: str, code: str) -> Path:
-    """A copy of the packages in which the first thing that `hybrid_kernels.functional.<function>` does is ``code``."""
-    for package in ("hybrid_kernels", "triton_ops"):
-        if not (folder / package).exists():  # else it is changed once more
-            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "hybrid_kernels" / "functional.py"
-    path.write_text(
-        path.read_text()
-        + f"\n\ndef _changed(_unchanged):\n    def changed(*args, **kwargs):\n        {code}\n"
-        + f"        return _unchanged(*args, **kwargs)\n    return changed\n\n\n{function} = _changed({function})\n"
+def toy_case(
+    name: str = "toy",
+    sides: Mapping[str, Callable[[], Side]] | None = None,
+    passes: tuple[str, ...] = PASSES,
+    drawn: Callable[[], Any] = lambda: None,
+) -> BenchmarkCase:
+    """`low_rank_linear` of this package against the product alone, and other sides; ``drawn`` is told of the inputs."""
+
+    def builders() -> dict[str, Callable[[], Side]]:
+        drawn()
+        x = torch.randn(ROWS, FEATURES, requires_grad=True)
+        weight, gradient = torch.randn(FEATURES, FEATURES), torch.randn(ROWS, FEATURES)
+        down, up = (torch.randn(*shape, requires_grad=True) for shape in ((RANK, FEATURES), (FEATURES, RANK)))
+        return {
+            FLOOR: lambda: Side(lambda: x @ weight.T, [x], [gradient]),
+            OURS: lambda: Side(
+                lambda: hk.functional.low_rank_linear(x, weight, None, down, up),
+                [x, down, up],
+                [gradient],
+                parameters=2 * RANK * FEATURES,
+            ),
+            **(sides or {}),
+        }
+
+    shape = {"m": ROWS, "k": FEATURES}
+    return BenchmarkCase(
+        "operator", name, shape, torch.float32, CPU, builders, OURS, floor=FLOOR, passes=passes
     )
-    return folder
+
+
+def side(forward: Callable[[], Any]) -> Side:
+    """One without a backward of its own."""
+    leaf = torch.ones(1, requires_grad=True)
+    return Side(lambda: (forward(), leaf * 1)[1], [leaf], [torch.ones(1)])
+
+
+def out_of_memory() -> Any:
+    """What really happens on a CPU that has less than an exbibyte."""
+    return torch.empty(2**60, dtype=torch.uint8)

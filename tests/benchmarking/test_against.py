@@ -12,7 +12,7 @@ from hybrid_kernels import _extension
 from hybrid_kernels.benchmarking import against, processes, revisions
 from hybrid_kernels.benchmarking.session import Options
 from tests.benchmarking import toy_cases
-from tests.benchmarking.support import ROOT, changed_tree
+from tests.benchmarking.trees import ROOT, changed_tree
 
 SLOWER = "import time; time.sleep(2e-4)"
 
@@ -189,9 +189,7 @@ def test_a_process_that_dies_is_named_and_costs_only_its_side(measure, tmp_path,
 
 def test_a_package_that_cannot_be_imported_is_an_error_that_names_it(measure, tmp_path):
     broken = changed_tree(tmp_path, "cayley_packed", "no Python")
-    with pytest.raises(
-        ValueError, match="the old one cannot be measured here: SyntaxError: invalid syntax"
-    ):
+    with pytest.raises(ValueError, match="the old one cannot be measured here: SyntaxError: invalid syntax"):
         measure(ROOT, broken)
 
 
