@@ -1,10 +1,10 @@
 """Inputs of the operators: drawn in float64 on the CPU, so that every dtype and device sees the same numbers, rounded.
 
-Names of sizes: m rows, k in_features, n out_features, r rank, ``reflections``; ``blocks`` of b × b, whose product is k;
-``levels`` of a butterfly, ``terms`` of a series, ``layers``. Those that default to 0: ``bias``; ``dropped``, the rows of
-down (for `hybrid_linear` only whether) that see x with elements dropped; ``uneven``, layers of unlike sizes; ``empty``
-reflections, "no reflection"; ``transpose``; ``refine``. ``norm`` of a skew matrix, its spectral norm, about, is 1 unless
-given.
+Names of sizes: m rows, k in_features, n out_features, r rank, ``reflections``; ``blocks`` of b × b, of which k is the
+product; ``levels`` of a butterfly, ``terms`` of a series, ``layers``. Those that default to 0: ``bias``; ``dropped``,
+the rows of down (for `hybrid_linear` only whether) that see x with elements dropped; ``uneven``, layers of unlike
+sizes; ``empty`` reflections, "no reflection"; ``transpose``; ``refine``. ``norm``, about the spectral norm of a skew
+matrix, is 1 unless given.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def low_rank_linear_many(
 def rotated_low_rank_linear(
     shape: Shape, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> Inputs:
-    drawn = low_rank_linear(shape | {"k": shape["blocks"] * shape["b"]}, dtype, device, generator)
+    drawn = low_rank_linear({**shape, "k": shape["blocks"] * shape["b"]}, dtype, device, generator)
     q = maker(dtype, device, generator)(shape["blocks"], shape["b"], shape["b"], scale=shape["b"] ** -0.5)
     return {"x": drawn.pop("x"), "q": q, **drawn}
 
