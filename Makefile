@@ -2,6 +2,8 @@
 # make test   sets up, then lint, types and all tests
 # make lint   ruff and mypy
 # make bench  the benchmarks of one adapted layer, of the Cayley transform and of accelerate, with ratios to their peers
+# make bench-check   fails if anything is slower, beyond the noise, than at the commit AGAINST: by default HEAD where files
+#             have been changed since, HEAD~1 where not; e.g. make bench-check AGAINST=origin/main. The commit is built once
 # make gpu    the GPU session: build, tests, benchmarks, with what is installed and no network
 #
 # Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
@@ -22,7 +24,7 @@ TORCH_INDEX :=
 endif
 WORKERS ?= auto
 
-.PHONY: demo test lint bench gpu setup clean
+.PHONY: demo test lint bench bench-check gpu setup clean
 
 # The extension is part of the set-up, so it is rebuilt when its sources change.
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
@@ -56,6 +58,14 @@ bench: setup
 	$(BIN)/python benchmarks/acceleration.py step
 	$(BIN)/python benchmarks/acceleration.py layers
 	$(BIN)/python benchmarks/acceleration.py memory
+
+# Recursive, so that git is asked only where this is made.
+AGAINST ?= $(shell git diff --quiet HEAD && echo HEAD~1 || echo HEAD)
+
+# The backends by name are left out: what they lose shows where they are chosen.
+bench-check: setup
+	$(BIN)/hybrid-kernels bench --quick --against $(AGAINST) --check --without ours,hybrid --pass forward,both \
+	  --output build/bench-check.jsonl
 
 gpu:
 	PYTHON="$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))" benchmarks/gpu_session.sh

@@ -127,7 +127,7 @@ def test_a_file_at_a_commit(file):
         (found,) = comparison.load(f"{path}@{name}")
         assert found["commit"] == commit
     with pytest.raises(
-        ValueError, match="has 2 commits named 'abc'; it has abc1234, abc1234.changes.0, def5678"
+        ValueError, match=r"has 2 commits named 'abc'; it has abc1234, abc1234\+changes.0, def5678"
     ):
         comparison.load(f"{path}@abc")
     with pytest.raises(ValueError, match="has 0 commits named 'f'"):
@@ -139,7 +139,7 @@ def test_a_name_with_an_at_sign_is_a_name(file):
 
 
 def test_what_is_no_result_file_is_refused(tmp_path, file):
-    with pytest.raises(ValueError, match="nothing.jsonl' is no result file; it may be FILE or FILE@COMMIT"):
+    with pytest.raises(ValueError, match=r"nothing\.jsonl' is no result file; it may be FILE or FILE@COMMIT"):
         comparison.load(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(ValueError, match="holds no measurement"):
         comparison.load(file("empty.jsonl", []))
