@@ -66,7 +66,7 @@ def _explanations(records: Sequence[Record]) -> list[str]:
             lines.append(f"  {row['share']:7.1%} {row['calls']:5} × {mark} {row['name']}")
         if record["profile"]:
             lines.append("  share of the step, calls; * is this package's own")
-    return lines
+    return [*lines, *(f"  {note}" for note in records[0]["notes"])]
 
 
 def _ratio(record: Record, other: str, spread: bool) -> list[str]:

@@ -181,6 +181,7 @@ def head(case: BenchmarkCase, part: str) -> Record:
         "sweep": case.sweep,
         "floor": case.floor,
         "ours": case.ours,
+        "notes": list(case.notes),
     }
 
 
