@@ -64,7 +64,7 @@ AGAINST ?= $(shell git diff --quiet HEAD && echo HEAD~1 || echo HEAD)
 
 # The backends by name are left out: what they lose shows where they are chosen.
 bench-check: setup
-	$(BIN)/hybrid-kernels bench --quick --against $(AGAINST) --check --without ours,hybrid --pass forward,both \
+	$(BIN)/hybrid-kernels bench --quick --against $(AGAINST) --check --without ours,hybrid,accelerated --pass forward,both \
 	  --output build/bench-check.jsonl
 
 gpu:
