@@ -112,8 +112,14 @@ def compare(records_a: Iterable[Record], records_b: Iterable[Record]) -> Compari
 
     Measurements of ``--against`` are left out: theirs are the ratios to the other commit, made within one run.
     """
-    a, b = _latest(records_a), _latest(records_b)
+    found_a, found_b = list(records_a), list(records_b)
+    a, b = _latest(found_a), _latest(found_b)
     same, warnings = _circumstances(a.values(), b.values())
+    left_out = sum(bool(record.get("against")) for record in (*found_a, *found_b))
+    if left_out:
+        warnings.append(
+            f"{left_out} measurements of --against are left out; their ratios are in their own field"
+        )
     comparison = Comparison(
         only_a=[key for key in a if key not in b],
         only_b=[key for key in b if key not in a],

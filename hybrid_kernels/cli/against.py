@@ -89,17 +89,16 @@ def _check(outcomes: Iterable[Outcome], called: str) -> None:
 
 def _print(outcomes: Iterable[Outcome], called: str) -> None:
     table = Table(title=f"times as long as at {called}, 1 is the same", title_justify="left", box=None)
-    table.add_column("")
-    table.add_column("side")
+    table.add_column("", overflow="fold")
     for column in ("ratio", "interval", "noise"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     failures = []
     compared = [(outcome.second or outcome.first, outcome) for outcome in outcomes]
     for ratio, outcome in sorted(compared, key=lambda pair: -pair[0].median if pair[0] else 0.0):
-        what = f"{outcome.case.id} {outcome.part}"
+        what = f"{outcome.case.id} {outcome.part}, {outcome.side}"
         # The two processes of the other commit fail alike.
-        failures += [f"  {what}, {outcome.side}: {r}" for r in dict.fromkeys(outcome.failed.values())]
+        failures += [f"  {what}: {reason}" for reason in dict.fromkeys(outcome.failed.values())]
         if ratio is not None:
             low, high = ratio.interval
             change = outcome.change or ("once only, not again" if outcome.second else "")
@@ -107,7 +106,7 @@ def _print(outcomes: Iterable[Outcome], called: str) -> None:
                 change = "perhaps: not measured again"
             cells = (f"{ratio.median:.3f}", f"{low:.3f}–{high:.3f}", f"{outcome.noise:.3f}", change)
             style = {"slower": "red", "faster": "green"}.get(change, "")
-            table.add_row(escape(what), escape(outcome.side), *cells, style=style)
+            table.add_row(escape(what), *cells, style=style)
     if table.row_count:
         cli.console.print(table)
     for line in failures:

@@ -37,11 +37,15 @@ def compare(
         return
     for warning in found.warnings:
         cli.errors.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    table = Table(title="B / A; * beyond the spread of both", title_justify="left", box=None)
-    for name in ("", "side", "relative to"):
-        table.add_column(name)
-    for name in ("A", "B", "B / A", "time B / A", "memory B / A"):
-        table.add_column(name, justify="right")
+    table = Table(
+        title="B / A: of ratios, times, peak memory; * beyond the spread of both",
+        title_justify="left",
+        box=None,
+    )
+    for name in ("", "relative to"):
+        table.add_column(name, overflow="fold")
+    for name in ("A", "B", "B / A", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         relative = ["", "", ""] if row.relative is None else _cells(row.relative)
         time = "" if row.seconds is None else _cells(row.seconds)[-1]
@@ -51,7 +55,7 @@ def compare(
             else f"{row.peak_bytes[1] / row.peak_bytes[0]:.3f}"
         )
         style = "bold" if row.change is not None and row.change.beyond else ""
-        names = (Text(f"{row.case} {row.part}"), Text(row.side), Text(row.basis or ""))
+        names = Text(f"{row.case} {row.part}, {row.side}"), Text(row.basis or "")
         table.add_row(*names, *relative, time, memory, style=style)
     if found.rows:
         cli.console.print(table)

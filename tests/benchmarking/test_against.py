@@ -68,6 +68,7 @@ def started(monkeypatch):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             found.append(self)
+            self.environment = kwargs["env"]
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     yield found
@@ -208,6 +209,8 @@ def test_interrupted_it_leaves_no_process(measure, started):
     with pytest.raises(KeyboardInterrupt):
         measure(ROOT, ROOT, done=interrupt)
     assert len(started) == 3
+    # Threads that wait for their next turn leave the cores to the process whose turn it is.
+    assert all(process.environment["OMP_WAIT_POLICY"] == "passive" for process in started)
 
 
 def test_a_process_ends_with_the_one_that_started_it(definitions):

@@ -99,6 +99,7 @@ def test_the_latest_counts_and_measurements_against_a_commit_do_not():
         [record(ratio=0.5), record(ratio=None, against={"commit": "c"})],
     )
     assert found.rows[0].relative.ratio == 1
+    assert found.warnings == ["1 measurements of --against are left out; their ratios are in their own field"]
 
 
 def test_failures_are_apart():
