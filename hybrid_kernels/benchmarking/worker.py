@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import signal
-import statistics
 import sys
 import types
 from collections.abc import Sequence
@@ -86,9 +85,9 @@ class Measuring:
         return int(self.timing.repeats_of(*self.steps[side]))
 
     def time(self, side: str, repeats: int, timings: int) -> float:
-        """Seconds of one step: the median of several timings, so that cold caches at the first one do not count."""
+        """Seconds of one step: the shortest of several timings. Cold caches and other processes only ever add to them."""
         step, device = self.steps[side]
-        return statistics.median(self.timing.seconds(step, device, repeats) for _ in range(timings))
+        return min(self.timing.seconds(step, device, repeats) for _ in range(timings))
 
 
 def main() -> None:

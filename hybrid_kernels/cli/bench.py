@@ -79,9 +79,9 @@ def bench(
         raise ValueError("--profile cannot be combined with --against")
     options = session.Options(
         passes=tuple(cli.names(passes)),
-        # Another commit takes as many rounds when it is to be quick: fewer would hardly tell a change from noise.
+        # Beside another commit "quick" means few cases: fewer rounds would hardly tell a change from noise.
         rounds=rounds or (7 if quick and against is None else 25),
-        seconds_each=seconds_each or (0.5 if quick else 5.0),
+        seconds_each=seconds_each or (5.0 if not quick else 0.5 if against is None else 2.0),
         limit=limit,
         without=tuple(cli.names(without or "")),
         profile=profile,

@@ -36,20 +36,24 @@ def slower(tmp_path_factory):
 def measure(definitions):
     """Measures the toy cases on two trees: {(name of the case, pass): outcome}."""
 
-    def call(new: Path, old: Path, passes=("forward",), done=lambda outcome: None, **arguments):
+    def call(
+        new: Path, old: Path, passes=("forward",), done=lambda outcome: None, without=("ours, ",), **arguments
+    ):
         arguments = {"passes": passes, **arguments}
         outcomes = {}
 
         def keep(outcome):
-            assert outcome.side == "ours"  # peers are not compared
-            outcomes[outcome.case.name, outcome.part] = outcome
+            assert outcome.side != "a peer"  # is not compared
+            outcomes[
+                (outcome.case.name, outcome.part, outcome.side)[: 2 if outcome.side == "ours" else 3]
+            ] = outcome
             done(outcome)
 
         against.run(
             toy_cases.cases(**arguments),
             processes.Selection("cases.toy_cases", "cases", arguments),
             {"the working tree": new, "the old one": old},
-            Options(passes=passes, rounds=12, seconds_each=0.5),
+            Options(passes=passes, rounds=12, seconds_each=0.5, without=without),
             keep,
             lambda what: None,
             definitions,
@@ -178,14 +182,14 @@ def test_a_process_that_dies_is_named_and_costs_only_its_side(measure, tmp_path,
     )
     dying = changed_tree(tmp_path, "cayley_packed", code.format(0))  # while it is built
     changed_tree(tmp_path, "householder_factors", code.format(40))  # while it is timed
-    outcomes = measure(ROOT, dying, functions=("householder_factors", "cayley_packed", "cayley"))
+    outcomes = measure(ROOT, dying, without=(), functions=("householder_factors", "cayley_packed"))
     for name in ("householder_factors", "cayley_packed"):
         failed = outcomes[name, "forward"].failed
         assert failed.keys() <= {"old", "again"}
         for reason in failed.values():
             assert reason.startswith("the process that measures the old one ended (SIGKILL): ")
             assert reason.endswith(": last words")
-    assert outcomes["cayley", "forward"].first is not None
+        assert outcomes[name, "forward", "ours, doubled"].first is not None
 
 
 def test_a_package_that_cannot_be_imported_is_an_error_that_names_it(measure, tmp_path):
@@ -226,7 +230,7 @@ def test_the_processes_print_apart_from_their_replies_and_ignore_an_interrupt(de
     assert Path(worker.ask("describe")["package"]) == ROOT / "hybrid_kernels"
     worker._process.send_signal(signal.SIGINT)
     (case,) = worker.ask("select", module="cases.toy_cases", function="cases", arguments={})
-    assert worker.ask("build", case=case, part="both") == {"ours": None}
+    assert worker.ask("build", case=case, part="forward") == {"ours": None, "ours, doubled": None}
     with pytest.raises(processes.Refused, match="KeyError: 'none'"):
         worker.ask("build", case="none", part="both")
     worker.kill()
@@ -241,7 +245,7 @@ def test_another_commit_is_measured_by_our_definitions(definitions, tmp_path):
     toy.write_text(Path(toy_cases.__file__).read_text().replace("hybrid_kernels.cases.base", ".base"))
     worker = processes.Worker("it", old, definitions)
     (case,) = worker.ask("select", module="cases.older", function="cases", arguments={})
-    assert worker.ask("build", case=case, part="forward") == {"ours": None}
+    assert worker.ask("build", case=case, part="forward", without=["ours"]) == {"ours": None}
     worker.kill()
 
 

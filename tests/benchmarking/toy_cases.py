@@ -31,7 +31,8 @@ def case(name: str, passes: Sequence[str]) -> BenchmarkCase:
         shape={"b": 4},
         dtype=torch.float32,
         device=torch.device("cpu"),
-        builders=lambda: {"a peer": side, "ours": side},
+        # The last calls nothing of this package.
+        builders=lambda: {"a peer": side, "ours": side, "ours, doubled": lambda: Side(lambda: 2 * x, [], [])},
         ours="ours",
         passes=tuple(passes),
     )
