@@ -85,7 +85,7 @@ class Measuring:
         return int(self.timing.repeats_of(*self.steps[side]))
 
     def time(self, side: str, repeats: int, timings: int) -> float:
-        """Seconds of one step: the shortest of several timings. Cold caches and other processes only ever add to them."""
+        """Seconds of a step: the shortest of several timings. Cold caches and other processes only ever add to them."""
         step, device = self.steps[side]
         return min(self.timing.seconds(step, device, repeats) for _ in range(timings))
 
