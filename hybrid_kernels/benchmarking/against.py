@@ -249,10 +249,9 @@ class _Measuring:
         workers, side = self._workers.started(), outcome.side
         role = OLD
         try:
-            repeats = workers[role].ask("repeats", side=side)
-            once = workers[role].ask("time", side=side, repeats=repeats, timings=3)
-            timings = max(1, round(SECONDS_EACH_ROUND / (repeats * once)))
-            fitting = int(self._options.seconds_each / (len(workers) * timings * repeats * once))
+            repeats, once = workers[role].ask("repeats", side=side)
+            timings = max(1, round(SECONDS_EACH_ROUND / once))
+            fitting = int(self._options.seconds_each / (len(workers) * timings * once))
             order = list(workers)
             times: Times = {role: [] for role in order}
             for _ in range(max(MIN_ROUNDS, min(self._options.rounds, fitting))):

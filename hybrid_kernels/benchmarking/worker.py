@@ -80,9 +80,10 @@ class Measuring:
                 self.timing.free(device)
         return outcome
 
-    def repeats(self, side: str) -> int:
-        """Steps that one timing of this side takes, for the clock."""
-        return int(self.timing.repeats_of(*self.steps[side]))
+    def repeats(self, side: str) -> tuple[int, float]:
+        """Steps that one timing of this side takes, for the clock, and its seconds."""
+        repeats, seconds = self.timing.repeats_of(*self.steps[side])
+        return repeats, seconds
 
     def time(self, side: str, repeats: int, timings: int) -> float:
         """Seconds of a step: the shortest of several timings. Cold caches and other processes only ever add to them."""

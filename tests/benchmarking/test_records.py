@@ -70,6 +70,12 @@ def test_the_latest_of_each_side_commit_and_machine(path):
     assert found == [new, other_commit, other_machine, other_pass]
 
 
+def test_measurements_against_another_commit_stand_for_no_others():
+    other = record("a", against={"commit": "abc1234"})
+    assert records.latest([record("a"), other]) == [record("a")]
+    assert not records.Done([other], CIRCUMSTANCES).run("operator/a", "both", ["a"])
+
+
 def test_a_run_is_done_if_it_has_all_sides_under_the_same_circumstances():
     known = [record("a"), record("b"), record("c", date="2026-01-02")]
     done = records.Done(known, CIRCUMSTANCES)
