@@ -1,8 +1,10 @@
 # make demo   the study on an embedded default: sets up, fetches the demo model, trains, reports
 # make test   sets up, then lint, types and all tests
 # make lint   ruff and mypy
-# make bench  the benchmarks of one adapted layer, of the Cayley transform and of accelerate, with ratios to their peers
+# make bench  measures operators, layers and a small model beside their peers: ratios, peak memory; RESULT names the file
 # make charts the README's charts, from the committed result of the benchmarks
+# make bench-check   fails if anything is slower, beyond the noise, than at the commit AGAINST: by default HEAD where files
+#             have been changed since, HEAD~1 where not; e.g. make bench-check AGAINST=origin/main. The commit is built once
 # make gpu    the GPU session: build, tests, benchmarks, with what is installed and no network
 #
 # Everything happens in $(VENV). torch comes first: the other packages accept the torch they find, so a machine without
@@ -23,7 +25,7 @@ TORCH_INDEX :=
 endif
 WORKERS ?= auto
 
-.PHONY: demo test lint bench charts gpu setup clean
+.PHONY: demo test lint bench bench-check charts gpu setup clean
 
 # The extension is part of the set-up, so it is rebuilt when its sources change.
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
@@ -51,16 +53,27 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+RESULT ?= build/bench.jsonl
+
 bench: setup
-	$(BIN)/python benchmarks/linear_layer.py
-	$(BIN)/python benchmarks/cayley.py
-	$(BIN)/python benchmarks/acceleration.py step
-	$(BIN)/python benchmarks/acceleration.py layers
-	$(BIN)/python benchmarks/acceleration.py memory
+	$(BIN)/hybrid-kernels bench --output $(RESULT)
+	$(BIN)/hybrid-kernels bench --kind layers --output $(RESULT)
+	$(BIN)/hybrid-kernels bench --op cayley_packed --output $(RESULT)
+	$(BIN)/hybrid-kernels bench --case features --output $(RESULT)
+	$(BIN)/hybrid-kernels bench --kind layers --sweep tokens --output $(RESULT)
+
 
 charts: setup
 	$(BIN)/hybrid-kernels bench plot benchmarks/results/bench.cpu.float32.jsonl --out benchmarks/results/charts --only \
 		layer-linear.cpu.float32.time,layer-accelerate.cpu.float32.time,layer-features.cpu.float32.time,layer-linear-by-tokens.cpu.float32.time-against-tokens
+
+# Recursive, so that git is asked only where this is made.
+AGAINST ?= $(shell git diff --quiet HEAD && echo HEAD~1 || echo HEAD)
+
+# The backends by name are left out: what they lose shows where they are chosen.
+bench-check: setup
+	$(BIN)/hybrid-kernels bench --quick --against $(AGAINST) --check --without ours,hybrid,accelerated --pass forward,both \
+	  --output build/bench-check.jsonl
 
 gpu:
 	PYTHON="$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))" benchmarks/gpu_session.sh

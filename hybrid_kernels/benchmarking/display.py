@@ -25,7 +25,7 @@ def table(records: Sequence[Record], note: str = "") -> Group:
     floor, ours, on_gpu = first["floor"], first["ours"], first["device"].startswith("cuda")
     measured = [record for record in records if "failed" not in record]
     shown = Table(box=None, pad_edge=False)
-    shown.add_column("", no_wrap=True)
+    shown.add_column("", overflow="fold")
     for name in (
         *(["× floor", "quartiles"] if floor else []),
         "× ours",
@@ -34,7 +34,7 @@ def table(records: Sequence[Record], note: str = "") -> Group:
         *(["time", "graph", "roofline"] if on_gpu else []),
     ):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("ran", no_wrap=True)
+    shown.add_column("ran")
     for record in measured:
         cells = [*(_ratio(record, floor, True) if floor else []), *_ratio(record, ours, floor is None)]
         cells.append(_mebibytes(record["peak_bytes"]))

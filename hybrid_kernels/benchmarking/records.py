@@ -88,13 +88,14 @@ def _parsed(line: bytes) -> Record | None:
 def read(path: Path) -> list[Record]:
     """The records of a result file, oldest first; none if there is no such file.
 
-    ValueError, with the number of the line, for what is no record. A last line without its end, which an interrupted
-    run may leave, is ignored.
+    ValueError, with the number of the line, for what is no record, and for a folder or a device. A last line without
+    its end, which an interrupted run may leave, is ignored.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; results are added to a file of one JSON object a line")
+    content = path.read_bytes()
     lines = content.split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
@@ -116,9 +117,14 @@ def _text(value: Any) -> str:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each (case, pass, side, commit, machine), in the order in which these first came."""
+    """The last record of each (case, pass, side, commit, machine), in the order in which these first came.
+
+    Those of ``--against`` are left out: their ratios are to another commit, not to other sides.
+    """
     found: dict[tuple[str, ...], Record] = {}
     for record in records:
+        if record.get("against"):
+            continue
         found[
             record["case"],
             record["pass"],
@@ -139,7 +145,9 @@ class Done:
         wanted = {name: _text(circumstances[name]) for name in CIRCUMSTANCES}
         self._runs: dict[tuple[str, str], dict[str, dict[str, Record]]] = {}
         for record in records:
-            if all(_text(record.get(name)) == value for name, value in wanted.items()):
+            if not record.get("against") and all(
+                _text(record.get(name)) == value for name, value in wanted.items()
+            ):
                 runs = self._runs.setdefault((record["case"], record["pass"]), {})
                 # Ratios are within a run; all its records have one date.
                 runs.setdefault(record.get("date", ""), {})[record["side"]] = record

@@ -29,7 +29,7 @@ class Options:
 
     passes: tuple[str, ...] = ("both",)
     rounds: int = 25
-    seconds_each: float = 5.0
+    seconds_each: float = 2.0
     limit: float = math.inf
     without: tuple[str, ...] = ()
     profile: bool = False
@@ -102,7 +102,7 @@ def run(
             made_on = circumstances(options, case.device)
             known[case.device] = made_on, Done(earlier, made_on)
         made_on, done = known[case.device]
-        sides = _Sides(case, options)
+        sides = Sides(case, options)
         for part in parts:
             number += 1
             name = f"{case.id} {part}"
@@ -126,11 +126,11 @@ def run(
 
 def sides(case: BenchmarkCase, options: Options) -> list[str]:
     """The names of the sides that would be measured; what makes them is not run."""
-    return _Sides(case, options).names
+    return Sides(case, options).names
 
 
-class _Sides:
-    """The sides of a case, each built when it is first needed."""
+class Sides:
+    """The sides of a case, each built when it is first needed; ``failures`` has those that cannot be."""
 
     def __init__(self, case: BenchmarkCase, options: Options) -> None:
         self.case = case
@@ -157,7 +157,7 @@ class _Sides:
         return [*self._prepared()] or [self.case.ours]
 
     def __getitem__(self, name: str) -> Side | None:
-        """None for one that cannot be built; `failures` has the reason."""
+        """None for one that cannot be built."""
         if name not in self._built and name not in self.failures:
             try:
                 self._built[name] = self._prepared()[name]()
@@ -168,8 +168,25 @@ class _Sides:
         return self._built.get(name)
 
 
+def head(case: BenchmarkCase, part: str) -> Record:
+    """The fields of a record that say what is measured, but for the side."""
+    return {
+        "case": case.id,
+        "kind": case.kind,
+        "name": case.name,
+        "shape": dict(case.shape),
+        "dtype": dtype_name(case.dtype),
+        "device": str(case.device),
+        "pass": part,
+        "sweep": case.sweep,
+        "floor": case.floor,
+        "ours": case.ours,
+        "notes": list(case.notes),
+    }
+
+
 def measured(
-    sides: _Sides, part: str, options: Options, made_on: Mapping[str, Any], progress: Progress
+    sides: Sides, part: str, options: Options, made_on: Mapping[str, Any], progress: Progress
 ) -> list[Record]:
     """The records of one pass of a case, one of each side."""
     case, device = sides.case, sides.case.device
@@ -225,22 +242,10 @@ def measured(
         if name in failures:
             timing.free(device)
         found[name]["roofline"] = _roofline(case, part, found[name])
-    head = {
-        "case": case.id,
-        "kind": case.kind,
-        "name": case.name,
-        "shape": dict(case.shape),
-        "dtype": dtype_name(case.dtype),
-        "device": str(device),
-        "pass": part,
-        "sweep": case.sweep,
-        "floor": case.floor,
-        "ours": case.ours,
-        "notes": list(case.notes),
-    }
     tail = {**made_on, "date": datetime.datetime.now(datetime.timezone.utc).isoformat()}
     return [
-        {**head, "side": name, **(failures.get(name) or record), **tail} for name, record in found.items()
+        {**head(case, part), "side": name, **(failures.get(name) or record), **tail}
+        for name, record in found.items()
     ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from hybrid_kernels.cli import adapters, base, bench, information, plot, study, tune
+from hybrid_kernels.cli import adapters, base, bench, compare, information, plot, study, tune
 
-__all__ = ["adapters", "base", "bench", "information", "main", "plot", "study", "tune"]
+__all__ = ["adapters", "base", "bench", "compare", "information", "main", "plot", "study", "tune"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as stop:
         # Typer turns Ctrl-C into this.
         if stop.code == 130:
-            base.errors.print("\ninterrupted; run the same command again to go on from the last checkpoint")
+            base.errors.print("\ninterrupted; run the same command again to go on from what is there")
         raise
     except base.USER_ERRORS as error:
         if "--debug" in arguments:

@@ -18,13 +18,14 @@ cli.app.add_typer(group, name="bench")
 @group.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    kind: Annotated[
-        str | None, typer.Option(help="operators, layers, models, with commas; all that --op, … leave.")
-    ] = None,
+    kind: Annotated[str | None, typer.Option(help="operators, layers, models, with commas.")] = None,
     op: Annotated[str | None, typer.Option(help="Operators of hk.functional, with commas.")] = None,
-    case: Annotated[str | None, typer.Option(help="Cases of layers, with commas; see --list.")] = None,
+    case: Annotated[
+        str | None, typer.Option(help="Cases of layers or of --model: hybrid, accelerate, …; see --list.")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A Transformers model by name: its training step.")
+        str | None,
+        typer.Option(help="Training step of a model by Transformers name; with --kind layers, its shapes."),
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Of the model, so many layers.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences in a step of a model.")] = None,
@@ -40,7 +41,7 @@ def bench(
     without: Annotated[str | None, typer.Option(help="Leave out sides whose names begin so.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; 25, with --quick 7.")] = None,
     seconds_each: Annotated[
-        float | None, typer.Option(help="A side that takes longer sits out rounds; 5, with --quick 0.5.")
+        float | None, typer.Option(help="A side that takes longer sits out rounds; 2, with --quick 0.5.")
     ] = None,
     limit: Annotated[float, typer.Option(help="Seconds after which no new case is begun.")] = math.inf,
     output: Annotated[
@@ -51,40 +52,58 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Few cases and rounds: a couple of minutes.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Beside another commit of this repository, not beside peers."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="With --against: exit 1 if anything is slower.")
+    ] = False,
     listing: Annotated[bool, typer.Option("--list", help="Name cases and sides; measure nothing.")] = False,
 ) -> None:
     """Measure operators, adapted layers and training steps on this machine, beside the peers that are installed.
 
+    Without any choice of cases: the first shape of each operator, of the layers and of a small model's training step.
     All sides of a case run in turn in one run. A result file keeps one JSON line for each measurement; what it has
     already, for this machine, these versions and this commit, is not measured again.
+
+    With --against REV the package's own sides are measured on the working tree and on that commit, which is built once
+    in the user's cache folder. Slower is what is slower beyond the noise, measured between two processes of REV, and is
+    so again in fresh processes.
     """
     if context.invoked_subcommand is not None:
         return
     from hybrid_kernels.benchmarking import display, machine, records, selection, session
 
+    if against is None and check:
+        raise ValueError("--check needs --against REV: the commit that nothing may be slower than")
+    if against is not None and profile:
+        raise ValueError("--profile cannot be combined with --against")
     options = session.Options(
         passes=tuple(cli.names(passes)),
-        rounds=rounds or (7 if quick else 25),
-        seconds_each=seconds_each or (0.5 if quick else 5.0),
+        # Beside another commit --quick means few cases: fewer rounds would hardly tell a change from noise.
+        rounds=(7 if quick and against is None else 25) if rounds is None else rounds,
+        seconds_each=(0.5 if quick and against is None else 2.0) if seconds_each is None else seconds_each,
         limit=limit,
         without=tuple(cli.names(without or "")),
         profile=profile,
     )
-    cases = selection.cases(
-        kinds=cli.names(kind or ""),
-        operators=cli.names(op or ""),
-        layers=cli.names(case or ""),
-        model=model,
-        model_layers=layers,
-        batch=batch,
-        tokens=tokens,
-        dtype=dtype,
-        device=device,
-        shapes=shapes,
-        sweep=sweep,
-        compiled=not no_compile,
-        quick=quick,
-    )
+    arguments: dict[str, Any] = {
+        "kinds": cli.names(kind or ""),
+        "operators": cli.names(op or ""),
+        "layers": cli.names(case or ""),
+        "model": model,
+        "model_layers": layers,
+        "batch": batch,
+        "tokens": tokens,
+        "dtype": dtype,
+        "device": device,
+        "shapes": shapes,
+        "sweep": sweep,
+        "compiled": not no_compile,
+        "quick": quick,
+    }
+    cases = selection.cases(**arguments)
     if listing:
         for one in cases:
             cli.console.print(f"{one.id}  {', '.join(session.sides(one, options))}", soft_wrap=True)
@@ -94,6 +113,11 @@ def bench(
     earlier = records.read(path)
     records.probe(path)
     cli.console.print(f"results go to {path}", soft_wrap=True)
+    if against is not None:
+        from hybrid_kernels.cli import against as other
+
+        other.measure(against, cases, arguments, options, path, check)
+        return
     with display.Live(cli.console) as live:
         outcome = session.run(
             cases,

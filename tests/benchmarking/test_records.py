@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import resource
 
 import pytest
 
@@ -71,6 +70,12 @@ def test_the_latest_of_each_side_commit_and_machine(path):
     assert found == [new, other_commit, other_machine, other_pass]
 
 
+def test_measurements_against_another_commit_stand_for_no_others():
+    other = record("a", against={"commit": "abc1234"})
+    assert records.latest([record("a"), other]) == [record("a")]
+    assert not records.Done([other], CIRCUMSTANCES).run("operator/a", "both", ["a"])
+
+
 def test_a_run_is_done_if_it_has_all_sides_under_the_same_circumstances():
     known = [record("a"), record("b"), record("c", date="2026-01-02")]
     done = records.Done(known, CIRCUMSTANCES)
@@ -101,14 +106,6 @@ def test_without_a_commit_the_versions_stand_for_it():
 def test_a_run_without_a_profile_is_not_done_where_one_is_asked_for():
     done = records.Done([record("a", profile=None)], CIRCUMSTANCES)
     assert done.run("operator/a", "both", ["a"]) and not done.run("operator/a", "both", ["a"], profiled=True)
-
-
-@pytest.fixture
-def small_disk():
-    """Files cannot grow beyond a limit: a write takes what fits and then fails, as on a disk that fills up."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_keeps_whole_lines_only(path, small_disk):
