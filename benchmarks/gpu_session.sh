@@ -111,7 +111,7 @@ tests() {
   # of the time goes into compiling kernels, so there are more workers than the GPU has use for.
   "$PYTHON" -m pytest -v --tb=short -rfE --timeout 100 -p no:cacheprovider "${workers[@]}" \
     tests/csrc/test_cayley_cuda.py tests/triton_ops/test_shipped_tiles.py tests/triton_ops/test_[!as]*.py \
-    tests/test_functional.py tests/ops tests/nn \
+    tests/functional tests/ops tests/nn \
     tests/adapters/stack/test_precision.py tests/adapters/stack/test_memory.py tests/adapters/stack/test_generate.py \
     > "$WORK/tests.txt" 2>&1
 }
