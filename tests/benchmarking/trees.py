@@ -13,7 +13,7 @@ def changed_tree(folder: Path, function: str, code: str) -> Path:
     for package in ("hybrid_kernels", "triton_ops"):
         if not (folder / package).exists():  # else it is changed once more
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "hybrid_kernels" / "functional.py"
+    path = folder / "hybrid_kernels" / "functional" / "__init__.py"
     path.write_text(
         path.read_text()
         + f"\n\ndef _changed(_unchanged):\n    def changed(*args, **kwargs):\n        {code}\n"
