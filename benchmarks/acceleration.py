@@ -44,10 +44,10 @@ import torch
 from linear_layer import peft_layer
 from llama_step import LINEAR, llama, moved, shared_copy, step_of
 from measuring import Step
-from peft_butterflies import allow_butterflies_in_peft
 from torch import nn
 
 import hybrid_kernels as hk
+from hybrid_kernels.cases.peft_butterflies import allow_butterflies_in_peft
 from hybrid_kernels.training.memory import peak_rise
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hybrid_kernels as hk
-from benchmarks.peft_butterflies import block_diagonal, blocks_of
+from hybrid_kernels.cases.peft_butterflies import block_diagonal, blocks_of
 
 pytest.importorskip("peft")
 

@@ -11,9 +11,9 @@ import torch
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.peft_butterflies import allow_butterflies_in_peft
 from hybrid_kernels.adapters.acceleration import accelerate
 from hybrid_kernels.adapters.acceleration.base import AcceleratedLayer
+from hybrid_kernels.cases.peft_butterflies import allow_butterflies_in_peft
 from tests.support import assert_close_by_scale
 
 allow_butterflies_in_peft()
