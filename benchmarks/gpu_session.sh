@@ -137,7 +137,7 @@ if [ -f "$WORK/tests.txt" ]; then
   grep -vE ' (PASSED|SKIPPED) |^tests/.*::.* $' "$WORK/tests.txt" | tail -c 4000000 > "$RESULTS/tests.cuda.txt"
   tail -n 40 "$RESULTS/tests.cuda.txt"
 fi
-step "tune" 75 "$PYTHON" -m hybrid_kernels bench --tune --dtype bfloat16 --limit 65 \
+step "tune" 75 "$PYTHON" -m hybrid_kernels bench tune --dtype bfloat16 --limit 65 \
   --output "$RESULTS/selection.cuda.json"
 if [ -f "$RESULTS/selection.cuda.json" ]; then
   cp "$RESULTS/selection.cuda.json" "$HYBRID_KERNELS_CACHE/selection.json"

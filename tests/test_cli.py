@@ -43,7 +43,7 @@ def test_bench_tune(command, tmp_path, monkeypatch):
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("HYBRID_KERNELS_CACHE", str(tmp_path))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arguments = ["bench", "--tune", "--device", device, "--shapes", "24x32x48", "--rank", "4"]
+    arguments = ["bench", "tune", "--device", device, "--shapes", "24x32x48", "--rank", "4"]
     code, out, err = command(*arguments, "--dtype", "float32", "--limit", "0")
     assert code == 0, err
     assert "24x32x48 R=4  forward: " in out
@@ -60,22 +60,21 @@ def test_bench_tune(command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --tune"),
-        (["--tune", "--shapes", "3x4"], "--shapes has '3x4'; each must be MxKxN"),
-        (["--tune", "--shapes", "3x4x0"], "--shapes has '3x4x0'"),
-        (["--tune", "--dtype", "int8"], "--dtype is 'int8'; it may be one of 'bfloat16'"),
-        (["--tune", "--rank", "300"], "--rank is 300; it must lie between 1 and 256"),
+        (["tune", "--shapes", "3x4"], "--shapes has '3x4'; each must be MxKxN"),
+        (["tune", "--shapes", "3x4x0"], "--shapes has '3x4x0'"),
+        (["tune", "--dtype", "int8"], "--dtype is 'int8'; it may be one of 'bfloat16'"),
+        (["tune", "--rank", "300"], "--rank is 300; it must lie between 1 and 256"),
     ],
 )
-def test_bench_says_what_is_wrong(arguments, message, command):
+def test_bench_tune_says_what_is_wrong(arguments, message, command):
     code, _, err = command("bench", *arguments)
     assert code == 2 and message in err
 
 
-def test_bench_without_a_gpu_says_so(command):
+def test_bench_tune_without_a_gpu_says_so(command):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    code, _, err = command("bench", "--tune")
+    code, _, err = command("bench", "tune")
     assert code == 2 and "nothing to tune here: --device is 'cuda', and torch sees no GPU" in err
 
 

@@ -2,7 +2,7 @@
 
 Rows are by GPU name, kind of product ("half", "tf32", "ieee"), operation and shape. Those in selection.json beside this
 file were measured on the hardware they name and are part of the package; those in the user's cache folder come from
-`hybrid-kernels bench --tune` and go first. A row serves the shapes of its class: every dimension within a factor of
+`hybrid-kernels bench tune` and go first. A row serves the shapes of its class: every dimension within a factor of
 two of its own. Where there is no row, an operation runs `DEFAULTS` with the tiles of its kernel's own table, on any
 GPU, without a search.
 
@@ -71,7 +71,7 @@ class Row(NamedTuple):
 
 
 def cache_file() -> Path:
-    """Where `hybrid-kernels bench --tune` keeps its rows."""
+    """Where `hybrid-kernels bench tune` keeps its rows."""
     folder = os.environ.get("HYBRID_KERNELS_CACHE")
     if folder:
         return Path(folder) / "selection.json"

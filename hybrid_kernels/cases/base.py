@@ -112,7 +112,8 @@ class BenchmarkCase:
 
     ``builders()`` draws the inputs and gives {side: what makes it}; a builder raises where its side cannot run.
     ``floor`` names the side that nothing can beat, such as the frozen layer, and ``ours`` this package's own choice.
-    ``sweep`` names the size that varies within a family of cases, if this is of one.
+    ``sweep`` names the size that varies within a family of cases, if this is of one. ``notes`` say what a reader of the
+    records has to know of the sides, such as what stands in for a peer's missing part.
     """
 
     kind: str  # "operator", "layer" or "model"
@@ -126,6 +127,7 @@ class BenchmarkCase:
     passes: tuple[str, ...] = PASSES
     work: Callable[[str], tuple[float, float]] | None = None
     sweep: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:

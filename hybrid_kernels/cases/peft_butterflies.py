@@ -32,4 +32,5 @@ def allow_butterflies_in_peft() -> None:
     """Put the stand-in where PEFT keeps the extension, for the whole process."""
     from peft.tuners.boft import layer as boft
 
-    boft._FBD_CUDA = SimpleNamespace(forward=block_diagonal, backward=blocks_of)
+    extension = SimpleNamespace(forward=block_diagonal, backward=blocks_of)
+    boft._FBD_CUDA = extension  # type: ignore[assignment]

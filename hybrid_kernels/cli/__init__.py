@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from hybrid_kernels.cli import adapters, base, bench, information, study
+from hybrid_kernels.cli import adapters, base, bench, information, study, tune
 
-__all__ = ["adapters", "base", "bench", "information", "main", "study"]
+__all__ = ["adapters", "base", "bench", "information", "main", "study", "tune"]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,83 +1,121 @@
-"""bench: how fast this machine runs it."""
+"""bench: how fast this machine runs it, beside the peers; its subcommands are in files of their own."""
 
 from __future__ import annotations
 
-import time
+import math
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hybrid_kernels.cli import base as cli
 
+group = typer.Typer()
+cli.app.add_typer(group, name="bench")
 
-@cli.app.command()
+
+@group.callback(invoke_without_command=True)
 def bench(
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Search variants and tiles; see where CUDA kernels win.")
-    ] = False,
-    shapes: Annotated[
-        str | None,
-        typer.Option(help="MxKxN[,…]: rows, in_features, out_features; common shapes if left out."),
+    context: typer.Context,
+    kind: Annotated[
+        str | None, typer.Option(help="operators, layers, models, with commas; all that --op, … leave.")
     ] = None,
-    rank: Annotated[int, typer.Option(help="Rank of the factor pair, 1 to 256.")] = 32,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="The device to measure on.")] = "cuda",
-    limit: Annotated[float, typer.Option(help="Seconds after which no new shape is begun.")] = 600.0,
+    op: Annotated[str | None, typer.Option(help="Operators of hk.functional, with commas.")] = None,
+    case: Annotated[str | None, typer.Option(help="Cases of layers, with commas; see --list.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A Transformers model by name: its training step.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Of the model, so many layers.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences in a step of a model.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of each sequence of a model.")] = None,
+    passes: Annotated[str, typer.Option("--pass", help="forward, backward, both, with commas.")] = "both",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="The GPU, if there is one, else cpu.")] = None,
+    shapes: Annotated[str | None, typer.Option(help="Sizes to measure, with commas; see --list.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="Vary tokens, width, rank, reflections or blocks instead.")
+    ] = None,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave out torch.compile.")] = False,
+    without: Annotated[str | None, typer.Option(help="Leave out sides whose names begin so.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; 25, with --quick 7.")] = None,
+    seconds_each: Annotated[
+        float | None, typer.Option(help="A side that takes longer sits out rounds; 5, with --quick 0.5.")
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Seconds after which no new case is begun.")] = math.inf,
     output: Annotated[
-        Path | None, typer.Option(help="Where the rows go; the user's cache folder if left out.")
+        Path | None, typer.Option(help="The result file, added to; ./bench-MACHINE.jsonl if left out.")
     ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what the file has.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time goes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few cases and rounds: a couple of minutes.")
+    ] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Name cases and sides; measure nothing.")] = False,
 ) -> None:
-    """Measure on this machine. --tune finds the fastest variant and tiles of the apply stage for each shape, and where
-    the CUDA kernels of the Cayley transform beat plain PyTorch.
+    """Measure operators, adapted layers and training steps on this machine, beside the peers that are installed.
 
-    What it finds is used from then on by itself, on this GPU, for shapes within a factor of two. The benchmarks of
-    layers, products and the Cayley transform are the scripts in benchmarks/ of the repository.
+    All sides of a case run in turn in one run. A result file keeps one JSON line for each measurement; what it has
+    already, for this machine, these versions and this commit, is not measured again.
     """
-    if not tune:
-        raise ValueError("give --tune; everything else is measured by the scripts in benchmarks/")
-    import torch
+    if context.invoked_subcommand is not None:
+        return
+    from hybrid_kernels.benchmarking import display, machine, records, selection, session
 
-    import triton_ops
-
-    parsed = _shapes(shapes)
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    if dtype not in dtypes:
-        raise ValueError(f"--dtype is {dtype!r}; it may be one of {', '.join(map(repr, dtypes))}")
-    if not 1 <= rank <= 256:
-        raise ValueError(f"--rank is {rank}; it must lie between 1 and 256")
-    reason = triton_ops.unavailable()
-    if reason is None and device.startswith("cuda") and not torch.cuda.is_available():
-        reason = f"--device is {device!r}, and torch sees no GPU"
-    if reason is not None:
-        raise ValueError(f"there is nothing to tune here: {reason}")
-    from hybrid_kernels import _extension
-    from hybrid_kernels.ops import cayley_search
-    from triton_ops import search, selection
-
-    path, begin = output or selection.cache_file(), time.monotonic()
-    if not device.startswith("cuda") or _extension.cuda_unavailable() is not None:
-        cli.console.print(
-            f"the Cayley transform is left out: {_extension.cuda_unavailable() or 'not on a GPU'}"
-        )
-    else:
-        # A folder that cannot be written to is found out before the work.
-        search.write(path, torch.device(device), ())
-        rows = cayley_search.rows(torch.device(device), cli.console.print, limit=limit)
-        search.write(path, torch.device(device), rows)
-    left = limit - (time.monotonic() - begin)
-    search.search(
-        parsed or search.SHAPES, rank, dtypes[dtype], torch.device(device), left, path, cli.console.print
+    options = session.Options(
+        passes=tuple(cli.names(passes)),
+        rounds=rounds or (7 if quick else 25),
+        seconds_each=seconds_each or (0.5 if quick else 5.0),
+        limit=limit,
+        without=tuple(cli.names(without or "")),
+        profile=profile,
     )
-    cli.console.print(f"written to {path}", soft_wrap=True)
+    cases = selection.cases(
+        kinds=cli.names(kind or ""),
+        operators=cli.names(op or ""),
+        layers=cli.names(case or ""),
+        model=model,
+        model_layers=layers,
+        batch=batch,
+        tokens=tokens,
+        dtype=dtype,
+        device=device,
+        shapes=shapes,
+        sweep=sweep,
+        compiled=not no_compile,
+        quick=quick,
+    )
+    if listing:
+        for one in cases:
+            cli.console.print(f"{one.id}  {', '.join(session.sides(one, options))}", soft_wrap=True)
+        return
+    path = output or Path(f"bench-{_machine_name(machine.machine())}.jsonl")
+    # What cannot be read or written is found before the work.
+    earlier = records.read(path)
+    records.probe(path)
+    cli.console.print(f"results go to {path}", soft_wrap=True)
+    with display.Live(cli.console) as live:
+        outcome = session.run(
+            cases,
+            options,
+            lambda found: records.append(path, found),
+            live,
+            () if fresh else earlier,
+        )
+    total = sum(map(len, (outcome.measured, outcome.measured_before, outcome.not_begun)))
+    if outcome.measured_before:
+        cli.console.print(
+            f"{len(outcome.measured_before)} of {total} measured already; --fresh measures anew"
+        )
+    if outcome.not_begun:
+        cli.console.print(
+            f"{len(outcome.not_begun)} of {total} not begun, {limit:g} s have passed: "
+            f"{', '.join(outcome.not_begun)}"
+        )
+    cli.console.print(f"{len(outcome.measured)} of {total} measured, written to {path}", soft_wrap=True)
 
 
-def _shapes(text: str | None) -> list[tuple[int, int, int]]:
-    shapes = []
-    for shape in cli.names(text or ""):
-        sizes = shape.split("x")
-        if len(sizes) != 3 or not all(size.isdecimal() and int(size) >= 1 for size in sizes):
-            raise ValueError(f"--shapes has {shape!r}; each must be MxKxN of whole numbers from 1")
-        m, k, n = map(int, sizes)
-        shapes.append((m, k, n))
-    return shapes
+def _machine_name(machine: dict[str, Any]) -> str:
+    """Such as nvidia-h100-80gb-hbm3 or amd-epyc-2-cores."""
+    name = machine["gpu"] or f"{machine['processor']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -21,7 +21,7 @@ from hybrid_kernels.ops.backend import Implementation, Operator, gpu_wins
 from hybrid_kernels.ops.precision import without_tf32
 from hybrid_kernels.ops.registration import operator
 
-#: dtypes whose shapes `hybrid-kernels bench --tune` measures, and their operation in its rows
+#: dtypes whose shapes `hybrid-kernels bench tune` measures, and their operation in its rows
 MEASURED = {torch.float32: "cayley", torch.complex64: "cayley_complex"}
 
 
