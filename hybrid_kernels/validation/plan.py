@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ class Plan:
     device: torch.device
     seed: int
     draws: int
+    #: What the float64 reference of a shape takes, where that may be too much.
+    reference_bytes: Callable[[Shape], int] = lambda shape: 0
 
     @property
     def total(self) -> int:
@@ -40,6 +43,13 @@ class Plan:
 def interpreted(device: torch.device) -> bool:
     """Whether Triton kernels run in its interpreter on this device."""
     return device.type == "cpu"
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that is free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def cannot_run(backend: str, device: torch.device) -> str | None:
@@ -115,12 +125,14 @@ def _emptied(shape: Shape) -> Shape | None:
     return None if name is None else {**shape, name: 0}
 
 
-def variants(case: OperatorCase, quick: bool) -> list[tuple[Shape, Layout]]:
+def variants(case: OperatorCase, quick: bool, of_model: bool) -> list[tuple[Shape, Layout]]:
     """The shapes and layouts of a case.
 
-    Quick: the first shape, which is an odd one, in a few layouts. Else every shape contiguous, the first two, one of
-    them odd, in every layout, and the one in the fewest bytes with offsets past 2³¹.
+    Quick: the first shape, which is an odd one, in a few layouts. Else every shape contiguous, the first two in every
+    layout, but with offsets past 2³¹ the first alone. Of a model: every shape contiguous.
     """
+    if of_model:
+        return [(shape, LAYOUTS["contiguous"]) for shape in case.shapes]
     found: list[tuple[Shape, Layout]] = []
     for index, shape in enumerate(case.shapes[:1] if quick else case.shapes):
         for layout in LAYOUTS.values():
@@ -141,12 +153,14 @@ def plan(
     device: torch.device,
     seed: int,
     quick: bool,
+    of_model: bool,
 ) -> Plan:
+    """The checks of some cases; those of a model's layers, which are large, on one draw."""
     groups = [
         tuple(Check(case, backend, dtype, shape, layout) for backend in backends)
         for case in cases
         for dtype in case.dtypes
         if dtype in dtypes
-        for shape, layout in variants(case, quick)
+        for shape, layout in variants(case, quick, of_model)
     ]
-    return Plan(tuple(groups), device, seed, draws=3 if quick else 4)
+    return Plan(tuple(groups), device, seed, draws=1 if of_model else 3 if quick else 4)
