@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from hybrid_kernels.cli import adapters, base, bench, information, study, tune
+from hybrid_kernels.cli import adapters, base, bench, information, study, tune, validate
 
-__all__ = ["adapters", "base", "bench", "information", "main", "study", "tune"]
+__all__ = ["adapters", "base", "bench", "information", "main", "study", "tune", "validate"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
         base.app(arguments)
     except SystemExit as stop:
         # Typer turns Ctrl-C into this.
-        if stop.code == 130:
+        if stop.code == 130 and not isinstance(stop, base.Interrupted):
             base.errors.print("\ninterrupted; run the same command again to go on from the last checkpoint")
         raise
     except base.USER_ERRORS as error:

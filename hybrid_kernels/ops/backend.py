@@ -60,7 +60,7 @@ OPERATORS: dict[str, Operator] = {}
 
 
 class BackendError(RuntimeError):
-    """The backend asked for by name cannot run an operator for this input; the message says why, ``reason`` that alone."""
+    """The backend asked for by name cannot run an operator for this input; the message says why, as does ``reason``."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)

@@ -99,7 +99,7 @@ def of_layers(layers: list[LinearShape], rows: int) -> dict[str, OperatorCase]:
 
 
 def reference_bytes(shape: Shape) -> int:
-    """About what the float64 reference of a layer takes: weights, as it forms the mixed one and keeps each reflection."""
+    """About what the float64 reference of a layer takes: the mixed weight is formed, one for each reflection."""
     if "n" not in shape:
         return 0
     return 8 * shape["k"] * shape["n"] * (8 + 3 * shape.get("reflections", 0))

@@ -213,7 +213,9 @@ def as_html(results: Sequence[Result], run: Run) -> str:
     return environment.get_template("page.html").render(
         found=document(results, run),
         run=run,
-        groups=[[row for row in rows if row.operator == name] for name in dict.fromkeys(r.operator for r in rows)],
+        groups=[
+            [row for row in rows if row.operator == name] for name in dict.fromkeys(r.operator for r in rows)
+        ],
         failures=[(result, reproduction(result, run)) for result in failures(results)],
         left=not_run(results),
     )
