@@ -110,6 +110,8 @@ class Build(BuildExtension):
             "reason": None,
             "cuda_reason": no_cuda,
             "compiler": None,
+            "flags": None,
+            "cuda_architectures": None,
             "debug": DEBUG,
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -124,6 +126,7 @@ class Build(BuildExtension):
                     print(f"hybrid-kernels is built without its CUDA kernels: {no_cuda}", file=sys.stderr)
                 super().run()
             info.update(cpp=True, compiler=self._compiler())
+            info["flags"] = extension(info["cuda"]).extra_compile_args  # afresh: torch adds its own
         except Exception as error:
             info["reason"] = self._reason(error)
             for built in (package / "hybrid_kernels").glob("_C.*"):
@@ -146,7 +149,8 @@ class Build(BuildExtension):
         given = self.compiler, self.inplace  # run() replaces both, and puts neither back where it fails
         try:
             super().run()
-            info["cuda"] = True
+            # None: the GPUs of this machine.
+            info.update(cuda=True, cuda_architectures=os.environ.get("TORCH_CUDA_ARCH_LIST"))
         except Exception as error:
             info["cuda_reason"] = self._reason(error)
             if "build_ext" in sys.argv:

@@ -47,7 +47,22 @@ _SUBPACKAGES = {
 
 
 def info() -> dict[str, Any]:
-    """What is installed and what would run: versions, devices, the compiled extension, operators by backend."""
+    """What is installed and what could run; `hybrid-kernels info` adds what would, and whether that is right.
+
+    Returns a JSON-able dict with the keys
+
+    * ``hybrid_kernels``, ``python``, ``platform``: versions;
+    * ``cpu``: ``processor``, ``cores``, ``torch_threads``;
+    * ``torch``: ``version``, and the ``cuda`` and ``hip`` it was built with, or None;
+    * ``packages``: {optional package: version or None}; ``installing``: {missing one: the command that installs it};
+    * ``gpus``: a list of ``name``, ``capability``, ``memory_gib``, ``multiprocessors``;
+    * ``extension``: ``cpp`` and ``cuda``, were they built; ``reason`` why not, or why it does not load, and
+      ``cuda_reason``; ``loaded``; ``instruction_set`` that its CPU kernels use now; of the build ``compiler``,
+      ``flags``, ``cuda_architectures``, ``debug``, ``torch``, ``python``;
+    * ``backend_requested``, ``variant_requested``: by `use_backend` or the environment;
+    * ``operators``: {operator: {backend: "available", or why not}}, in order of preference;
+    * ``selection``: {"package" or "user": {GPU: measured rows}}; ``variants_run``: of Triton kernels in this process.
+    """
     from hybrid_kernels._info import collect
 
     return collect()

@@ -49,7 +49,8 @@ _BUILD_INFO = Path(__file__).with_name("_build_info.json")
 
 def build_info() -> dict[str, Any]:
     """What ``setup.py`` recorded: ``cpp`` and ``cuda`` (were they built), ``reason`` and ``cuda_reason`` (why not,
-    or None), and of a finished build ``compiler``, ``debug``, ``torch`` and ``python``."""
+    or None), and of a finished build ``compiler``, ``flags`` (by compiler, without those that torch adds),
+    ``cuda_architectures`` (None for the GPUs of the machine it was built on), ``debug``, ``torch`` and ``python``."""
     try:
         return json.loads(_BUILD_INFO.read_text())
     except (OSError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,24 @@ from hybrid_kernels import __version__, _extension
 from hybrid_kernels.ops.backend import BACKENDS, OPERATORS, current_backend, current_variant, unavailable
 from triton_ops import selection
 
-_PACKAGES = ("triton", "peft", "transformers", "accelerate", "datasets", "safetensors")
+#: What the package, its commands and its benchmarks make use of where it is there.
+_PACKAGES = (
+    "triton",
+    "peft",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "matplotlib",
+    "jinja2",
+    "bitsandbytes",
+    "torchao",
+    "trl",
+    "pytest-benchmark",
+    "liger-kernel",
+    "unsloth",
+    "torch-householder",
+)
 
 
 def _version(package: str) -> str | None:
@@ -22,6 +40,24 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _installing() -> dict[str, str]:
+    """{package that is missing: what installs it}, by the extra of this package that brings it, if one does."""
+    try:
+        required = importlib.metadata.requires("hybrid-kernels") or []
+    except importlib.metadata.PackageNotFoundError:  # a clone that was never installed
+        required = []
+    extras: dict[str, str] = {}
+    for requirement in required:
+        found = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", requirement)
+        if found:
+            extras.setdefault(found[1].lower(), f"hybrid-kernels[{found[2]}]")
+    return {
+        package: f"pip install '{extras.get(package, package)}'"
+        for package in _PACKAGES
+        if _version(package) is None
+    }
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -61,7 +97,7 @@ def _selection() -> dict[str, dict[str, int]]:
 
 
 def collect() -> dict[str, Any]:
-    """A JSON-able dict; `hybrid-kernels info` prints it."""
+    """A JSON-able dict; `hk.info` documents its keys."""
     return {
         "hybrid_kernels": __version__,
         "python": platform.python_version(),
@@ -69,11 +105,13 @@ def collect() -> dict[str, Any]:
         "cpu": {"processor": _processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip},
         "packages": {package: _version(package) for package in _PACKAGES},
+        "installing": _installing(),
         "gpus": _gpus(),
         "extension": {
             **_extension.build_info(),
             "loaded": _extension.load() is None,
             "reason": _extension.load(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
         },
         "backend_requested": current_backend(),
         "variant_requested": current_variant(),

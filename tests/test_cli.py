@@ -161,10 +161,3 @@ def test_govern_a_file(command, tmp_path):
     assert len((out / "kept.jsonl").read_text().splitlines()) == 1
     assert len((out / "rejected.jsonl").read_text().splitlines()) == 2
     assert json.loads((out / "malformed.jsonl").read_text())["line"] == 3
-
-
-def test_info(command):
-    code, out, _ = command("info", "--json")
-    assert code == 0
-    found = json.loads(out)
-    assert found["torch"]["version"] in command("info")[1]

@@ -1,10 +1,10 @@
-"""Inputs of the operators: drawn in float64 on the CPU, so that every dtype and device sees the same numbers, rounded.
+"""Inputs of the operators: drawn in float64 where the generator is, so that every dtype sees the same numbers, rounded.
 
-Names of sizes: m rows, k in_features, n out_features, r rank, ``reflections``; ``blocks`` of b × b, whose product is k;
-``levels`` of a butterfly, ``terms`` of a series, ``layers``. Those that default to 0: ``bias``; ``dropped``, the rows of
-down (for `hybrid_linear` only whether) that see x with elements dropped; ``uneven``, layers of unlike sizes; ``empty``
-reflections, "no reflection"; ``transpose``; ``refine``. ``norm`` of a skew matrix, its spectral norm, about, is 1 unless
-given.
+Names of sizes: m rows, k in_features, n out_features, r rank, ``reflections``; ``blocks`` of b × b, of which k is the
+product; ``levels`` of a butterfly, ``terms`` of a series, ``layers``. Those that default to 0: ``bias``; ``dropped``,
+the rows of down (for `hybrid_linear` only whether) that see x with elements dropped; ``uneven``, layers of unlike
+sizes; ``empty`` reflections, "no reflection"; ``transpose``; ``refine``. ``norm``, about the spectral norm of a skew
+matrix, is 1 unless given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def maker(dtype: torch.dtype, device: torch.device, generator: torch.Generator) 
     wide = torch.complex128 if dtype.is_complex else torch.float64
 
     def make(*sizes: int, scale: float = 1.0, real: bool = False) -> Tensor:
-        drawn = torch.randn(*sizes, dtype=torch.float64 if real else wide, generator=generator) * scale
+        kind = torch.float64 if real else wide
+        drawn = torch.randn(*sizes, dtype=kind, generator=generator, device=generator.device) * scale
         return drawn.to(device, dtype.to_real() if real else dtype)
 
     return make
@@ -85,7 +86,7 @@ def low_rank_linear_many(
 def rotated_low_rank_linear(
     shape: Shape, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> Inputs:
-    drawn = low_rank_linear(shape | {"k": shape["blocks"] * shape["b"]}, dtype, device, generator)
+    drawn = low_rank_linear({**shape, "k": shape["blocks"] * shape["b"]}, dtype, device, generator)
     q = maker(dtype, device, generator)(shape["blocks"], shape["b"], shape["b"], scale=shape["b"] ** -0.5)
     return {"x": drawn.pop("x"), "q": q, **drawn}
 
@@ -226,5 +227,5 @@ def structured_unitary(
         "x": make(shape["m"], k if dtype.is_complex else 2 * k),
         "phases": make(3, k, real=True),
         "reflections": vectors,
-        "permutation": torch.randperm(k, generator=generator).to(device),
+        "permutation": torch.randperm(k, generator=generator, device=generator.device).to(device),
     }

@@ -1,328 +1,184 @@
-"""Every function of `hybrid_kernels.functional` that computes something, as an `OperatorCase`."""
+"""The operators, and their benchmark cases: as the package chooses, on each backend, the floor, and the peers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 import hybrid_kernels as hk
 
-from . import operator_inputs as inputs
-from .base import OperatorCase, Shape
+from .base import BenchmarkCase, Inputs, OperatorCase, Shape, Side, dtype_name, generator, shape_name
+from .operator_cases import OPERATORS
+from .operator_peers import COMPILED, of, side, trained
+from .operator_shapes import SWEEPS, shapes_of, swept
 
-REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-COMPLEX = (torch.complex64, torch.complex128)
+__all__ = ["OPERATORS", "SWEEPS", "backends_of", "benchmark_cases", "operators_of"]
 
-
-def _fast(name: str) -> Callable[..., Any]:
-    """The function of that name, found when it is called: an older package may have none."""
-    return lambda **arguments: getattr(hk.functional, name)(**arguments)
-
-
-def _reference(name: str) -> Callable[..., Any]:
-    return lambda **arguments: getattr(hk.reference, name)(**arguments)
+OURS = "ours"
+_BACKENDS = {"cpu": ("eager", "cpp"), "cuda": ("eager", "cuda", "triton")}
+# The forward kernel that repeats the projection in every tile of columns is meant for few rows, and takes few ranks.
+_ONE_PASS_ROWS, _ONE_PASS_RANKS = 256, 64
+_WITH_VARIANTS = ("low_rank_linear", "low_rank_linear_many", "rotated_low_rank_linear", "hybrid_linear")
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    """Half types as float32, in which the factorising functions compute and return."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+@functools.cache
+def operators_of(name: str) -> frozenset[str]:
+    """The operators of `hybrid_kernels.ops.backend` that the forward and the backward of a function go through."""
+    from hybrid_kernels.ops.backend import Choices
+
+    case = OPERATORS[name]
+    drawn = case.draw(case.shapes[0], torch.float32, torch.device("cpu"), generator(0, name))
+    with hk.use_backend("auto"), Choices() as choices:
+        of(case.fast)(drawn).step("both")()
+    return frozenset(operator for operator, _ in choices.made)
 
 
-def _householder_factors(u: Tensor) -> tuple[Tensor, Tensor]:
-    v, t = hk.reference.householder_factors(_widened(u))
-    return v, t + 0.0 * v.sum()  # of one reflection t is a constant, and has a gradient like any other: zero
+def backends_of(name: str, device: torch.device) -> list[str]:
+    """The backends that a function can be asked for by name on that device of this machine."""
+    from hybrid_kernels.ops import backend as choice
+
+    here = [each for each in _BACKENDS.get(device.type, ()) if choice.unavailable(each) is None]
+    try:
+        operators = [choice.OPERATORS[operator] for operator in operators_of(name)]
+    except ImportError:  # a package of another commit may not record its choices
+        return here
+    theirs = {implementation.backend for operator in operators for implementation in operator.implementations}
+    return [backend for backend in here if backend in theirs]
 
 
-def _hybrid_factors(
-    weight: Tensor, lora_A: Tensor, lora_B: Tensor, u: Tensor, mixing: Tensor, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """[A; vᵀ] and [λ s B, −(1 − λ) W v t], the product with W in W's dtype."""
-    lora_A, lora_B, mixing = map(_widened, (lora_A, lora_B, mixing))
-    v, t = _householder_factors(u)
-    rotated = _widened(weight @ (v @ t).to(weight.dtype))
-    return torch.cat([lora_A, v.mT]), torch.cat([mixing * scaling * lora_B, (mixing - 1) * rotated], dim=1)
+def _variants(name: str, shape: Shape) -> list[str]:
+    """Of the forward on Triton, which the other products follow where they have one of that name."""
+    from triton_ops.selection import VARIANTS
+
+    rank = shape.get("r", 0) + shape.get("reflections", 0)
+    one_pass = shape["m"] <= _ONE_PASS_ROWS and rank <= _ONE_PASS_RANKS and name != "rotated_low_rank_linear"
+    return [variant for variant in VARIANTS["forward"] if variant != "one_pass" or one_pass]
 
 
-def _cayley_packed(packed: Tensor, block_size: int, refine: bool = False) -> Tensor:
-    return hk.reference.cayley_packed(_widened(packed), block_size)
+def _builders(
+    case: OperatorCase, shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool
+) -> Mapping[str, Callable[[], Side]]:
+    @functools.cache
+    def drawn() -> Inputs:
+        return case.draw(shape, dtype, device, generator(0, case.name, shape_name(shape)))
+
+    def ours(backend: str = "auto", variant: str | None = None) -> Callable[[], Side]:
+        return lambda: side(case.fast, *trained(drawn()), backend=backend, variant=variant)
+
+    def other(build: Callable[[Inputs], Side]) -> Callable[[], Side]:
+        return lambda: build(drawn())
+
+    result: dict[str, Callable[[], Side]] = {}
+    if case.floor is not None:
+        name, floor = case.floor
+        result[name] = other(floor)
+    result[OURS] = ours()
+    for backend in backends_of(case.name, device):
+        if backend == "triton" and case.name in _WITH_VARIANTS:
+            for variant in _variants(case.name, shape):
+                result[f"{OURS}, triton {variant}"] = ours(backend, variant)
+        else:
+            result[f"{OURS}, {backend}"] = ours(backend)
+    for name, peer in case.peers.items():
+        if compiled or name != COMPILED:
+            result[name] = other(peer)
+    return result
 
 
-def _structured_unitary(x: Tensor, phases: Tensor, reflections: Tensor, permutation: Tensor) -> Tensor:
-    wide = map(_widened, (x, phases, reflections))
-    return hk.reference.structured_unitary(*wide, permutation).to(x.dtype)
+def _named(names: Sequence[str] | None, dtype: torch.dtype) -> list[OperatorCase]:
+    unknown = [name for name in names or () if name not in OPERATORS]
+    if unknown:
+        raise ValueError(f"operator is {unknown[0]!r}; it may be one of {', '.join(map(repr, OPERATORS))}")
+    found = [OPERATORS[name] for name in dict.fromkeys(OPERATORS if names is None else names)]
+    for case in found if names is not None else ():
+        if dtype not in case.dtypes:
+            raise ValueError(
+                f"dtype is {dtype_name(dtype)}; {case.name} may be measured in "
+                f"{', '.join(map(dtype_name, case.dtypes))}"
+            )
+    return [case for case in found if dtype in case.dtypes]
 
 
-def _sizes(names: str, *rows: Sequence[int], **constant: int) -> tuple[Shape, ...]:
-    return tuple(dict(zip(names.split(), row, strict=True)) | constant for row in rows)
+def _sizes_of(case: OperatorCase) -> set[str]:
+    return {size for shape in (*case.shapes, *case.measured["cpu"]) for size in shape}
 
 
-_LOW_RANK = "m k n r bias dropped"
-_CASES = (
-    OperatorCase(
-        name="low_rank_linear",
-        draw=inputs.low_rank_linear,
-        fast=_fast("low_rank_linear"),
-        reference=_reference("low_rank_linear"),
-        differentiable=("x", "weight", "bias", "down", "up"),
-        shapes=_sizes(
-            _LOW_RANK,
-            (67, 65, 33, 5, 1, 0),
-            (33, 40, 72, 6, 0, 4),
-            (1, 129, 70, 1, 0, 0),
-            (90, 7, 1, 3, 1, 3),
-            (130, 96, 80, 32, 1, 0),
-            (16, 64, 66, 65, 0, 0),
-            (300, 256, 200, 24, 1, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="low_rank_linear_many",
-        draw=inputs.low_rank_linear_many,
-        fast=_fast("low_rank_linear_many"),
-        reference=_reference("low_rank_linear_many"),
-        differentiable=("x", "weights", "biases", "downs", "ups"),
-        shapes=_sizes(
-            "m k n r layers uneven bias",
-            (67, 65, 33, 5, 3, 1, 1),
-            (34, 48, 40, 8, 2, 0, 0),
-            (1, 33, 70, 1, 3, 1, 0),
-            (9, 20, 12, 3, 1, 0, 1),
-            (130, 96, 64, 16, 3, 0, 1),
-            (200, 160, 96, 12, 4, 1, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="low_rank_add",
-        draw=inputs.low_rank_add,
-        fast=_fast("low_rank_add"),
-        reference=_reference("low_rank_add"),
-        differentiable=("base", "x", "down", "up"),
-        shapes=_sizes(
-            "m k n r dropped",
-            (67, 65, 33, 5, 0),
-            (33, 40, 72, 6, 4),
-            (1, 129, 70, 1, 0),
-            (90, 7, 1, 3, 3),
-            (16, 64, 66, 65, 0),
-            (300, 256, 200, 24, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="rotated_low_rank_linear",
-        draw=inputs.rotated_low_rank_linear,
-        fast=_fast("rotated_low_rank_linear"),
-        reference=_reference("rotated_low_rank_linear"),
-        differentiable=("x", "q", "weight", "bias", "down", "up"),
-        shapes=_sizes(
-            "m blocks b n r bias",
-            (67, 5, 6, 33, 5, 1),
-            (70, 4, 16, 48, 8, 0),
-            (1, 7, 9, 70, 1, 0),
-            (9, 33, 2, 20, 3, 1),
-            (130, 3, 32, 80, 24, 1),
-            (33, 1, 65, 40, 4, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="scale_features",
-        draw=inputs.scale_features,
-        fast=_fast("scale_features"),
-        reference=_reference("scale_features"),
-        differentiable=("y", "scale", "bias"),
-        shapes=_sizes(
-            "m n bias", (67, 33, 1), (130, 65, 0), (1, 129, 1), (5, 1, 0), (64, 96, 0), (500, 300, 1)
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="householder_factors",
-        draw=inputs.householder_factors,
-        fast=_fast("householder_factors"),
-        reference=_householder_factors,
-        differentiable=("u",),
-        shapes=_sizes(
-            "k reflections empty", (65, 7, 1), (129, 16, 0), (3, 1, 0), (6, 6, 2), (40, 33, 0), (512, 24, 0)
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="householder_factors_many",
-        draw=inputs.householder_factors_many,
-        fast=_fast("householder_factors_many"),
-        reference=lambda us: [_householder_factors(u) for u in us],
-        differentiable=("us",),
-        shapes=_sizes(
-            "k reflections layers uneven empty",
-            (65, 6, 3, 1, 1),
-            (96, 8, 2, 0, 0),
-            (5, 1, 2, 1, 0),
-            (33, 3, 1, 0, 0),
-            (200, 15, 4, 1, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="householder_rotate",
-        draw=inputs.householder_rotate,
-        fast=_fast("householder_rotate"),
-        reference=_reference("householder_rotate"),
-        differentiable=("x", "u"),
-        shapes=_sizes(
-            "m k reflections empty transpose",
-            (67, 65, 7, 1, 0),
-            (70, 96, 16, 0, 1),
-            (1, 33, 3, 0, 0),
-            (5, 6, 6, 2, 1),
-            (130, 40, 33, 0, 0),
-            (260, 256, 24, 0, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="hybrid_factors",
-        draw=inputs.hybrid_factors,
-        fast=_fast("hybrid_factors"),
-        reference=_hybrid_factors,
-        differentiable=("weight", "lora_A", "lora_B", "u", "mixing"),
-        shapes=_sizes(
-            "k n r reflections empty",
-            (65, 33, 5, 7, 1),
-            (96, 80, 8, 16, 0),
-            (7, 1, 1, 1, 0),
-            (33, 40, 3, 33, 2),
-            (256, 200, 24, 24, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="hybrid_linear",
-        draw=inputs.hybrid_linear,
-        fast=_fast("hybrid_linear"),
-        reference=_reference("hybrid_linear"),
-        differentiable=("x", "weight", "bias", "lora_A", "lora_B", "u", "mixing"),
-        shapes=_sizes(
-            "m k n r reflections empty bias dropped",
-            (67, 65, 33, 5, 7, 1, 1, 0),
-            (33, 40, 72, 6, 4, 0, 0, 1),
-            (1, 65, 70, 1, 2, 0, 0, 0),
-            (5, 8, 6, 2, 8, 0, 1, 1),
-            (130, 96, 80, 16, 16, 0, 1, 0),
-            (260, 200, 160, 12, 20, 0, 0, 0),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="cayley",
-        draw=inputs.cayley,
-        fast=_fast("cayley"),
-        reference=lambda skew, refine: hk.reference.cayley(_widened(skew)),
-        differentiable=("skew",),
-        shapes=_sizes(
-            "blocks b norm refine",
-            (5, 33, 1, 0),
-            (3, 17, 300, 1),
-            (7, 2, 1, 0),
-            (4, 1, 1, 0),
-            (9, 8, 100, 0),
-            (2, 65, 10, 1),
-            (2, 130, 1, 0),
-        ),
-        dtypes=REAL + COMPLEX,
-    ),
-    OperatorCase(
-        name="cayley_packed",
-        draw=inputs.cayley_packed,
-        fast=_fast("cayley_packed"),
-        reference=_cayley_packed,
-        differentiable=("packed",),
-        shapes=_sizes(
-            "blocks b norm refine",
-            (5, 17, 1, 0),
-            (3, 8, 300, 1),
-            (7, 2, 1, 0),
-            (33, 4, 1, 0),
-            (9, 8, 100, 0),
-            (1, 33, 10, 0),
-        ),
-        dtypes=REAL + COMPLEX,
-    ),
-    OperatorCase(
-        name="cayley_packed_many",
-        draw=inputs.cayley_packed_many,
-        fast=_fast("cayley_packed_many"),
-        reference=lambda packed, block_sizes: [
-            _cayley_packed(p, b) for p, b in zip(packed, block_sizes, strict=True)
-        ],
-        differentiable=("packed",),
-        shapes=_sizes(
-            "blocks b layers uneven", (3, 7, 3, 1), (5, 8, 2, 0), (1, 2, 2, 1), (2, 5, 1, 0), (4, 16, 4, 1)
-        ),
-        dtypes=REAL + COMPLEX,
-    ),
-    OperatorCase(
-        name="cayley_neumann_packed",
-        draw=inputs.cayley_neumann_packed,
-        fast=_fast("cayley_neumann_packed"),
-        reference=lambda packed, block_size, terms: hk.reference.cayley_neumann_packed(
-            _widened(packed), block_size, terms
-        ),
-        differentiable=("packed",),
-        shapes=_sizes(
-            "blocks b terms", (5, 17, 5), (7, 8, 6), (3, 2, 4), (33, 4, 3), (2, 6, 2), (2, 5, 1), (2, 33, 5)
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="block_rotate",
-        draw=inputs.block_rotate,
-        fast=_fast("block_rotate"),
-        reference=_reference("block_rotate"),
-        differentiable=("x", "q"),
-        shapes=_sizes(
-            "m blocks b",
-            (67, 5, 6),
-            (70, 4, 16),
-            (1, 3, 7),
-            (5, 33, 1),
-            (130, 9, 8),
-            (65, 2, 33),
-            (200, 8, 32),
-        ),
-        dtypes=REAL + COMPLEX,
-    ),
-    OperatorCase(
-        name="butterfly_rotate",
-        draw=inputs.butterfly_rotate,
-        fast=_fast("butterfly_rotate"),
-        reference=_reference("butterfly_rotate"),
-        differentiable=("x", "q"),
-        shapes=_sizes(
-            "m levels blocks b",
-            (67, 2, 6, 6),
-            (70, 3, 8, 8),
-            (1, 2, 4, 2),
-            (33, 1, 3, 5),
-            (130, 2, 10, 16),
-            (80, 4, 8, 4),
-            (100, 2, 6, 32),
-        ),
-        dtypes=REAL,
-    ),
-    OperatorCase(
-        name="structured_unitary",
-        draw=inputs.structured_unitary,
-        fast=_fast("structured_unitary"),
-        reference=_structured_unitary,
-        differentiable=("x", "phases", "reflections"),
-        shapes=_sizes("m k empty", (35, 45, 1), (20, 64, 0), (1, 7, 0), (3, 2, 0), (5, 12, 2), (70, 128, 0)),
-        dtypes=REAL + COMPLEX,
-    ),
-)
-OPERATORS = {case.name: case for case in _CASES}
+def _shapes(
+    case: OperatorCase, device: torch.device, shapes: Sequence[Shape] | None, sweep: str | None
+) -> list[Shape]:
+    measured = case.measured[device.type]
+    chosen = measured if shapes is None else [{**measured[0], **shape} for shape in shapes]
+    if sweep is None:
+        return list(chosen)
+    return list(swept(chosen[0], sweep)) if chosen else []
+
+
+def benchmark_cases(
+    device: torch.device,
+    dtype: torch.dtype,
+    names: Sequence[str] | None = None,
+    shapes: str | Sequence[Shape] | None = None,
+    compiled: bool = True,
+    sweep: str | None = None,
+) -> list[BenchmarkCase]:
+    """The operators called ``names`` (all by default) on a CPU or CUDA device, at the shapes they are measured at.
+
+    ``shapes`` replaces these: sizes by name, each of which an operator must have, or a text that `shapes_of` reads;
+    what is not given is that of its first measured shape. Without ``names`` it goes to the operators that have all of
+    those sizes. ``compiled`` adds torch.compile. ``sweep``, one of `SWEEPS`, replaces the shapes by the family around
+    the first one in which one size varies, for the operators that have such a size.
+
+    Raises ValueError for what no operator has.
+    """
+    if device.type not in _BACKENDS:
+        raise ValueError(f"device is {str(device)!r}; it may be 'cpu' or 'cuda'")
+    if sweep is not None and sweep not in SWEEPS:
+        raise ValueError(f"sweep is {sweep!r}; it may be one of {', '.join(map(repr, SWEEPS))}")
+    shapes = shapes_of(shapes) if isinstance(shapes, str) else shapes
+    cases = []
+    for case in _named(names, dtype):
+        own = _sizes_of(case)
+        for shape in shapes or ():
+            zero = [name for name in case.measured["cpu"][0] if shape.get(name) == 0]
+            if zero:
+                raise ValueError(f"shape {shape_name(shape)} has {zero[0]} = 0; it must be at least 1")
+        fitting = [shape for shape in shapes or () if own >= set(shape)]
+        unfit = [shape for shape in shapes or () if not own >= set(shape)]
+        if names is not None and unfit:
+            raise ValueError(
+                f"shape {shape_name(unfit[0])} has sizes that {case.name} lacks; it may have {', '.join(sorted(own))}"
+            )
+        for shape in _shapes(case, device, None if shapes is None else fitting, sweep):
+            cases.append(_benchmark(case, shape, dtype, device, compiled, sweep))
+    if not cases:
+        asked = [
+            *(f"shape {shape_name(shape)}" for shape in shapes or ()),
+            *([] if sweep is None else [f"sweep {sweep!r}"]),
+        ]
+        raise ValueError(f"no operator asked for has {' and '.join(asked) or f'dtype {dtype_name(dtype)}'}")
+    return cases
+
+
+def _benchmark(
+    case: OperatorCase,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    compiled: bool,
+    sweep: str | None,
+) -> BenchmarkCase:
+    work = case.work
+    return BenchmarkCase(
+        kind="operator",
+        name=case.name,
+        shape=shape,
+        dtype=dtype,
+        device=device,
+        builders=lambda: _builders(case, shape, dtype, device, compiled),
+        ours=OURS,
+        floor=None if case.floor is None else case.floor[0],
+        work=None if work is None else lambda part: work(shape, dtype, part),
+        sweep=sweep,
+    )

@@ -167,6 +167,10 @@ def test_without_its_cuda_kernels_the_rest_is_installed(
     assert run.returncode == 0 and "without its CUDA kernels: " in run.stderr, run.stderr
     info = json.loads((sources / package / "_build_info.json").read_text())
     assert info["cpp"] is True and info["cuda"] is False, info
+    assert list(info["flags"]) == ["cxx"] and info["cuda_architectures"] is None  # those of what was built
+    assert "-O3" in info["flags"]["cxx"] and not any(
+        "CUDA" in flag or "TORCH" in flag for flag in info["flags"]["cxx"]
+    )
     assert "Error compiling objects" in info["cuda_reason"] or "nvcc" in info["cuda_reason"]
     assert (sources / package / "_C.abi3.so").exists()
 
