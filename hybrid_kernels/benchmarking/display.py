@@ -23,50 +23,59 @@ def table(records: Sequence[Record], note: str = "") -> Group:
     """
     first = records[0]
     floor, ours, on_gpu = first["floor"], first["ours"], first["device"].startswith("cuda")
-    shown = Table(
-        title=f"{first['case']} {first['pass']}{note}", title_justify="left", title_style="bold", box=None
-    )
-    shown.add_column("", no_wrap=True)
+    measured = [record for record in records if "failed" not in record]
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("", overflow="fold")
     for name in (
-        *([f"× {floor}", "quartiles"] if floor else []),
-        f"× {ours}",
+        *(["× floor", "quartiles"] if floor else []),
+        "× ours",
         *([] if floor else ["quartiles"]),
         "peak MiB",
         *(["time", "graph", "roofline"] if on_gpu else []),
     ):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("ran")
-    for record in records:
-        if "failed" in record:
-            continue
+    for record in measured:
         cells = [*(_ratio(record, floor, True) if floor else []), *_ratio(record, ours, floor is None)]
         cells.append(_mebibytes(record["peak_bytes"]))
         if on_gpu:
             graph = record["graph"] or {}
-            cells += [milliseconds(record.get("median_seconds")), milliseconds(graph.get("median_seconds"))]
+            cells += [_milliseconds(record["median_seconds"]), _milliseconds(graph.get("median_seconds"))]
             cells.append(_share(record["roofline"]))
+        backends = {text.rpartition(": ")[2].partition(" ")[0] for text in record["ran"]}
         style = "bold" if record["side"] == ours else ""
-        shown.add_row(record["side"], *cells, Text(", ".join(record["ran"])), style=style)
-    return Group(shown, *(Text(line, style="dim") for line in _explanations(records)), "")
+        shown.add_row(record["side"], *cells, ", ".join(sorted(backends)), style=style)
+    title = Text(f"{first['case']} {first['pass']}{note}", style="bold", overflow="fold")
+    lines = (Text(line, style="dim", overflow="fold") for line in _explanations(records))
+    return Group(title, *([shown] if measured else []), *lines, "")
 
 
 def _explanations(records: Sequence[Record]) -> list[str]:
-    lines = []
+    first = records[0]
+    lines = [
+        f"floor: {first['floor']}; ours: {first['ours']}" if first["floor"] else f"ours: {first['ours']}"
+    ]
     for record in records:
+        side = record["side"]
         if "failed" in record:
-            lines.append(f"  {record['side']}: not measured: {record['failed']}")
+            lines.append(f"{side}: not measured: {record['failed']}")
             continue
         if "failed" in (record["graph"] or {}):
-            lines.append(f"  {record['side']}: no CUDA graph: {record['graph']['failed']}")
-        if record["side"] != record["ours"]:
-            continue
-        lines += [f"  {record['side']}: not {name}: {why}" for name, why in record["declined"].items()]
-        for row in record["profile"] or []:
-            mark = "*" if row["own"] else " "
-            lines.append(f"  {row['share']:7.1%} {row['calls']:5} × {mark} {row['name']}")
-        if record["profile"]:
-            lines.append("  share of the step, calls; * is this package's own")
-    return [*lines, *(f"  {note}" for note in records[0]["notes"])]
+            lines.append(f"{side}: no CUDA graph: {record['graph']['failed']}")
+        if side == record["ours"]:
+            lines += _why(record)
+    return [*lines, *first["notes"]]
+
+
+def _why(record: Record) -> list[str]:
+    """What ran of the package's own choice, why nothing faster did, and where the time went."""
+    lines = [f"ran: {', '.join(record['ran'])}"] if record["ran"] else []
+    lines += [f"not {name}: {why}" for name, why in record["declined"].items()]
+    if record["profile"]:
+        lines.append("share of the step, calls; * is this package's own")
+    for row in record["profile"] or []:
+        lines.append(f"{row['share']:7.1%} {row['calls']:6} {'*' if row['own'] else ' '} {row['name']}")
+    return lines
 
 
 def _ratio(record: Record, other: str, spread: bool) -> list[str]:
@@ -81,7 +90,7 @@ def _mebibytes(count: int | None) -> str:
     return "" if count is None else f"{count / 2**20:.2f}"
 
 
-def milliseconds(seconds: float | None) -> str:
+def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.3f} ms"
 
 

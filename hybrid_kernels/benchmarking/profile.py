@@ -46,16 +46,25 @@ def profile(step: Step, device: torch.device, top: int = TOP) -> list[dict[str, 
     else:
         for average in profiler.key_averages():
             total[average.key], calls[average.key] = average.self_cpu_time_total, average.count
-    everything, kernels = sum(total.values()) or 1.0, _triton_kernels()
+    everything, own = sum(total.values()) or 1.0, _triton_kernels() | _operators()
     return [
         {
             "name": name[:120],
             "calls": calls[name],
             "share": total[name] / everything,
-            "own": name in kernels or "hybrid_kernels::" in name,
+            "own": "hybrid_kernels" in name or name.removesuffix("Backward") in own,
         }
         for name in sorted(total, key=lambda name: -total[name])[:top]
     ]
+
+
+def _operators() -> set[str]:
+    """The package's operators, which in eager mode run under these names and not through torch's dispatcher."""
+    try:
+        from hybrid_kernels.ops.backend import OPERATORS
+    except ImportError:
+        return set()
+    return {*OPERATORS}
 
 
 def _triton_kernels() -> set[str]:

@@ -88,13 +88,14 @@ def _parsed(line: bytes) -> Record | None:
 def read(path: Path) -> list[Record]:
     """The records of a result file, oldest first; none if there is no such file.
 
-    ValueError, with the number of the line, for what is no record. A last line without its end, which an interrupted
-    run may leave, is ignored.
+    ValueError, with the number of the line, for what is no record, and for a folder or a device. A last line without
+    its end, which an interrupted run may leave, is ignored.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; results are added to a file of one JSON object a line")
+    content = path.read_bytes()
     lines = content.split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):

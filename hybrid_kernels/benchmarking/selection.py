@@ -38,7 +38,8 @@ def cases(
     `hybrid_kernels.functional`; ``layers`` select cases of layers, or of the model where one is named, by a part of
     their name or how the name of their own side begins ("hybrid", "accelerate", "features"). With kind "layers" a
     ``model`` gives the shapes. ``dtype`` None is float32 on a CPU and bfloat16 on a GPU; ``shapes`` is a text such as
-    "512x768x768" or "m512-k768-n768-r32,…". ``quick``: a few cases of each kind, and small ones.
+    "512x768x768" or "m512-k768-n768-r32,…". Where nothing is chosen at all, each kind has its first shape only;
+    ``quick``: that too, without torch.compile, and of models a tiny one.
     Raises ValueError for a name that there is not.
     """
     _known("--kind", kinds, KINDS)
@@ -47,12 +48,14 @@ def cases(
     as_type = DTYPES[dtype or ("bfloat16" if on.type == "cuda" else "float32")]
     named = {"operators": operators, "layers": layers and not model, "models": model}
     chosen = kinds or [kind for kind, given in named.items() if given] or KINDS
+    survey = not (kinds or operators or layers or model or shapes or sweep)
+    compiled = compiled and not quick
     found: list[BenchmarkCase] = []
     if "operators" in chosen:
-        found += _operators(operators, on, as_type, shapes, sweep, compiled, quick)
+        found += _operators(operators, on, as_type, shapes, sweep, compiled, survey or quick)
     if "layers" in chosen and (kinds or _swept("layers", on, sweep)):
         sizes = _model_shapes(model, batch, tokens) if model and shapes is None else None
-        found += _layers(layers, on, as_type, sizes or _parsed(shapes), sweep, compiled, quick)
+        found += _layers(layers, on, as_type, sizes or _parsed(shapes), sweep, compiled, survey or quick)
     if "models" in chosen and (kinds or _swept("models", on, sweep)):
         found += _models(model, layers, on, as_type, model_layers, batch, tokens, sweep, quick)
     if not found:
@@ -76,13 +79,12 @@ def _operators(
     shapes: str | None,
     sweep: str | None,
     compiled: bool,
-    quick: bool,
+    first: bool,
 ) -> list[BenchmarkCase]:
     from ..cases.operators import benchmark_cases
 
-    found = benchmark_cases(device, dtype, names or None, shapes, compiled and not quick, sweep)
-    if quick and shapes is None and sweep is None:
-        # The first shape of each.
+    found = benchmark_cases(device, dtype, names or None, shapes, compiled, sweep)
+    if first and shapes is None and sweep is None:
         found = list({case.name: case for case in reversed(found)}.values())[::-1]
     return found
 
@@ -110,15 +112,14 @@ def _layers(
     shapes: Sequence[Shape] | None,
     sweep: str | None,
     compiled: bool,
-    quick: bool,
+    first: bool,
 ) -> list[BenchmarkCase]:
     from ..cases import layers
 
-    if quick and shapes is None:
+    if first and shapes is None:
         shapes = layers.SHAPES[device.type][:1]
-    compiled = compiled and not quick
     found = layers.cases(device, dtype, shapes, sweep=sweep, compiled=compiled)
-    if sweep is None and not quick:
+    if sweep is None:
         found += layers.cases(device, dtype, shapes, features=True, compiled=compiled)
     return _matching(found, names)
 

@@ -29,7 +29,7 @@ class Options:
 
     passes: tuple[str, ...] = ("both",)
     rounds: int = 25
-    seconds_each: float = 5.0
+    seconds_each: float = 2.0
     limit: float = math.inf
     without: tuple[str, ...] = ()
     profile: bool = False
@@ -102,7 +102,7 @@ def run(
             made_on = circumstances(options, case.device)
             known[case.device] = made_on, Done(earlier, made_on)
         made_on, done = known[case.device]
-        sides = _Sides(case, options)
+        sides = Sides(case, options)
         for part in parts:
             number += 1
             name = f"{case.id} {part}"
@@ -126,11 +126,11 @@ def run(
 
 def sides(case: BenchmarkCase, options: Options) -> list[str]:
     """The names of the sides that would be measured; what makes them is not run."""
-    return _Sides(case, options).names
+    return Sides(case, options).names
 
 
-class _Sides:
-    """The sides of a case, each built when it is first needed."""
+class Sides:
+    """The sides of a case, each built when it is first needed; ``failures`` has those that cannot be."""
 
     def __init__(self, case: BenchmarkCase, options: Options) -> None:
         self.case = case
@@ -157,7 +157,7 @@ class _Sides:
         return [*self._prepared()] or [self.case.ours]
 
     def __getitem__(self, name: str) -> Side | None:
-        """None for one that cannot be built; `failures` has the reason."""
+        """None for one that cannot be built."""
         if name not in self._built and name not in self.failures:
             try:
                 self._built[name] = self._prepared()[name]()
@@ -169,7 +169,7 @@ class _Sides:
 
 
 def measured(
-    sides: _Sides, part: str, options: Options, made_on: Mapping[str, Any], progress: Progress
+    sides: Sides, part: str, options: Options, made_on: Mapping[str, Any], progress: Progress
 ) -> list[Record]:
     """The records of one pass of a case, one of each side."""
     case, device = sides.case, sides.case.device

@@ -27,6 +27,8 @@ MIN_ROUNDS = 5
 WARM_UP_STEPS = 3
 #: On a CPU a timing takes this long at least: a clock that is off by 0.1 µs is then off by 0.1 %.
 MIN_SECONDS = 1e-4
+#: A step that takes as long is not run more often than it must be.
+LONG_SECONDS = 0.1
 
 
 def reason(error: BaseException) -> str:
@@ -70,22 +72,29 @@ def seconds(step: Step, device: torch.device, repeats: int = 1) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def repeats_of(step: Step, device: torch.device) -> int:
-    """Steps that one timing takes: more than one on a CPU where a step is too short for the clock."""
+def repeats_of(step: Step, device: torch.device) -> tuple[int, float]:
+    """Steps that one timing takes, more than one on a CPU where a step is too short for the clock; and its seconds."""
+    repeats, taken = 1, seconds(step, device)
     if device.type == "cuda":
-        return 1
-    repeats = 1
-    # The fastest of a few: one that the machine interrupted would pass for long enough.
-    while (taken := repeats * min(seconds(step, device, repeats) for _ in range(3))) < MIN_SECONDS:
+        return repeats, taken
+    while taken < LONG_SECONDS:
+        # The fastest of a few: one that the machine interrupted would pass for long enough.
+        taken = repeats * min(seconds(step, device, repeats) for _ in range(3))
+        if taken >= MIN_SECONDS:
+            break
         repeats = max(2 * repeats, min(math.ceil(repeats * MIN_SECONDS / max(taken, 1e-9)), 10 * repeats))
-    return repeats
+    return repeats, taken
 
 
 def warm_up(step: Step, device: torch.device) -> None:
-    for _ in range(WARM_UP_STEPS):
+    """Runs it a few times, and twice only if it takes long: what is made once is made in the first."""
+    for number in range(WARM_UP_STEPS):
+        begin = time.perf_counter()
         step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number > 0 and time.perf_counter() - begin > LONG_SECONDS:
+            break
 
 
 def interleaved(
@@ -106,8 +115,7 @@ def interleaved(
     repeats, every = {}, {}
     for name, step in steps.items():
         try:
-            repeats[name] = repeats_of(step, device)
-            taken = repeats[name] * seconds(step, device, repeats[name])
+            repeats[name], taken = repeats_of(step, device)
         except Exception as error:
             failures[name] = failure(error)
             continue

@@ -95,7 +95,12 @@ def load_config(name: str) -> Any:
             raise ValueError(f"model is {name!r}, a folder without a config.json; {MEANING}")
         return _read(transformers, str(path), name)
     if name in transformers.CONFIG_MAPPING:
-        return transformers.AutoConfig.for_model(name).get_text_config()
+        try:
+            return transformers.AutoConfig.for_model(name).get_text_config()
+        except Exception as error:  # some types have no sizes of their own
+            raise ValueError(
+                f"model is {name!r}, a type without default sizes: {_first(error)}; {MEANING}"
+            ) from error
     known = [*BUILT_IN, *transformers.CONFIG_MAPPING.keys()]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -118,48 +123,65 @@ def _first(error: BaseException) -> str:
     return lines[0][:200].rstrip(".") if lines else type(error).__name__
 
 
-def with_layers(config: Any, layers: int) -> Any:
-    """A copy of a configuration with so many layers in each of its stacks, at least 1 and at most what it has.
-
-    Lists with one entry a layer, such as ``layer_types``, are cut to their first entries.
-    ValueError for another number.
-    """
-    counts = {
+def layer_counts(config: Any) -> dict[str, int]:
+    """The number of layers in each stack of a model, by the name that its configuration has for it; empty if none."""
+    return {
         config.attribute_map.get(key, key): getattr(config, key)
         for key in LAYER_COUNTS
         if hasattr(config, key)
     }
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """A copy of a configuration with so many layers in each of its stacks, at least 1 and at most what it has.
+
+    What has an entry for each layer, such as ``layer_types``, is cut to its first ones. ValueError for another number,
+    or for one that the model's kind cannot have.
+    """
+    counts = layer_counts(config)
     if not counts:
         raise ValueError(f"a configuration of type {config.model_type!r} does not say how many layers it has")
-    if not 1 <= layers <= max(counts.values()):
-        raise ValueError(
-            f"layers is {layers}; the model has {max(counts.values())}, so that it may be from 1 to that"
-        )
+    deepest = max(counts.values())
+    if not 1 <= layers <= deepest:
+        raise ValueError(f"layers is {layers}; the model has {deepest}, so that it may be from 1 to that")
     values = config.to_dict()
     depths = set(counts.values())
     for key, value in values.items():
-        if isinstance(value, (list, tuple)) and len(value) in depths and "layer" in key:
+        if isinstance(value, (list, tuple)) and len(value) in depths:
             values[key] = value[:layers]
+        if key == "per_layer_config" and value:
+            values[key] = {layer: entry for layer, entry in value.items() if int(layer) < layers}
     values.update({key: min(layers, count) for key, count in counts.items()})
-    return type(config).from_dict(values)
+    try:
+        return type(config).from_dict(values)
+    except Exception as error:  # validators of configurations raise errors of many classes
+        raise ValueError(
+            f"layers is {layers}, which a model of type {config.model_type!r} cannot have: {_first(error)}"
+        ) from error
+
+
+def without_weights(auto_class: Any, config: Any) -> Any:
+    """The model of a configuration on the meta device; ValueError where Transformers cannot build it."""
+    try:
+        with torch.device("meta"):
+            return auto_class.from_config(copy.deepcopy(config))
+    except Exception as error:  # sizes that do not fit each other fail in any way
+        raise ValueError(
+            f"Transformers cannot build a model of type {config.model_type!r} from this configuration: "
+            f"{type(error).__name__}: {_first(error)}"
+        ) from error
 
 
 def linear_layers(config: Any) -> list[LinearShape]:
     """The linear layers of a model, by shape, in the order in which the model has them; the output head is left out.
 
     These are what PEFT calls "all-linear": `torch.nn.Linear` and Transformers' Conv1D (GPT-2), whose weight is stored
-    transposed. The model is built without memory for weights. ValueError where Transformers has no model for it, or
-    that has no such layer.
+    transposed. The model is built without memory for weights. ValueError where Transformers cannot build it, or it has
+    no such layer.
     """
     from transformers.pytorch_utils import Conv1D
 
-    try:
-        with torch.device("meta"):
-            model = _transformers().AutoModel.from_config(copy.deepcopy(config))
-    except ValueError as error:
-        raise ValueError(
-            f"Transformers has no model for a configuration of type {config.model_type!r}: {_first(error)}"
-        ) from error
+    model = without_weights(_transformers().AutoModel, config)
     found: dict[tuple[int, int, bool], list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):

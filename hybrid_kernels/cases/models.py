@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import peers as peer
 from .base import BenchmarkCase, Shape, Side, flattened, generator, shape_name
-from .configs import load_config, with_layers
+from .configs import layer_counts, load_config, with_layers, without_weights
 
 FROZEN, HYBRID = "frozen model", "hybrid 16 + 16"
 LORA = "LoRA r=32"
@@ -44,7 +44,7 @@ def cases(
     """The model ``name`` (`configs.load_config`), cut to so many ``layers``, on ``batch`` sequences of ``tokens``.
 
     The hybrid against the frozen model, PEFT's LoRA of the same rank and, where installed, Liger; and each of
-    ``methods`` (of `peers.METHODS`), stock against accelerated ("-accelerate-…"). ``sweep`` "tokens": the first of these
+    ``methods`` (of `peers.METHODS`), stock against accelerated ("-accelerate-…"). ``sweep`` "tokens": the first of them
     alone, at `SWEEPS`' lengths that the model has positions for. ``peers``: with PEFT's methods and Liger. Raises
     ValueError for numbers, methods or models that cannot be measured, and what `load_config` raises.
     """
@@ -70,10 +70,10 @@ def cases(
     if path.exists():
         path = path.resolve()
     short = (path.parent if path.is_file() else path).name
-    depth = config.num_hidden_layers
+    depth = {"layers": max(layer_counts(config).values())} if layer_counts(config) else {}
 
     def case(kind: str, length: int, sides: Any, ours: str, beside: Sequence[str]) -> BenchmarkCase:
-        shape = {"layers": depth, "batch": batch, "tokens": length}
+        shape = {**depth, "batch": batch, "tokens": length}
         title = f"{short}{kind}"
         notes = peer.notes(tuple(beside), device)
         if peers and kind == "" and (liger := peer.version("liger_kernel", "liger-kernel")):
@@ -145,8 +145,7 @@ def prepared(config: Any, name: str) -> Any:
     config.use_cache = False
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id or 0
-    with torch.device("meta"):
-        forward = type(auto_class.from_config(config)).forward
+    forward = type(without_weights(auto_class, config)).forward
     if "inputs_embeds" not in inspect.signature(forward).parameters:
         raise ValueError(
             f"model is {name!r}, of type {config.model_type!r}; it must be one whose forward takes inputs_embeds"

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as stop:
         # Typer turns Ctrl-C into this.
         if stop.code == 130 and not isinstance(stop, base.Interrupted):
-            base.errors.print("\ninterrupted; run the same command again to go on from the last checkpoint")
+            base.errors.print("\ninterrupted; run the same command again to go on from what is there")
         raise
     except base.USER_ERRORS as error:
         if "--debug" in arguments:

@@ -18,13 +18,14 @@ cli.app.add_typer(group, name="bench")
 @group.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    kind: Annotated[
-        str | None, typer.Option(help="operators, layers, models, with commas; all that --op, … leave.")
-    ] = None,
+    kind: Annotated[str | None, typer.Option(help="operators, layers, models, with commas.")] = None,
     op: Annotated[str | None, typer.Option(help="Operators of hk.functional, with commas.")] = None,
-    case: Annotated[str | None, typer.Option(help="Cases of layers, with commas; see --list.")] = None,
+    case: Annotated[
+        str | None, typer.Option(help="Cases of layers or of --model: hybrid, accelerate, …; see --list.")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A Transformers model by name: its training step.")
+        str | None,
+        typer.Option(help="Training step of a model by Transformers name; with --kind layers, its shapes."),
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Of the model, so many layers.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences in a step of a model.")] = None,
@@ -40,7 +41,7 @@ def bench(
     without: Annotated[str | None, typer.Option(help="Leave out sides whose names begin so.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds; 25, with --quick 7.")] = None,
     seconds_each: Annotated[
-        float | None, typer.Option(help="A side that takes longer sits out rounds; 5, with --quick 0.5.")
+        float | None, typer.Option(help="A side that takes longer sits out rounds; 2, with --quick 0.5.")
     ] = None,
     limit: Annotated[float, typer.Option(help="Seconds after which no new case is begun.")] = math.inf,
     output: Annotated[
@@ -55,6 +56,7 @@ def bench(
 ) -> None:
     """Measure operators, adapted layers and training steps on this machine, beside the peers that are installed.
 
+    Without any choice of cases: the first shape of each operator, of the layers and of a small model's training step.
     All sides of a case run in turn in one run. A result file keeps one JSON line for each measurement; what it has
     already, for this machine, these versions and this commit, is not measured again.
     """
@@ -64,8 +66,8 @@ def bench(
 
     options = session.Options(
         passes=tuple(cli.names(passes)),
-        rounds=rounds or (7 if quick else 25),
-        seconds_each=seconds_each or (0.5 if quick else 5.0),
+        rounds=(7 if quick else 25) if rounds is None else rounds,
+        seconds_each=(0.5 if quick else 2.0) if seconds_each is None else seconds_each,
         limit=limit,
         without=tuple(cli.names(without or "")),
         profile=profile,

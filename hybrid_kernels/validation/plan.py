@@ -163,4 +163,4 @@ def plan(
         if dtype in dtypes
         for shape, layout in variants(case, quick, of_model)
     ]
-    return Plan(tuple(groups), device, seed, draws=1 if of_model else 3 if quick else 4)
+    return Plan(tuple(groups), device, seed, draws=1 if of_model else 3)

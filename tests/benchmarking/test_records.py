@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import resource
 
 import pytest
 
@@ -101,14 +100,6 @@ def test_without_a_commit_the_versions_stand_for_it():
 def test_a_run_without_a_profile_is_not_done_where_one_is_asked_for():
     done = records.Done([record("a", profile=None)], CIRCUMSTANCES)
     assert done.run("operator/a", "both", ["a"]) and not done.run("operator/a", "both", ["a"], profiled=True)
-
-
-@pytest.fixture
-def small_disk():
-    """Files cannot grow beyond a limit: a write takes what fits and then fails, as on a disk that fills up."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_keeps_whole_lines_only(path, small_disk):

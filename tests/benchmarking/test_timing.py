@@ -78,21 +78,38 @@ def test_a_side_that_fails_in_the_middle_is_left_out_and_the_others_go_on():
     def step():
         calls.append(0)
         time.sleep(2e-4)
-        if len(calls) > 8:
+        if len(calls) > 10:
             out_of_memory()
 
     times, failures = timing.interleaved({"fails": step, "goes on": lambda: None}, 10, CPU, 1.0)
     assert list(times) == ["goes on"] and len(times["goes on"]) == 10
-    assert failures["fails"]["failure"] == "memory" and len(calls) == 9
+    assert failures["fails"]["failure"] == "memory" and len(calls) == 11
 
 
 def test_short_steps_are_timed_several_in_a_row_and_seconds_are_of_one():
     x = torch.ones(4)
-    repeats = timing.repeats_of(lambda: x + 1, CPU)
-    assert repeats >= 5
-    assert timing.repeats_of(lambda: time.sleep(2e-3), CPU) == 1
+    repeats, taken = timing.repeats_of(lambda: x + 1, CPU)
+    assert repeats >= 5 and taken >= timing.MIN_SECONDS
+    repeats, taken = timing.repeats_of(lambda: time.sleep(2e-3), CPU)
+    assert repeats == 1 and taken >= 2e-3
     ten = statistics.median(timing.seconds(lambda: time.sleep(1e-3), CPU, 10) for _ in range(3))
     assert 1e-3 <= ten < 5e-3
+
+
+def test_steps_that_take_long_are_run_no_more_often_than_they_must(monkeypatch):
+    monkeypatch.setattr(timing, "LONG_SECONDS", 1e-3)
+    calls = []
+
+    def step():
+        calls.append(0)
+        time.sleep(2e-3)
+
+    timing.warm_up(step, CPU)
+    assert len(calls) == 2
+    assert timing.repeats_of(step, CPU)[0] == 1 and len(calls) == 3
+    monkeypatch.setattr(timing, "LONG_SECONDS", 1.0)
+    timing.warm_up(step, CPU)
+    assert len(calls) == 3 + timing.WARM_UP_STEPS
 
 
 def test_running_out_of_memory_is_told_from_other_failures():

@@ -5,10 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-import hybrid_kernels as hk
-from hybrid_kernels.cases.peft_butterflies import block_diagonal, blocks_of
 
 pytest.importorskip("peft")
 
@@ -28,59 +24,9 @@ def acceleration(modules):
     return modules[0]
 
 
-def options(acceleration, dtype="float64"):
-    return argparse.Namespace(device="cpu", dtype=dtype, tiny=True, methods=list(acceleration.METHODS))
-
-
 def run(acceleration, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["acceleration.py", *arguments, "--device", "cpu"])
     acceleration.main()
-
-
-def test_the_sides_of_a_method_have_the_same_gradients(acceleration):
-    builders = acceleration.layer_builders(6, 64, 32, options(acceleration))
-    truth = {name: torch.cat([each.flatten() for each in build()()]) for name, build in builders.items()}
-    for method in acceleration.METHODS:
-        peft = truth[acceleration.stock(method)]
-        assert peft.numel() > 6 * 64
-        for side in (acceleration.accelerated(method), acceleration.eager(method)):
-            torch.testing.assert_close(truth[side], peft, msg=lambda text, s=side: f"{s}: {text}")
-
-
-def test_the_eager_side_runs_on_aten_calls(acceleration):
-    assert acceleration.measuring.on_backend("eager", hk.ops.backend.current_backend)() == "eager"
-    assert hk.ops.backend.current_backend() == "auto"
-
-
-def test_every_layer_of_the_model_is_accelerated(acceleration):
-    model = acceleration.Model(options(acceleration, "float32"))
-    for method in acceleration.METHODS:
-        adapted = model.under(method)
-        before = {
-            name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad
-        }
-        assert len(before) >= len(acceleration.LINEAR) * model.size["num_hidden_layers"]
-        ours = acceleration.on_our_operators(acceleration.shared_copy(adapted))
-        assert all(parameter is before.get(name, parameter) for name, parameter in ours.named_parameters())
-        kinds = {type(module).__name__ for module in ours.modules() if hasattr(module, "_acceleration")}
-        assert len(kinds) == 1 and kinds.pop().startswith("Accelerated")
-        assert not any(hasattr(module, "_acceleration") for module in adapted.modules())
-
-
-def test_a_layer_that_is_left_alone_is_no_accelerated_side(acceleration, monkeypatch):
-    monkeypatch.setenv("HYBRID_KERNELS_ACCELERATE", "0")
-    with pytest.raises(RuntimeError, match="was left alone: environment variable"):
-        acceleration.on_our_operators(acceleration.Model(options(acceleration)).under("LoRA r=16"))
-
-
-def test_the_stand_in_makes_block_diagonal_matrices():
-    blocks = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    matrices = torch.stack([torch.block_diag(*each) for each in blocks])
-    gradient = torch.randn_like(matrices)
-    torch.testing.assert_close(block_diagonal(blocks.detach())[0], matrices.detach(), rtol=0, atol=0)
-    (expected,) = torch.autograd.grad(matrices, blocks, gradient)
-    torch.testing.assert_close(blocks_of(gradient, blocks.detach())[0], expected, rtol=0, atol=0)
-    torch.testing.assert_close(blocks_of(gradient.mT, blocks.detach())[0], expected.mT, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("arguments", [["step", "--tiny"], ["layers", "--shapes", "6x64x32"]])

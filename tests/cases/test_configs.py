@@ -101,3 +101,22 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'hybrid-kernels\[peft\]'"):
         load_config("llama")
+
+
+def test_sizes_that_differ_by_layer_are_cut_as_well(offline):
+    cut = with_layers(load_config("gemma4"), 2)
+    assert cut.num_hidden_layers == 2 and linear_layers(cut)
+
+
+def test_a_number_of_layers_that_a_kind_of_model_cannot_have_is_refused(offline):
+    with pytest.raises(ValueError, match="layers is 2, which a model of type 'olmo_hybrid' cannot have"):
+        with_layers(load_config("olmo_hybrid"), 2)
+
+
+def test_a_configuration_that_makes_no_model_is_refused(offline):
+    with pytest.raises(ValueError, match="cannot build a model of type 'nemotron' from this configuration"):
+        linear_layers(load_config("nemotron"))
+    config = load_config("bert")
+    config.hidden_size = 100
+    with pytest.raises(ValueError, match="cannot build a model of type 'bert'"):
+        linear_layers(config)
