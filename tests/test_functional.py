@@ -365,6 +365,18 @@ def test_one_pass_is_of_few_ranks_and_of_unrotated_layers() -> None:
         )
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("rounded", [torch.float32, torch.bfloat16])
+def test_householder_factors_of_many_features_lose_no_digits(rounded, backend) -> None:
+    """A norm summed one feature after another did, on the eager backend, up to twelve times plain PyTorch's error."""
+    with use_backend(backend):
+        compare(
+            lambda u: F.householder_factors(u)[0],
+            lambda u: R.householder_factors(u)[0],
+            lambda: [make(512, 6, dtype=rounded).float()],
+        )
+
+
 def test_autocast_computes_in_its_dtype_and_factorises_in_float32() -> None:
     x, w, u = make(8, 16), make(12, 16), make(16, 4)
     a, b = make(3, 16), make(12, 3)

@@ -284,8 +284,8 @@ def _judged(name: str, found: Sequence[Mapping[str, Tensor]], draws: Sequence[Dr
         "allowed": judged.allowed,
         "ratio": judged.ratio,
     }
-    message = None if math.isfinite(judged.error) else "there are NaN or infinite numbers in it"
-    return {"outcome": PASSED if judged.passed else FAILED, "message": message, **figures}
+    not_finite = None if math.isfinite(judged.error) else "there are NaN or infinite numbers in it"
+    return {"outcome": PASSED if judged.passed else FAILED, "message": not_finite, **figures}
 
 
 def _ran(choices: Choices) -> tuple[str, ...]:
