@@ -373,7 +373,7 @@ def test_householder_factors_of_many_features_lose_no_digits(rounded, backend) -
         compare(
             lambda u: F.householder_factors(u)[0],
             lambda u: R.householder_factors(u)[0],
-            lambda: [make(512, 6, dtype=rounded).float()],
+            lambda: [make(512, 24, dtype=rounded).float()],
         )
 
 
