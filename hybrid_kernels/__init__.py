@@ -6,6 +6,7 @@
     hk.adapters                     the PEFT method, its initialisation, mixing, regulariser and export
     hk.governance, hk.evaluation, hk.training    the study
     hk.use_backend, hk.info         which implementation runs
+    hk.validation                   every function on every backend against the reference, on this machine
 
 Subpackages are imported at first use, so that importing this package costs little more than importing torch.
 """
@@ -31,6 +32,7 @@ __all__ = [
     "restore",
     "training",
     "use_backend",
+    "validation",
 ]
 
 # Subpackages and the extra that brings what they import.
@@ -40,6 +42,7 @@ _SUBPACKAGES = {
     "governance": "study",
     "nn": "",
     "training": "study",
+    "validation": "",
 }
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from hybrid_kernels.cli import adapters, base, bench, compare, information, plot, study, tune
+from hybrid_kernels.cli import adapters, base, bench, compare, information, plot, study, tune, validate
 
-__all__ = ["adapters", "base", "bench", "compare", "information", "main", "plot", "study", "tune"]
+__all__ = [
+    "adapters",
+    "base",
+    "bench",
+    "compare",
+    "information",
+    "main",
+    "plot",
+    "study",
+    "tune",
+    "validate",
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         base.app(arguments)
     except SystemExit as stop:
         # Typer turns Ctrl-C into this.
-        if stop.code == 130:
+        if stop.code == 130 and not isinstance(stop, base.Interrupted):
             base.errors.print("\ninterrupted; run the same command again to go on from what is there")
         raise
     except base.USER_ERRORS as error:

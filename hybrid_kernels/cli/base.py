@@ -19,6 +19,13 @@ errors = Console(stderr=True)
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 
 
+class Interrupted(SystemExit):
+    """Ctrl-C, of which a command has said itself what became of the work."""
+
+    def __init__(self) -> None:
+        super().__init__(130)
+
+
 @app.callback()
 def _options(
     context: typer.Context,

@@ -60,7 +60,11 @@ OPERATORS: dict[str, Operator] = {}
 
 
 class BackendError(RuntimeError):
-    """The backend asked for by name cannot run an operator for this input; the message says why."""
+    """The backend asked for by name cannot run an operator for this input; the message says why, as does ``reason``."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Choices:
@@ -109,7 +113,8 @@ class Operator:
                 if reason is not None:
                     raise BackendError(
                         f"backend {requested!r} was requested but cannot run {self.name}: {reason}. "
-                        "Use use_backend('auto') to let the package choose."
+                        "Use use_backend('auto') to let the package choose.",
+                        reason,
                     )
                 return self._chosen(implementation)
         for implementation in self.implementations[:-1]:

@@ -27,7 +27,8 @@ from hybrid_kernels.ops.registration import once_differentiable, operator
 
 def _inverse_norm(u: Tensor) -> Tensor:
     """1/‖u_i‖ per column, and 0 for a zero column."""
-    norm = torch.linalg.vector_norm(u, dim=0)
+    # Summed in cascade; on a CPU vector_norm adds row after row, and loses digits.
+    norm = u.square().sum(0).sqrt()
     return torch.where(norm > 0, 1.0 / norm, 0.0)
 
 

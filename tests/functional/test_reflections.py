@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hybrid_kernels import functional as F
 from hybrid_kernels import reference as R
+from hybrid_kernels import use_backend
 from tests.support import DEVICE, assert_close_by_scale, compare, make
 
 REAL = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -125,3 +126,15 @@ def test_zero_and_paired_columns() -> None:
     paired = make(64, 4).repeat_interleave(2, dim=1)
     x = make(5, 64)
     assert (F.householder_rotate(x, paired) - x).norm() <= 1e-6 * x.norm()
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("rounded", [torch.float32, torch.bfloat16])
+def test_householder_factors_of_many_features_lose_no_digits(rounded, backend) -> None:
+    """A norm summed one feature after another did, on the eager backend, up to twelve times plain PyTorch's error."""
+    with use_backend(backend):
+        compare(
+            lambda u: F.householder_factors(u)[0],
+            lambda u: R.householder_factors(u)[0],
+            lambda: [make(512, 24, dtype=rounded).float()],
+        )

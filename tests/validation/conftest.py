@@ -1,0 +1,1 @@
+from tests.validation.support import product  # noqa: F401
