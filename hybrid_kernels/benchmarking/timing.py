@@ -97,6 +97,17 @@ def warm_up(step: Step, device: torch.device) -> None:
             break
 
 
+def every(rounds: int, taken: float, seconds_each: float) -> int:
+    """How many rounds apart a step of ``taken`` seconds runs, for ``seconds_each`` in all but in `MIN_ROUNDS` at least.
+
+    A power of two, so that of two steps one runs in all rounds of the other: their ratios are within a round.
+    """
+    period = 1
+    while rounds * taken > period * seconds_each and math.ceil(rounds / (2 * period)) >= MIN_ROUNDS:
+        period *= 2
+    return period
+
+
 def interleaved(
     steps: Mapping[str, Step],
     rounds: int,
@@ -108,24 +119,24 @@ def interleaved(
     """Times of all steps, run in turn within each round, in an order drawn anew each round; they must be warm.
 
     A step that would take more than ``seconds_each`` in all sits out rounds, spread evenly, but runs in `MIN_ROUNDS` at
-    least. ``before`` runs untimed before each. A step that fails is left out from then on and comes with the reason.
+    least (`every`). ``before`` runs untimed before each. A step that fails is left out from then on and comes with the
+    reason.
     """
     times: Times = {}
     failures: Failures = {}
-    repeats, every = {}, {}
+    repeats, periods = {}, {}
     for name, step in steps.items():
         try:
             repeats[name], taken = repeats_of(step, device)
         except Exception as error:
             failures[name] = failure(error)
             continue
-        fitting = max(int(seconds_each / max(taken, 1e-9)), MIN_ROUNDS)
-        every[name], times[name] = max(math.ceil(rounds / fitting), 1), {}
+        periods[name], times[name] = every(rounds, taken, seconds_each), {}
     order, shuffle = list(times), random.Random(0)
     for number in range(rounds):
         shuffle.shuffle(order)
         for name in list(order):
-            if number % every[name]:
+            if number % periods[name]:
                 continue
             if before is not None:
                 before()

@@ -1,3 +1,4 @@
+import itertools
 import statistics
 import time
 
@@ -55,6 +56,15 @@ def test_slow_sides_sit_out_rounds_spread_evenly(clock):
     assert list(times["quick"]) == list(range(20))
     assert list(times["slow"]) == list(range(0, 20, 2))
     assert list(times["slowest"]) == [0, 4, 8, 12, 16] and len(times["slowest"]) == timing.MIN_ROUNDS
+
+
+@pytest.mark.parametrize("rounds", [1, 5, 7, 8, 12, 25])
+def test_of_two_sides_one_runs_in_all_rounds_of_the_other_and_each_often_enough(rounds):
+    runs = [
+        set(range(0, rounds, timing.every(rounds, taken, 2.0))) for taken in (1e-4, 0.1, 0.2, 0.25, 0.35, 9.0)
+    ]
+    assert all(more >= fewer for more, fewer in itertools.pairwise(runs)) and len(runs[0]) == rounds
+    assert len(runs[-1]) >= min(rounds, timing.MIN_ROUNDS)
 
 
 def test_the_order_is_drawn_anew_in_each_round(clock):
