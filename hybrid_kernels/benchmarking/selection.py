@@ -53,16 +53,22 @@ def cases(
     found: list[BenchmarkCase] = []
     if "operators" in chosen:
         found += _operators(operators, on, as_type, shapes, sweep, compiled, survey or quick)
-    if "layers" in chosen and (kinds or _swept("layers", on, sweep)):
+    given = _parsed(shapes)
+    # As the operators do: without a choice of kinds shapes go to those that have all of the sizes.
+    fitting = given is None or all(set(shape) == set("mkn") for shape in given)
+    if "layers" in chosen and (kinds or layers or (fitting and _swept("layers", on, sweep))):
         sizes = _model_shapes(model, batch, tokens) if model and shapes is None else None
-        found += _layers(layers, on, as_type, sizes or _parsed(shapes), sweep, compiled, survey or quick)
-    if "models" in chosen and (kinds or _swept("models", on, sweep)):
+        found += _layers(layers, on, as_type, sizes or given, sweep, compiled, survey or quick)
+    if "models" in chosen and (kinds or model or (given is None and _swept("models", on, sweep))):
+        if given is not None and not {"operators", "layers"} & {*chosen}:
+            raise ValueError("--shapes is of operators and layers; of a model there are --batch and --tokens")
         found += _models(model, layers, on, as_type, model_layers, batch, tokens, sweep, quick)
     if not found:
         raise ValueError(
             f"there is no such case: {', '.join(layers)}; --list without it names those there are"
         )
-    return found
+    # A model may have layers of one shape with and without a bias.
+    return list({case.id: case for case in found}.values())
 
 
 def _swept(kind: str, device: torch.device, sweep: str | None) -> bool:

@@ -16,8 +16,6 @@ from ..cases.base import PASSES, BenchmarkCase, Side, dtype_name
 from . import machine, memory, profile, roofline, timing
 from .records import Done, Record
 
-#: A capture that fails half-way may leave memory behind, so what is known to wait for the device is not tried.
-NOT_CAPTURED = {"PEFT BOFT": "torch.linalg.solve waits for the device to report errors"}
 #: Their graphs would each hold all activations, and their launches are part of what is asked.
 NOT_IN_GRAPHS = ("model",)
 
@@ -282,22 +280,15 @@ def _graphs(
     timed: Callable[[Mapping[str, timing.Step]], tuple[timing.Times, timing.Failures]],
 ) -> dict[str, Record]:
     """{side: the field "graph" of its record}."""
-    waiting = {
-        name: {"failed": why}
-        for name in sides
-        for begin, why in NOT_CAPTURED.items()
-        if name.startswith(begin)
-    }
     replays, failures = timing.captured(
         {
             name: (lambda side=side: side.step(part))  # type: ignore[misc]
             for name, side in sides.items()
-            if side is not None and name not in waiting
+            if side is not None
         }
     )
     times, late = timed(replays)
     return {
-        **waiting,
         **failures,
         **late,
         **{name: timing.summary(times, name, others) for name in times},

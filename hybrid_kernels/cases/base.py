@@ -107,11 +107,16 @@ class Side:
         return lambda: backward(outputs, keep=True)
 
 
+#: {side: what makes it}
+Builders = dict[str, Callable[[], Side]]
+
+
 @dataclass(frozen=True)
 class BenchmarkCase:
     """Sides that are measured against each other, interleaved.
 
-    ``builders()`` draws the inputs and gives {side: what makes it}; a builder raises where its side cannot run.
+    ``builders()`` gives {side: what makes it}: inputs are drawn when the first is made. A builder raises where its side
+    cannot run.
     ``floor`` names the side that nothing can beat, such as the frozen layer, and ``ours`` this package's own choice.
     ``sweep`` names the size that varies within a family of cases, if this is of one. ``notes`` say what a reader of the
     records has to know of the sides, such as what stands in for a peer's missing part.

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import hybrid_kernels as hk
 
 from . import peers as peer
-from .base import BenchmarkCase, Shape, Side, generator, shape_name
+from .base import BenchmarkCase, Builders, Shape, Side
+from .layer import Holder, Layer
 
 FROZEN, HYBRID = "frozen layer", "hybrid 16 + 16"
 SWEPT_HYBRID = "hybrid"
@@ -51,90 +52,6 @@ SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
 TRITON_VARIANTS = ("addmm", "accumulate", "epilogue", "one_pass")
 # The forward kernel that repeats the projection in every tile of columns is meant for few rows.
 ONE_PASS_ROWS = 256
-
-Builders = dict[str, Callable[[], Side]]
-
-
-class Holder(nn.Module):
-    """The module around the layer, which PEFT needs."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-
-class Layer:
-    """The constants of a case, drawn once, and the sides made over them."""
-
-    def __init__(self, name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        random = generator(0, "layer", name, shape_name(shape))
-        m, k, n = (shape[size] for size in "mkn")
-
-        def drawn(*sizes: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(*sizes, generator=random) * scale).to(device, dtype)
-
-        self.x, self.dy = drawn(m, k).requires_grad_(), drawn(m, n)
-        self.weight, self.bias = (
-            nn.Parameter(drawn(*sizes, scale=k**-0.5), requires_grad=False) for sizes in ((n, k), (n,))
-        )
-        self.seed, self.device = random.initial_seed(), device
-
-    def linear(self, bias: bool = True) -> nn.Linear:
-        n, k = self.weight.shape
-        layer = nn.Linear(k, n, bias=bias, device="meta")
-        layer.weight = self.weight
-        if bias:
-            layer.bias = self.bias
-        return layer
-
-    def side(self, module: nn.Module, backend: str = "auto", variant: str | None = None) -> Side:
-        return self.side_of(module, peer.trained(module), backend, variant)
-
-    def side_of(
-        self,
-        function: Callable[[Tensor], Tensor],
-        leaves: Sequence[Tensor],
-        backend: str = "auto",
-        variant: str | None = None,
-    ) -> Side:
-        parameters = sum(leaf.numel() for leaf in leaves)
-        return Side(lambda: function(self.x), [self.x, *leaves], [self.dy], backend, variant, parameters)
-
-    def hybrid(self, rank: int, reflections: int, **options: Any) -> Any:
-        """`hybrid_kernels.nn.HybridLinear`, the same parameters each time."""
-        with peer.seeded(self.seed, self.device):
-            adapter = {"rank": rank, "reflections": reflections, "alpha": peer.ALPHA, **options}
-            return peer.moved(hk.nn.HybridLinear(self.linear(), **adapter))
-
-    def under_peft(self, method: str, options: dict[str, Any] | None = None, bias: bool = True) -> Any:
-        with peer.seeded(self.seed, self.device):
-            model = peer.under_peft(Holder(self.linear(bias)), method, ["linear"], options)
-        return model.base_model.model.linear
-
-    def plain(self, hybrid: Any, compiled: bool = False) -> Side:
-        """The hybrid's parameters under the same algebra in plain PyTorch."""
-        adapter = hybrid.adapter
-        leaves = [adapter.lora_A, adapter.lora_B, adapter.householder_u]
-        function: Callable[..., Tensor] = peer.plain_hybrid
-        if compiled:
-            torch.compiler.reset()  # a compiled function counts its shapes, and gives up after a few
-            function = torch.compile(function, dynamic=False)
-        return self.side_of(
-            lambda x: function(x, self.weight, self.bias, *leaves, adapter.mixing, adapter.scaling), leaves
-        )
-
-    def accelerated_pair(self, method: str) -> Builders:
-        """Stock PEFT, and the same parameters accelerated, as the package chooses and on ATen calls alone."""
-        under_peft = functools.cache(lambda: Holder(self.under_peft(method)))
-
-        def fast(backend: str = "auto") -> Side:
-            return self.side(peer.on_our_operators(under_peft()).linear, backend)
-
-        return {
-            peer.stock(method): lambda: self.side(under_peft().linear),
-            peer.accelerated(method): fast,
-            f"{peer.accelerated(method)}, eager": lambda: fast("eager"),
-        }
 
 
 def cases(

@@ -19,15 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from . import peers as peer
-from .base import BenchmarkCase, Shape, Side, flattened, generator, shape_name
+from .base import BenchmarkCase, Builders, Shape, Side, flattened, generator, shape_name
 from .configs import layer_counts, load_config, with_layers, without_weights
 
 FROZEN, HYBRID = "frozen model", "hybrid 16 + 16"
 LORA = "LoRA r=32"
 PASSES = ("forward", "both")
 SWEEPS: dict[str, tuple[int, ...]] = {"tokens": (64, 128, 256, 512, 1024)}
-
-Builders = dict[str, Callable[[], Side]]
 
 
 def cases(
@@ -154,35 +152,46 @@ def prepared(config: Any, name: str) -> Any:
 
 
 class Model:
-    """The frozen model, its inputs, and the sides made over them."""
+    """The frozen model and its inputs, made once, when a side is made that needs them, and the sides over them."""
 
     def __init__(
         self, config: Any, name: str, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> None:
-        random = generator(0, "model", name, shape_name(shape))
-        self.seed, self.device = random.initial_seed(), device
-        batch, tokens = shape["batch"], shape["tokens"]
+        self._config, self._shape = config, (shape["batch"], shape["tokens"])
+        self._key = "model", name, shape_name(shape)
+        self.seed, self.dtype, self.device = generator(0, *self._key).initial_seed(), dtype, device
+
+    @functools.cached_property
+    def frozen(self) -> Any:
         default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
+        torch.set_default_dtype(self.dtype)
         try:
-            with (
-                peer.seeded(self.seed, device),
-                device,
-            ):  # random numbers by the billion are the device's work
-                model = _auto_class(config).from_config(copy.deepcopy(config), dtype=dtype)
+            # Random numbers by the billion are the device's work.
+            with peer.seeded(self.seed, self.device), self.device:
+                model = _auto_class(self._config).from_config(copy.deepcopy(self._config), dtype=self.dtype)
         finally:
             torch.set_default_dtype(default)
-        self.frozen = model.requires_grad_(False).train()
-        width = model.get_input_embeddings().embedding_dim
-        self.has_loss = model.get_output_embeddings() is not None
-        embeddings = torch.randn(batch, tokens, width, generator=random)
-        self.embeddings = embeddings.to(device, dtype).requires_grad_()
-        self.labels = torch.randint(config.vocab_size, (batch, tokens), generator=random).to(device)
-        self.direction = torch.randn(config.hidden_size, generator=random).to(device, dtype)
-        self.one = torch.ones((), device=device)
+        return model.requires_grad_(False).train()
+
+    def _drawn(self, what: str, *sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator(0, *self._key, what)).to(self.device, self.dtype)
+
+    @functools.cached_property
+    def embeddings(self) -> Tensor:
+        width = self.frozen.get_input_embeddings().embedding_dim
+        return self._drawn("embeddings", *self._shape, width).requires_grad_()
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        random = generator(0, *self._key, "labels")
+        return torch.randint(self._config.vocab_size, self._shape, generator=random).to(self.device)
+
+    @functools.cached_property
+    def direction(self) -> Tensor:
+        return self._drawn("direction", self._config.hidden_size)
 
     def loss(self, model: nn.Module) -> Tensor:
-        if self.has_loss:
+        if self.frozen.get_output_embeddings() is not None:
             loss = model(inputs_embeds=self.embeddings, labels=self.labels).loss
         else:
             outputs = flattened(model(inputs_embeds=self.embeddings).to_tuple())
@@ -193,7 +202,11 @@ class Model:
         leaves = peer.trained(model)
         parameters = sum(leaf.numel() for leaf in leaves)
         return Side(
-            lambda: self.loss(model), [self.embeddings, *leaves], [self.one], backend, parameters=parameters
+            lambda: self.loss(model),
+            [self.embeddings, *leaves],
+            [torch.ones((), device=self.device)],
+            backend,
+            parameters=parameters,
         )
 
     def hybrid(self, model: nn.Module) -> Any:

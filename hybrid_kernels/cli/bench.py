@@ -106,7 +106,7 @@ def bench(
     cases = selection.cases(**arguments)
     if listing:
         for one in cases:
-            cli.console.print(f"{one.id}  {', '.join(session.sides(one, options))}", soft_wrap=True)
+            cli.console.print(f"{one.id}  {' | '.join(session.sides(one, options))}", soft_wrap=True)
         return
     path = output or Path(f"bench-{_machine_name(machine.machine())}.jsonl")
     # What cannot be read or written is found before the work.

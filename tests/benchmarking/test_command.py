@@ -120,7 +120,7 @@ def test_list_names_cases_and_sides_and_measures_nothing(bench, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     case = toy_case(sides={"peer": lambda: pytest.fail("nothing may be built")})
     code, out, _ = bench("--list", cases=[case])
-    assert code == 0 and out.strip() == f"{case.id}  {FLOOR}, {OURS}, peer"
+    assert code == 0 and out.strip() == f"{case.id}  {FLOOR} | {OURS} | peer"
     code, out, _ = bench("--list", "--without", "pe", cases=[case])
     assert "peer" not in out and not list(tmp_path.iterdir())
 

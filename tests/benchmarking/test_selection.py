@@ -3,7 +3,9 @@ import json
 import pytest
 import torch
 
+from hybrid_kernels.benchmarking import session
 from hybrid_kernels.benchmarking.selection import cases
+from hybrid_kernels.cases import models
 
 CPU = {"device": "cpu"}
 
@@ -56,6 +58,36 @@ def test_shapes_dtype_and_device_reach_the_cases():
     assert dict(case.shape) == {"m": 8, "k": 16, "n": 24} and case.dtype == torch.float32
     (case,) = cases(model="llama-tiny", layers=["hybrid"], model_layers=1, batch=2, tokens=8, **CPU)
     assert dict(case.shape) == {"layers": 1, "batch": 2, "tokens": 8}
+
+
+def test_shapes_are_of_the_kinds_that_have_the_sizes():
+    assert kinds(cases(shapes="8x64x64", **CPU)) == {"operator", "layer"}
+    assert kinds(cases(shapes="m8-k64-n64-r4", **CPU)) == {"operator"}
+    for chosen in ({"kinds": ["models"]}, {"model": "llama-tiny"}):
+        with pytest.raises(ValueError, match="--shapes is of operators and layers; of a model there are"):
+            cases(shapes="8x64x64", **chosen, **CPU)
+
+
+def test_no_case_comes_twice():
+    for arguments in (
+        {"kinds": ["layers"], "model": "qwen2", "tokens": 8},  # one shape with and without a bias
+        {"operators": ["scale_features"], "shapes": "m8-n8,m8-n8"},
+    ):
+        found = [case.id for case in cases(**arguments, **CPU)]
+        assert len(set(found)) == len(found)
+
+
+def test_sides_are_named_without_drawing_or_building_anything(monkeypatch):
+    def drawn(*args, **options):
+        raise AssertionError("drawn")
+
+    kinds = ["layers", "models"]
+    both = [*cases(kinds=kinds, **CPU), *cases(kinds=kinds, sweep="tokens", **CPU)]
+    monkeypatch.setattr(torch, "randn", drawn)
+    monkeypatch.setattr(torch, "randint", drawn)
+    monkeypatch.setattr(models, "_auto_class", drawn)
+    for case in both:
+        assert session.sides(case, session.Options())
 
 
 def test_a_sweep_is_of_the_kinds_that_have_the_size():

@@ -1,6 +1,8 @@
+import contextlib
 import itertools
 import statistics
 import time
+import types
 
 import pytest
 import torch
@@ -120,6 +122,39 @@ def test_steps_that_take_long_are_run_no_more_often_than_they_must(monkeypatch):
     monkeypatch.setattr(timing, "LONG_SECONDS", 1.0)
     timing.warm_up(step, CPU)
     assert len(calls) == 3 + timing.WARM_UP_STEPS
+
+
+def test_what_waits_for_the_device_is_not_captured(monkeypatch):
+    mode, tried = ["default"], []
+
+    class Graph:
+        def replay(self):
+            pass
+
+    def graph(graph, stream):
+        tried.append(mode[-1])
+        return contextlib.nullcontext()
+
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "Stream": lambda: stream,
+        "stream": contextlib.nullcontext,
+        "current_stream": lambda: stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "synchronize": lambda: None,
+        "get_sync_debug_mode": lambda: mode[0],
+        "set_sync_debug_mode": mode.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    def waits():
+        if mode[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    replays, failures = timing.captured({"waits": lambda: waits, "does not": lambda: lambda: None})
+    assert list(replays) == ["does not"] and tried == ["default"] == mode[-1:]
+    assert failures == {"waits": {"failed": "RuntimeError: called a synchronizing CUDA operation"}}
 
 
 def test_running_out_of_memory_is_told_from_other_failures():
