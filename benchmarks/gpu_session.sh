@@ -4,12 +4,13 @@
 #   benchmarks/gpu_session.sh                 or: PYTHON=… OUT=folder HYBRID_KERNELS_COMMIT=abc1234 benchmarks/gpu_session.sh
 #
 # Needs torch, triton, rich, typer, pytest and pytest-timeout in the Python it finds, and transformers and peft for the
-# peers; no network and no git. Without aenum the hybrid is measured as a layer, but not in a model, where it is a PEFT
-# method, and the tests of adapters in a training stack are left out. Seconds a step may take, and what it leaves in
+# peers; no network and no git. What the machine lacks of these can lie in a folder that PYTHONPATH names. Without aenum
+# the hybrid is measured as a layer, but not in a model, where it is a PEFT method, and the tests of adapters in a
+# training stack are left out. Seconds a step may take, and what it leaves in
 # benchmarks/results/:
 #
 #    75  build the extension
-#    10  what is installed and would run                info.cuda.json
+#    20  what is installed and would run                info.cuda.json
 #    45  every operator against the reference           validate.cuda.json
 #    90  tests on the GPU, failures listed              tests.cuda.txt
 #    75  tune: which variant wins on which shape        selection.cuda.json
@@ -100,7 +101,7 @@ step() {
 
 # timeout runs commands, no functions: these two are exported for a shell of their own.
 info() {
-  "$PYTHON" -m hybrid_kernels info --json > "$RESULTS/info.cuda.json"
+  "$PYTHON" -m hybrid_kernels info --json --dtype bfloat16 > "$RESULTS/info.cuda.json"
 }
 tests() {
   local workers=() count
@@ -131,7 +132,7 @@ PYTHON
 boft=$!
 
 step "build the extension" 75 "$PYTHON" setup.py build_ext --inplace
-step "what is installed" 10 bash -c info
+step "what is installed" 20 bash -c info
 step "operators against the reference" 45 "$PYTHON" -m hybrid_kernels validate --quick --device cuda \
   --json "$RESULTS/validate.cuda.json"
 step "tests on the GPU" 90 bash -c tests

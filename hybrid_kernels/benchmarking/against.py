@@ -38,7 +38,7 @@ LEVEL = 0.99
 #: The fewest rounds of which the smallest and the largest ratio are such an interval: 2 × 2⁻⁸ ≤ 1 − LEVEL.
 MIN_ROUNDS = 8
 #: A round's time of a side is the shortest of timings that take this long together, or of one that takes longer.
-SECONDS_EACH_ROUND = 1e-2
+SECONDS_EACH_ROUND = 2.5e-2
 NEW, OLD, AGAIN = "new", "old", "again"
 
 Times = dict[str, list[float]]

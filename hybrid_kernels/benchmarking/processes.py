@@ -43,14 +43,12 @@ class Worker:
     def __init__(self, name: str, tree: Path, definitions: Path) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        environment = {**os.environ, **ENVIRONMENT}
-        environment.pop("PYTHONPATH", None)  # the tree is what is to be found
         self._process = subprocess.Popen(
             [sys.executable, str(definitions / "benchmarking" / "worker.py"), str(tree), str(definitions)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env={**os.environ, **ENVIRONMENT},
             text=True,
         )
 

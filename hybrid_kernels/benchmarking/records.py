@@ -116,25 +116,6 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def latest(records: Iterable[Record]) -> list[Record]:
-    """The last record of each (case, pass, side, commit, machine), in the order in which these first came.
-
-    Those of ``--against`` are left out: their ratios are to another commit, not to other sides.
-    """
-    found: dict[tuple[str, ...], Record] = {}
-    for record in records:
-        if record.get("against"):
-            continue
-        found[
-            record["case"],
-            record["pass"],
-            record["side"],
-            _text(record.get("commit")),
-            _text(record.get("machine")),
-        ] = record
-    return list(found.values())
-
-
 class Done:
     """What has been measured already under the same circumstances: commit, machine, versions and number of rounds.
 

@@ -19,11 +19,24 @@ TOGETHER = re.compile(r"(.*\baccelerate)-.")
 QUANTITIES = ("time", "memory", "roofline")
 
 
+#: The fields without which a record cannot be shown.
+SHOWN = ("kind", "name", "shape", "dtype", "device", "ours")
+
+
 def newest(records: Sequence[Record]) -> tuple[list[Record], int]:
     """Of each case, pass and machine the commit that was measured last, of each side the last record.
 
-    Also how many records of other commits that leaves out.
+    Also how many records of other commits that leaves out. Those of ``--against`` are left out uncounted: their ratios
+    are to another commit, not to other sides. ValueError for a record that says too little to be shown.
     """
+    records = [record for record in records if not record.get("against")]
+    for record in records:
+        times = () if "failed" in record else ("median_seconds", "quartiles_seconds")
+        missing = [repr(name) for name in (*SHOWN, *times) if name not in record]
+        if missing:
+            raise ValueError(
+                f"the measurement of {record['case']!r}, {record['side']!r} has no {', '.join(missing)}"
+            )
     groups: dict[tuple[str, str, str], dict[str, dict[str, Record]]] = {}
     for record in records:
         commits = groups.setdefault((record["case"], record["pass"], machine_key(record)), {})

@@ -55,6 +55,9 @@ def plot(
             f"nothing is measured in {', '.join(map(str, files))}; hybrid-kernels bench measures"
         )
     shown, older = series.newest(found)
+    beside = sum(1 for record in found if record.get("against"))
+    if not shown:
+        raise ValueError("all measurements are of --against, which has a table and no charts")
     drawable = charts.charts(shown)
     wanted = drawable
     if only is not None:
@@ -69,6 +72,8 @@ def plot(
     folder.mkdir(parents=True, exist_ok=True)
     if older:
         cli.console.print(f"{older} records of other commits than the one measured last are left out")
+    if beside:
+        cli.console.print(f"{beside} records of --against are left out")
     for chart in wanted:
         _write(folder / f"{chart.name}.png", png(chart.figure()))
     if only is None:

@@ -53,7 +53,7 @@ def measure(definitions):
             toy_cases.cases(**arguments),
             processes.Selection("cases.toy_cases", "cases", arguments),
             {"the working tree": new, "the old one": old},
-            Options(passes=passes, rounds=12, seconds_each=0.5, without=without),
+            Options(passes=passes, rounds=12, seconds_each=1.0, without=without),
             keep,
             lambda what: None,
             definitions,
@@ -234,6 +234,19 @@ def test_the_processes_print_apart_from_their_replies_and_ignore_an_interrupt(de
     with pytest.raises(processes.Refused, match="KeyError: 'none'"):
         worker.ask("build", case="none", part="both")
     worker.kill()
+
+
+def test_the_tree_goes_before_what_pythonpath_names_which_is_found_too(definitions, tmp_path, monkeypatch):
+    changed_tree(tmp_path, "cayley_packed", "pass")
+    (tmp_path / "only_there.py").write_text("def cases():\n    return []\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (definitions / "cases" / "needing.py").write_text("from only_there import cases")
+    worker = processes.Worker("it", ROOT, definitions)
+    try:
+        assert Path(worker.ask("describe")["package"]) == ROOT / "hybrid_kernels"
+        assert worker.ask("select", module="cases.needing", function="cases", arguments={}) == []
+    finally:
+        worker.kill()
 
 
 def test_another_commit_is_measured_by_our_definitions(definitions, tmp_path):

@@ -175,6 +175,19 @@ def test_the_same_cases_of_two_machines_are_two_charts():
     assert list(found) == ["layer-hybrid.cpu.float32.time", "layer-hybrid.cpu.float32.time-2"]
 
 
+def test_measurements_against_another_commit_are_not_drawn():
+    own = run(LAYER, SMALL)
+    beside = run({OURS: 9.0}, SMALL, commit="bbb2222", against={"commit": "aaa1111"})
+    assert series.newest(own + beside) == (own, 0)
+
+
+def test_a_record_that_cannot_be_shown_is_named():
+    (record,) = run({OURS: 2.2}, SMALL)
+    for name in ("kind", "median_seconds"):
+        with pytest.raises(ValueError, match=f"'{OURS.replace('+', '.')}' has no '{name}'"):
+            series.newest([{k: v for k, v in record.items() if k != name}])
+
+
 def test_the_commit_measured_last_stands_for_a_case_and_the_last_record_for_a_side():
     old = run(LAYER | {"gone": 5.0}, SMALL, commit="aaa1111")
     new = run(LAYER, SMALL, commit="bbb2222")

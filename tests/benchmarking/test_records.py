@@ -62,17 +62,8 @@ def test_reading_names_the_file_and_line_that_is_no_record(path, line, message):
         records.read(path)
 
 
-def test_the_latest_of_each_side_commit_and_machine(path):
-    old, new = record(median_seconds=1.0), record(median_seconds=2.0)
-    other_commit, other_machine = record(commit="def5678"), record(machine={"cores": 4})
-    other_pass = record(part="forward")
-    found = records.latest([old, other_commit, new, other_machine, other_pass])
-    assert found == [new, other_commit, other_machine, other_pass]
-
-
 def test_measurements_against_another_commit_stand_for_no_others():
     other = record("a", against={"commit": "abc1234"})
-    assert records.latest([record("a"), other]) == [record("a")]
     assert not records.Done([other], CIRCUMSTANCES).run("operator/a", "both", ["a"])
 
 
