@@ -147,7 +147,7 @@ def hybrid_factors(
         "lora_A": make(r, k, scale=k**-0.5),
         "lora_B": make(n, r, scale=r**-0.5),
         "u": _reflections(k, shape["reflections"], shape.get("empty", 0), make),
-        "mixing": make(1).sigmoid()[0],
+        "mixing": maker(torch.float64, device, generator)(1).sigmoid()[0].to(dtype),
         "scaling": SCALING,
     }
 

@@ -161,6 +161,11 @@ def test_the_same_cases_are_tests_of_pytest_benchmark(tmp_path):
     assert " passed" in done.stdout and "failed" not in done.stdout
 
 
+def without_xdist() -> dict[str, str]:
+    """The environment without what tells pytest-benchmark that it runs beside others, and so measures nothing."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+
+
 def test_pytest_benchmark_groups_by_case_and_keeps_commit_and_machine(tmp_path):
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "benchmark.json"
@@ -179,7 +184,7 @@ def test_pytest_benchmark_groups_by_case_and_keeps_commit_and_machine(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments, *quick, "--shapes", "m8-n16"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**without_xdist(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
