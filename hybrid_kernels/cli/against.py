@@ -60,6 +60,9 @@ def measure(
             trees = {"the working tree": revisions.ROOT, called: revisions.tree(revision, say)}
             selection = processes.Selection("benchmarking.selection", "cases", arguments)
             against.run(cases, selection, trees, options, done, say)
+    except KeyboardInterrupt:
+        cli.errors.print("\ninterrupted; beside another commit the next run begins anew")
+        raise cli.Interrupted from None
     finally:  # after Ctrl-C, or where the disk is full, what there is
         if outcomes:
             _print(outcomes.values(), called)

@@ -112,8 +112,9 @@ def test_check_says_nothing_where_nothing_was_compared(bench):
 
 @pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left"), 2)])
 def test_what_was_measured_before_the_end_is_kept_and_shown(bench, end, code):
-    found_code, out, _err, found = bench([outcome("cayley_packed", 1.05)], end=end)
+    found_code, out, err, found = bench([outcome("cayley_packed", 1.05)], end=end)
     assert found_code == code and len(found) == 2 and "1.050" in out and "cayley_packed" in out
+    assert "go on from" not in err
 
 
 @pytest.mark.parametrize(
