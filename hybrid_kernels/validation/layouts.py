@@ -135,6 +135,10 @@ def _one_row(dy: Tensor) -> Tensor:
     return dy.flatten(0, -2)[0].expand(dy.shape)
 
 
+def _adapter(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in ("weight", "weights", "bias", "biases"))
+
+
 LAYOUTS = {
     layout.name: layout
     for layout in (
@@ -143,12 +147,15 @@ LAYOUTS = {
         Layout("transposed", lambda tensors: [transposed(t) for t in tensors]),
         Layout("gradient of one number", gradient=_one_number),
         Layout("gradient of one row", gradient=_one_row),
+        Layout("frozen weights", needs=_adapter),
         Layout("gradient for the first alone", needs=lambda names: names[:1]),
         Layout("gradient for all but the first", needs=lambda names: names[1:]),
+        Layout("gradient for every second", needs=lambda names: names[::2]),
+        Layout("gradient for the others", needs=lambda names: names[1::2]),
         Layout("no gradient", needs=lambda names: ()),
         Layout("no rows", empty=True),
         Layout("offsets past 2^31", far, far=True),
     )
 }
 #: What --quick tries: strides of arguments and gradients, nothing at all, and some gradients.
-QUICK = ("contiguous", "rows with a pitch", "no rows")
+QUICK = ("contiguous", "rows with a pitch", "frozen weights", "no rows")

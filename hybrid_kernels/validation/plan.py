@@ -140,6 +140,8 @@ def variants(case: OperatorCase, quick: bool, of_model: bool) -> list[tuple[Shap
                 continue
             if layout.far and index > 0:
                 continue
+            if layout.name == "frozen weights" and layout.needs(case.differentiable) == case.differentiable:
+                continue  # it has none
             tried = _emptied(shape) if layout.empty else shape
             if tried is not None:
                 found.append((tried, layout))

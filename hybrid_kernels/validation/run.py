@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hybrid_kernels.benchmarking.timing import out_of_memory
 from hybrid_kernels.cases.base import Inputs, dtype_name, flattened, generator, shape_name
 from hybrid_kernels.ops.backend import BackendError, Choices, use_backend
 from hybrid_kernels.validation import rule
@@ -71,14 +74,6 @@ class Result:
     @property
     def failed(self) -> bool:
         return self.outcome == FAILED
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed; the CPU's allocator has no class of its own for that."""
-    text = str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "DefaultCPUAllocator" in text)
-    )
 
 
 def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
@@ -180,11 +175,39 @@ def make_draw(check: Check, device: torch.device, seed: int, index: int) -> Draw
 
 
 def placed(draw: Draw, layout: Layout) -> tuple[Inputs, list[Tensor]]:
-    """The inputs and gradients of a draw in the storage of a layout."""
-    tensors = flattened(list(draw.inputs.values()))
-    moved = iter(layout.place([*tensors, *draw.gradients]))
+    """Copies of the inputs and gradients of a draw, in the storage of a layout."""
+    tensors = [t.clone() for t in flattened(list(draw.inputs.values()))]
+    # A copy of an expanded gradient is expanded no more.
+    gradients = [layout.gradient(dy.clone()) if layout.gradient else dy.clone() for dy in draw.gradients]
+    moved = iter(layout.place([*tensors, *gradients]))
     inputs = mapped(draw.inputs, lambda t: next(moved))
     return inputs, list(moved)
+
+
+def changed(draw: Draw, inputs: Inputs, gradients: Sequence[Tensor]) -> list[str]:
+    """The names of what differs from the draw, of which it was `placed`: no function may change what it is given."""
+    found = [
+        name
+        for name, value in draw.inputs.items()
+        if not all(map(torch.equal, flattened([value]), flattened([inputs[name]])))
+    ]
+    return found + (["dy"] if not all(map(torch.equal, draw.gradients, gradients)) else [])
+
+
+@contextmanager
+def uninitialised_is_nan() -> Iterator[None]:
+    """What torch.empty gives is filled with NaN: freed memory may hold the right numbers of an earlier call."""
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the filling is a part of it
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*[Dd]eterministic.*")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 def _result(check: Check, device: torch.device, tensor: str, outcome: str, **fields: Any) -> Result:
@@ -201,8 +224,13 @@ def _result(check: Check, device: torch.device, tensor: str, outcome: str, **fie
     )
 
 
-def run_check(check: Check, draws: Sequence[Draw], device: torch.device) -> list[Result]:
-    """The results of one check, whatever happens but Ctrl-C."""
+def run_check(
+    check: Check, draws: Sequence[Draw], device: torch.device, found: list[dict[str, Tensor]]
+) -> list[Result]:
+    """The results of one check, whatever happens but Ctrl-C.
+
+    ``found`` is what came of the first draws, none at first; what comes of the others is added to it.
+    """
 
     def single(outcome: str, message: str, ran: tuple[str, ...] = ()) -> list[Result]:
         return [_result(check, device, "", outcome, message=message, ran=ran)]
@@ -218,12 +246,14 @@ def run_check(check: Check, draws: Sequence[Draw], device: torch.device) -> list
     if shortage is not None:
         return single(NOT_CHECKED, f"memory: {shortage}")
     names = check.layout.needs(check.case.differentiable)
-    found = []
+    overwritten: dict[str, None] = {}
     try:
         with Choices() as choices, use_backend(check.backend):
-            for draw in draws:
+            for draw in draws[len(found) :]:
                 inputs, gradients = placed(draw, check.layout)
-                found.append(evaluate(check.case.fast, inputs, names, gradients))
+                with uninitialised_is_nan():
+                    found.append(evaluate(check.case.fast, inputs, names, gradients))
+                overwritten |= dict.fromkeys(changed(draw, inputs, gradients))
                 del inputs, gradients
     except BackendError as error:
         return single(DECLINED, error.reason)
@@ -237,13 +267,17 @@ def run_check(check: Check, draws: Sequence[Draw], device: torch.device) -> list
         return single(FAILED, f"{type(error).__name__}: {_first_line(error)}", ran)
     ran = _ran(choices)
     if check.backend not in ("auto", "reference", *(backend for _, backend in choices.made)):
-        return single(NOT_APPLICABLE, f"it has no implementation named {check.backend!r}", ran)
+        return single(NOT_APPLICABLE, f"no implementation named {check.backend!r} takes part in it", ran)
     expected, given = (
         [name for name in each if not name.startswith(GRADIENT_OF)] for each in (draws[0].truth, found[0])
     )
     if given != expected:
         return single(FAILED, f"it gives {len(given)} results; it must give {len(expected)}", ran)
     results = [_result(check, device, name, **_judged(name, found, draws), ran=ran) for name in found[0]]
+    results += [
+        _result(check, device, name, FAILED, message="it is changed by the call", ran=ran)
+        for name in overwritten
+    ]
     ours = {backend for _, backend in choices.made} - {"eager"}
     if check.layout.far and not ours and any(r.failed for r in results) and _plain_is_wrong(check, draws):
         message = f"{check.layout.name}: PyTorch's own products are wrong there, and no kernel of ours ran"
@@ -324,19 +358,21 @@ class Draws:
 
 
 def checked(check: Check, draws: Draws) -> list[Result]:
-    """The results of one check. What fails is looked at again on more draws, whose verdict holds.
+    """The results of one check. What fails is looked at again together with more draws, and that verdict holds.
 
-    On a few numbers plain PyTorch is now and then exact by luck; on all of many draws it is not.
+    On a few numbers plain PyTorch is now and then exact by luck; on all of many draws it is not. What was wrong once
+    stays wrong: the first draws are not run again.
     """
     device = draws.planned.device
     count = 1 if check.backend == "triton" and interpreted(device) else draws.planned.draws
     results: list[Result] = []
+    found: list[dict[str, Tensor]] = []
     for more in (1, AGAIN):
         made = draws.first(count * more)
         if isinstance(made, str):
             outcome = NOT_CHECKED if made.startswith("memory: ") else FAILED
             return [_result(check, device, "", outcome, message=made)]
-        results = run_check(check, made, device)
+        results = run_check(check, made, device, found)
         if not any(result.failed and result.message is None for result in results):
             break
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 from pathlib import Path
@@ -79,6 +80,52 @@ def wrong_shape(product) -> None:
     product.backward = lambda x, w, dy: (dy.mT @ w, dy @ x)
 
 
+@breaks("product, cpp, float32, m5-k7-n3, contiguous, x: it is changed by the call")
+def changes_an_argument(product) -> None:
+    def forward(x, w):
+        y = x @ w.mT
+        x.mul_(2)
+        return y
+
+    product.forward = forward
+    product.backward = lambda x, w, dy: (dy @ w, dy.mT @ (x / 2))
+
+
+@breaks("product, cpp, float32, m5-k7-n3, contiguous, dy: it is changed by the call")
+def changes_the_gradient(product) -> None:
+    def backward(x, w, dy):
+        gradients = dy @ w, dy.mT @ x
+        dy.zero_()
+        return gradients
+
+    product.backward = backward
+
+
+@breaks("product, cpp, float32, m5-k7-n3, contiguous, y: there are NaN")
+def leaves_a_tail_as_it_was(product) -> None:
+    def forward(x, w):
+        for _ in range(8):
+            x @ w.mT  # frees the right numbers
+        y = x.new_empty(x.shape[0], w.shape[0])
+        if len(x):
+            torch.mm(x[:-1], w.mT, out=y[:-1])
+        return y
+
+    product.forward = forward
+
+
+@breaks("product, cpp, float32, m5-k7-n3, contiguous, y: error")
+def wrong_in_the_first_call_alone(product) -> None:
+    right, seen = product.forward, set()
+
+    def forward(x, w):
+        wrong = x.dtype not in seen
+        seen.add(x.dtype)
+        return right(x, w) * (1.5 if wrong else 1)
+
+    product.forward = forward
+
+
 @pytest.fixture
 def command(capsys, monkeypatch):
     """Runs `validate` in this process: (exit code, stdout, stderr)."""
@@ -115,6 +162,36 @@ def test_what_is_broken_is_named(name, command, product) -> None:
         assert "cpp, float32, m5" not in out and "cpp, float64, m5" not in out
     if name == "wrong_for_strided_input":
         assert "m5-k7-n3, contiguous" not in out
+
+
+def test_a_backend_that_changes_an_argument_spoils_no_other(command, product) -> None:
+    BREAKS["changes_an_argument"][0](product)
+    _, out, _ = command("--backend", "cpp,eager", "--dtype", "float32")
+    assert "product, cpp, float32" in out and "product, eager" not in out
+
+
+def test_kernels_run_as_they_do_elsewhere_after_it(command, product) -> None:
+    command("--quick")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("layout", ["frozen weights", "gradient for the first alone"])
+def test_wrong_without_the_gradient_of_a_weight_is_found(layout, command, monkeypatch) -> None:
+    case = operators.OPERATORS["low_rank_linear"]
+    right = case.fast
+
+    def fast(**arguments):
+        y = right(**arguments)
+        return y if arguments["weight"].requires_grad or not y.requires_grad else y * 1.001
+
+    broken = reshaped(case, {"m": 5, "k": 7, "n": 3, "r": 2, "bias": 1})
+    broken = dataclasses.replace(broken, fast=fast)
+    monkeypatch.setattr(operators, "OPERATORS", {"low_rank_linear": broken})
+    code, out, _ = command("--dtype", "float32", "--backend", "eager")
+    assert code == 1 and f"m5-k7-n3-r2-bias1, {layout}, y: error" in out and "contiguous, y" not in out
+    if layout == "frozen weights":
+        code, out, _ = command("--dtype", "float32", "--backend", "eager", "--quick")
+        assert code == 1 and f"m5-k7-n3-r2-bias1, {layout}, y: error" in out
 
 
 def test_the_command_that_is_named_makes_the_failure_again(command, product, tmp_path) -> None:
@@ -159,7 +236,7 @@ def test_a_backend_that_ran_for_nothing_does_not_apply(command) -> None:
     code, out, _ = command(
         "--quick", "--op", "structured_unitary", "--backend", "eager", "--dtype", "float32"
     )
-    assert code == 1 and "does not apply: it has no implementation named 'eager'" in out
+    assert code == 1 and "does not apply: no implementation named 'eager' takes part" in out
     assert "nothing was checked" in out
 
 
