@@ -47,10 +47,11 @@ class OperatorCase:
     """A function of `hybrid_kernels.functional`, and how to call it.
 
     ``draw(shape, dtype, device, generator)`` makes the arguments by name. ``fast`` and ``reference`` take them by
-    those names and give the same results, up to nesting (`flattened`). ``differentiable`` names the arguments whose
-    gradients are checked. ``shapes`` are for validation, odd ones among them; ``measured``, by device type, for
-    benchmarks. ``floor`` and ``peers`` are other ways to compute it from the drawn arguments, for benchmarks. ``work``
-    gives (floating-point operations, least bytes moved) of a pass, for the roofline.
+    those names and give the same results, up to nesting (`flattened`). ``plain``, where given, is another way to write
+    it in PyTorch, in which rounding errors add up otherwise than in the reference. ``differentiable`` names the
+    arguments whose gradients are checked. ``shapes`` are for validation, odd ones among them; ``measured``, by device
+    type, for benchmarks. ``floor`` and ``peers`` are other ways to compute it from the drawn arguments, for benchmarks.
+    ``work`` gives (floating-point operations, least bytes moved) of a pass, for the roofline.
     """
 
     name: str
@@ -64,6 +65,7 @@ class OperatorCase:
     floor: tuple[str, Callable[[Inputs], Side]] | None = None
     peers: Mapping[str, Callable[[Inputs], Side]] = field(default_factory=dict)
     work: Callable[[Shape, torch.dtype, str], tuple[float, float]] | None = None
+    plain: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

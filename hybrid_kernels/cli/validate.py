@@ -161,13 +161,14 @@ def _show(console: Console, results: list[Result], this: Run) -> None:
 
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
+        padding=0,  # so that the longest names fit in 80 columns
         title="worst error / that of plain PyTorch in the same dtype",
     )
     for heading in ("function", "backend", "dtype"):
         table.add_column(heading, no_wrap=True)
     for heading in ("checks", "forward\n≤ 2", "gradients\n≤ 3"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     colours = {"passed": "green", "failed": "bold red"}
     above = None

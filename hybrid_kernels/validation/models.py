@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import hybrid_kernels as hk
-from hybrid_kernels.cases import operator_inputs
+from hybrid_kernels.cases import operator_inputs, operator_plain
 from hybrid_kernels.cases.base import Inputs, OperatorCase, Shape
 from hybrid_kernels.cases.configs import LinearShape, linear_layers, load_config
 from hybrid_kernels.cases.operators import OPERATORS
@@ -18,6 +19,12 @@ from hybrid_kernels.cases.operators import OPERATORS
 RANK, REFLECTIONS, BLOCK_SIZE = 8, 4, 32
 ALPHA, MIXING = 16.0, 0.375
 MODULE = "nn.HybridLinear"
+# Those with products over all features of a layer.
+PLAIN: dict[str, Callable[..., Tensor]] = {
+    "low_rank_linear": operator_plain.low_rank_linear,
+    "hybrid_linear": operator_plain.hybrid_linear,
+    "householder_rotate": operator_plain.householder_rotate,
+}
 
 
 def _draw(shape: Shape, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Inputs:
@@ -45,6 +52,14 @@ def _module_reference(
 ) -> Tensor:
     scaling = ALPHA / lora_A.shape[0] ** 0.5
     return hk.reference.hybrid_linear(x, weight, bias, lora_A, lora_B, u, MIXING, scaling)
+
+
+def _module_plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, u: Tensor
+) -> Tensor:
+    scaling = ALPHA / lora_A.shape[0] ** 0.5
+    mixing = torch.tensor(MIXING, dtype=x.dtype, device=x.device)
+    return operator_plain.hybrid_linear(x, weight, bias, lora_A, lora_B, u, mixing, scaling)
 
 
 def _block_size(features: int) -> int:
@@ -85,7 +100,8 @@ def of_layers(layers: list[LinearShape], rows: int) -> dict[str, OperatorCase]:
     for name, of_name in shapes.items():
         case = OPERATORS[name]
         trained = tuple(argument for argument in case.differentiable if argument not in ("weight", "bias"))
-        found[name] = replace(case, shapes=tuple(of_name), differentiable=trained)
+        plain = PLAIN.get(name)
+        found[name] = replace(case, shapes=tuple(of_name), differentiable=trained, plain=plain)
     found[MODULE] = OperatorCase(
         name=MODULE,
         draw=_draw,
@@ -94,6 +110,7 @@ def of_layers(layers: list[LinearShape], rows: int) -> dict[str, OperatorCase]:
         differentiable=("x", "lora_A", "lora_B", "u"),
         shapes=tuple(linears),
         dtypes=OPERATORS["hybrid_linear"].dtypes,
+        plain=_module_plain,
     )
     return found
 

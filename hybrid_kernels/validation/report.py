@@ -228,8 +228,9 @@ def check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
+            file.write(b" " * 4096)  # a full disk takes a file, but no content
+            file.flush()
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -240,6 +241,8 @@ def write(path: Path, text: str) -> None:
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):  # Ctrl-C
+            raise
         raise OSError(f"{path} could not be written: {error.strerror or error}") from error

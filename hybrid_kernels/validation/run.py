@@ -154,7 +154,8 @@ def make_draw(check: Check, device: torch.device, seed: int, index: int) -> Draw
         gradients.append(check.layout.gradient(dy) if check.layout.gradient else dy)
     truth = evaluate(case.reference, wide_inputs, names, [rule.widened(dy) for dy in gradients])
     plain_gradients = [rule.narrowed(dy) for dy in gradients]
-    plain = evaluate(case.reference, plain_inputs, names, plain_gradients)
+    ways = [case.reference, *([case.plain] if case.plain else [])]
+    plain = [evaluate(way, plain_inputs, names, plain_gradients) for way in ways]
     if any(t.dtype in rule.DOUBLE for t in sample.values()):
         exact = evaluate(
             case.reference,
@@ -170,7 +171,10 @@ def make_draw(check: Check, device: torch.device, seed: int, index: int) -> Draw
         for name in truth
     }
     terms = rule.largest_dimension([*truth.values(), *flattened(list(inputs.values()))])
-    plain_errors = {name: rule.plain_error(plain[name], exact[name], dtypes[name], terms) for name in truth}
+    plain_errors = {
+        name: max(rule.plain_error(each[name], exact[name], dtypes[name], terms) for each in plain)
+        for name in truth
+    }
     return Draw(inputs, gradients, truth, dtypes, plain_errors)
 
 

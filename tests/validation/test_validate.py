@@ -13,7 +13,9 @@ import torch
 import hybrid_kernels as hk
 from hybrid_kernels import cli
 from hybrid_kernels.cases import operators
-from hybrid_kernels.validation import layouts, report, run
+from hybrid_kernels.cases.configs import LinearShape
+from hybrid_kernels.validation import layouts, models, report, run
+from hybrid_kernels.validation.plan import plan
 from tests.validation.support import reshaped
 
 BREAKS = {}
@@ -192,6 +194,59 @@ def test_wrong_without_the_gradient_of_a_weight_is_found(layout, command, monkey
     if layout == "frozen weights":
         code, out, _ = command("--dtype", "float32", "--backend", "eager", "--quick")
         assert code == 1 and f"m5-k7-n3-r2-bias1, {layout}, y: error" in out
+
+
+def test_the_table_is_whole_in_80_columns(capsys, monkeypatch) -> None:
+    from rich.console import Console
+
+    from hybrid_kernels.cli import validate
+
+    backends = zip(
+        ("reference", "triton", "cpp"),
+        (run.PASSED, run.DECLINED, run.NOT_CHECKED),
+        (1.25e9, None, None),
+        strict=True,
+    )
+    found = [
+        run.Result(max(operators.OPERATORS, key=len), backend, "cpu", "complex128", {"m": 1}, "contiguous", tensor,
+                   outcome, ratio=ratio)
+        for backend, outcome, ratio in backends
+        for tensor in ("y", "gradient of x")
+    ]  # fmt: skip
+    done = report.Run("cpu", 0, False, None, 3, 3, 3, 1.0)
+    validate._show(Console(width=80), found, done)
+    out = capsys.readouterr().out
+    assert "…" not in out and max(map(len, out.split("not run")[0].splitlines())) <= 80
+    assert all(word in out for word in ("forward", "gradients", "passed", "declined", "1.25e+09"))
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_full_disk_is_found_before_the_work(option, command, product, tmp_path, monkeypatch) -> None:
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.tempfile, "NamedTemporaryFile", lambda **options: Full())
+    product.forward = None  # would fail
+    code, out, err = command(option, str(tmp_path / "v"))
+    assert code == 2 and "v cannot be written: No space left on device" in err and "checks" not in out
+
+
+def test_products_over_many_features_pass_on_every_seed(one_thread) -> None:
+    """Eager and plain PyTorch multiply in other orders there, and MKL's errors in them are not alike."""
+    layer = LinearShape(64, 3072, True, 1, "dense")
+    cases = models.of_layers([layer], rows=3)
+    for seed in range(3):
+        planned = plan(
+            [cases["low_rank_linear"]], ["eager"], [torch.float32], torch.device("cpu"), seed, False, True
+        )
+        assert not report.failures(run.run(planned))
 
 
 def test_the_command_that_is_named_makes_the_failure_again(command, product, tmp_path) -> None:
