@@ -31,23 +31,37 @@ def table(records: Sequence[Record], note: str = "") -> Group:
         "× ours",
         *([] if floor else ["quartiles"]),
         "peak MiB",
-        *(["time", "graph", "roofline"] if on_gpu else []),
     ):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("ran")
     for record in measured:
         cells = [*(_ratio(record, floor, True) if floor else []), *_ratio(record, ours, floor is None)]
         cells.append(_mebibytes(record["peak_bytes"]))
-        if on_gpu:
-            graph = record["graph"] or {}
-            cells += [_milliseconds(record["median_seconds"]), _milliseconds(graph.get("median_seconds"))]
-            cells.append(_share(record["roofline"]))
         backends = {text.rpartition(": ")[2].partition(" ")[0] for text in record["ran"]}
         style = "bold" if record["side"] == ours else ""
         shown.add_row(record["side"], *cells, ", ".join(sorted(backends)), style=style)
     title = Text(f"{first['case']} {first['pass']}{note}", style="bold", overflow="fold")
     lines = (Text(line, style="dim", overflow="fold") for line in _explanations(records))
-    return Group(title, *([shown] if measured else []), *lines, "")
+    tables = [shown, *([_times(measured)] if on_gpu else [])] if measured else []
+    return Group(title, *tables, *lines, "")
+
+
+def _times(measured: Sequence[Record]) -> Table:
+    """A table of its own: in one with the ratios, 80 columns would leave nothing to the names of the sides."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("", overflow="fold")
+    for name in ("time", "graph", "roofline"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for record in measured:
+        graph = record["graph"] or {}
+        shown.add_row(
+            record["side"],
+            _milliseconds(record["median_seconds"]),
+            _milliseconds(graph.get("median_seconds")),
+            _share(record["roofline"]),
+            style="bold" if record["side"] == record["ours"] else "",
+        )
+    return shown
 
 
 def _explanations(records: Sequence[Record]) -> list[str]:

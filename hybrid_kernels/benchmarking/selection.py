@@ -63,9 +63,10 @@ def cases(
         if given is not None and not {"operators", "layers"} & {*chosen}:
             raise ValueError("--shapes is of operators and layers; of a model there are --batch and --tokens")
         found += _models(model, layers, on, as_type, model_layers, batch, tokens, sweep, quick)
-    if not found:
+    unmatched = [name for name in layers if not _matching(found, [name])]
+    if unmatched or not found:
         raise ValueError(
-            f"there is no such case: {', '.join(layers)}; --list without it names those there are"
+            f"there is no such case: {', '.join(unmatched or layers)}; --list without it names those there are"
         )
     # A model may have layers of one shape with and without a bias.
     return list({case.id: case for case in found}.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,11 @@ def cases(
     path = Path(name).expanduser()
     if path.exists():
         path = path.resolve()
-    short = (path.parent if path.is_file() else path).name
+        # Folders of one name hold other models, and one folder another after an edit: their results are not the same.
+        digest = hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest()[:8]
+        short = f"{(path.parent if path.is_file() else path).name}-{digest}"
+    else:
+        short = path.name
     depth = {"layers": max(layer_counts(config).values())} if layer_counts(config) else {}
 
     def case(kind: str, length: int, sides: Any, ours: str, beside: Sequence[str]) -> BenchmarkCase:

@@ -80,7 +80,7 @@ def bench(
     if against is not None and profile:
         raise ValueError("--profile cannot be combined with --against")
     options = session.Options(
-        passes=tuple(cli.names(passes)),
+        passes=tuple(dict.fromkeys(cli.names(passes))),
         # Beside another commit --quick means few cases: fewer rounds would hardly tell a change from noise.
         rounds=(7 if quick and against is None else 25) if rounds is None else rounds,
         seconds_each=(0.5 if quick and against is None else 2.0) if seconds_each is None else seconds_each,

@@ -41,6 +41,8 @@ def test_cases_of_layers_and_of_a_model_are_matched_by_name_and_by_their_own_sid
     assert set(names(cases(layers=["hybrid"], **CPU))) == {"linear", "features"}
     assert all(name.startswith("accelerate-") for name in names(cases(layers=["accelerate"], **CPU)))
     assert names(cases(layers=["hybrid"], model="llama-tiny", **CPU)) == ["llama-tiny"]
+    with pytest.raises(ValueError, match="there is no such case: nonsense;"):
+        cases(operators=["cayley"], layers=["hybrid", "nonsense"], **CPU)
     with pytest.raises(ValueError, match="there is no such case: hybird"):
         cases(layers=["hybird"], **CPU)
 

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -33,7 +36,8 @@ def folder(tmp_path):
 
 def cases(name, **options):
     options = {"dtype": torch.float32, "batch": 2, "tokens": 8, **options}
-    return {case.name: case for case in models.cases(name, CPU, **options)}
+    # A folder's model has a digest of its configuration in its name.
+    return {re.sub("-[0-9a-f]{8}", "", case.name): case for case in models.cases(name, CPU, **options)}
 
 
 def results(side):
@@ -171,6 +175,18 @@ def test_encoders_have_no_head_and_others_have_theirs(model_type, expected):
 
 def test_a_file_names_the_case_by_its_folder(folder):
     assert list(cases(folder("bert") + "/config.json", methods=())) == ["bert"]
+
+
+def test_another_configuration_in_a_folder_of_that_name_is_another_case(folder):
+    def ids():
+        return [case.id for case in models.cases(path, CPU, torch.float32, tokens=8, methods=())]
+
+    path = folder("bert")
+    first = ids()
+    assert first == ids() and first[0].startswith("model/bert-")
+    config = Path(path) / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 128', '"intermediate_size": 96'))
+    assert ids() != first
 
 
 @pytest.mark.parametrize(
