@@ -84,7 +84,7 @@ def command(monkeypatch) -> Callable[..., tuple[int, str]]:
     def call(*arguments: Any) -> tuple[int, str]:
         # Rich keeps the stream it was made with; the runner's comes later.
         monkeypatch.setattr(cli.base.console, "_file", None)
-        result = CliRunner().invoke(cli.app, ["export", *map(str, arguments)])
+        result = CliRunner().invoke(cli.base.app, ["export", *map(str, arguments)])
         return result.exit_code, result.output if result.exception is None else str(result.exception)
 
     return call
@@ -273,7 +273,7 @@ def test_says_what_is_wrong_before_anything_is_written(saved, command, bases, tm
 def test_errors_are_one_line_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
     from rich.console import Console
 
-    monkeypatch.setattr(cli, "errors", Console(stderr=True))
+    monkeypatch.setattr(cli.base, "errors", Console(stderr=True))
     with pytest.raises(SystemExit) as caught:
         cli.main(["export", str(tmp_path / "absent"), str(tmp_path / "out")])
     assert caught.value.code == 2
