@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 import hybrid_kernels as hk
+from hybrid_kernels._files import write_file
 from hybrid_kernels.benchmarking import machine, timing
 from hybrid_kernels.cases.operator_peers import peft_cayley
 from hybrid_kernels.ops.cayley_transform import unpack
-from hybrid_kernels.training.files import write_text
 
 OURS, REFINED = "ours", "ours, refined"
 PEFT_SERIES = "PEFT OFT, series (approximate)"
@@ -136,7 +136,7 @@ def main() -> None:
             sizes.append(accuracy(size, norm, device, dtype))
             show(sizes[-1])
         if options.output is not None:
-            write_text(options.output, json.dumps(result, indent=1) + "\n")
+            write_file(options.output, json.dumps(result, indent=1) + "\n")
     failed = {
         (name, row["failed"]) for entry in sizes for name, row in entry["sides"].items() if "failed" in row
     }

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import triton_ops
+from hybrid_kernels._files import write_file
 from hybrid_kernels.benchmarking import machine, roofline, timing
 from hybrid_kernels.benchmarking.timing import Step
 from hybrid_kernels.cases.operator_shapes import shapes_of
@@ -351,10 +352,7 @@ def show(entry: dict[str, Any]) -> None:
 
 def write(result: dict[str, Any], path: Path | None) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(path)
+        write_file(path, json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:

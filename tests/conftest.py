@@ -17,3 +17,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    from rich.console import Console
+
+    from hybrid_kernels import cli
+
+    # Rich keeps the streams it was made with; these are made anew so that they are the captured ones.
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli.base, "console", Console(width=200))
+        monkeypatch.setattr(cli.base, "errors", Console(stderr=True, width=200))
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(arguments))
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call

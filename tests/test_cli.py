@@ -10,23 +10,6 @@ from hybrid_kernels import cli
 from tests.training.support import tiny_data, tiny_model, values, write_config  # noqa: F401
 
 
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-    from rich.console import Console
-
-    # Rich keeps the streams it was made with; these are made anew so that they are the captured ones.
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.base, "console", Console(width=200))
-        monkeypatch.setattr(cli.base, "errors", Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as caught:
-            cli.main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
-
-
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom hybrid_kernels.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hybrid_kernels._files import write_file
 from hybrid_kernels.cli import base as cli
 from hybrid_kernels.cli.bench import group
 
@@ -84,12 +85,5 @@ def plot(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Such that readers see the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(path, content)
     cli.console.print(str(path), markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hybrid_kernels._files import write_file
 from hybrid_kernels.cli import base as cli
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ def validate(
         if json_file == "-":
             typer.echo(report.as_json(report.document(results, this)), nl=False)
         elif json_path is not None:
-            report.write(json_path, report.as_json(report.document(results, this)))
+            write_file(json_path, report.as_json(report.document(results, this)))
     except OSError as error:
         unwritten.append(str(error))
     try:
         if html_file is not None:
-            report.write(html_file, report.as_html(results, this))
+            write_file(html_file, report.as_html(results, this))
     except OSError as error:
         unwritten.append(str(error))
     if unwritten:

@@ -351,6 +351,6 @@ def _call_datasets(source: str, function: Callable[..., Any], *args: Any, **kwar
 
 def write_jsonl(rows: Iterable[Row], path: Path) -> None:
     """One JSON object a line, atomically."""
-    from .files import write_text
+    from hybrid_kernels._files import write_file
 
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -25,6 +25,7 @@ import yaml
 from rich.console import Console
 
 import hybrid_kernels
+from hybrid_kernels._files import write_file
 from hybrid_kernels.training.config import DataConfig, RunConfig
 from hybrid_kernels.training.data import (
     NliData,
@@ -35,7 +36,7 @@ from hybrid_kernels.training.data import (
     split_by_premise,
     write_jsonl,
 )
-from hybrid_kernels.training.files import content_key, read_json, stage, write_json, write_text
+from hybrid_kernels.training.files import content_key, read_json, stage, write_json
 from hybrid_kernels.training.results import (
     commit,
     evaluate_predictions,
@@ -70,7 +71,7 @@ def run(
     folder = Path(output if output is not None else config.output)
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(
+    write_file(
         folder / "config.yaml",
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )

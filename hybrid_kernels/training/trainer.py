@@ -22,11 +22,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from hybrid_kernels._files import write_file
 from hybrid_kernels.adapters import HybridTrainer, mixing_values
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod, RunConfig
 from hybrid_kernels.training.data import LABELS, Row
-from hybrid_kernels.training.files import read_json, write_text
+from hybrid_kernels.training.files import read_json
 
 MIXING_RECORDS = 50
 
@@ -264,7 +265,7 @@ def _prepare(folder: Path, key: str) -> str | None:
     key_file = folder / "key"
     if not key_file.is_file() or key_file.read_text() != key:
         shutil.rmtree(folder, ignore_errors=True)
-        write_text(key_file, key)
+        write_file(key_file, key)
     checkpoints = sorted(
         (folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
     )

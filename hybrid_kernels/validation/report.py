@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -233,16 +232,3 @@ def check_writable(path: Path) -> None:
             file.flush()
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def write(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part; OSError says which file could not be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError):  # Ctrl-C
-            raise
-        raise OSError(f"{path} could not be written: {error.strerror or error}") from error

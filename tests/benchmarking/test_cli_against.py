@@ -3,29 +3,12 @@ import os
 import subprocess
 
 import pytest
-from rich.console import Console
 
-from hybrid_kernels import cli
 from hybrid_kernels.benchmarking import against, records, revisions
 from tests.benchmarking import toy_cases
 from tests.benchmarking.test_comparison import record
 
 REVISION = revisions.Revision("main", "def5678" * 5, "def5678")
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.base, "console", Console(width=200))
-        monkeypatch.setattr(cli.base, "errors", Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as caught:
-            cli.main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

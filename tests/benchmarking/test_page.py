@@ -1,42 +1,18 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from hybrid_kernels.benchmarking import charts, series
 from hybrid_kernels.benchmarking.page import page
 from tests.benchmarking.recorded import FLOOR, LAYER, MACHINE, OURS, PEER, run
+from tests.pages import Page
 
 SHAPE = {"m": 64, "k": 32, "n": 32}
 
 
-class Parsed(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.rows, self.text, self.cell = [], [], "", False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.cell = True
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.cell = False
-
-    def handle_data(self, data):
-        self.text += data
-        if self.cell:
-            self.rows[-1][-1] += data
-
-
 def parsed(records, older=0):
     records, _ = series.newest(records)
-    return Parsed(page(records, charts.charts(records), ["bench.jsonl"], older))
+    return Page(page(records, charts.charts(records), ["bench.jsonl"], older))
 
 
 def row(found, begin):
@@ -104,7 +80,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_it_is_given():
     records, _ = series.newest(records)
     text = page(records, charts.charts(records), [hostile])
     assert hostile not in text and "&lt;script&gt;" in text
-    found = Parsed(text)
+    found = Page(text)
     links = [a[k] for _, a in found.elements for k in ("src", "href") if k in a]
     assert links and all(link.startswith("data:image/svg+xml;base64,") for link in links)
     assert not re.search(r"url\(|@import", text)

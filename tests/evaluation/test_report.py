@@ -3,7 +3,6 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -11,38 +10,9 @@ from hybrid_kernels.chart_style import colour
 from hybrid_kernels.evaluation import plots, write_report
 from hybrid_kernels.evaluation.report import LANGUAGE_NAMES
 from hybrid_kernels.evaluation.results import parse_results
+from tests.pages import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> | ![x](http://evil.test/x.png) `$x_1$`\n# no"
-
-
-class Page(HTMLParser):
-    """The elements, table rows and visible text of an HTML page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.rows, self.text = [], [], ""
-        self.cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.cell = True
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.cell = False
-
-    def handle_data(self, data):
-        self.text += data
-        if self.cell:
-            self.rows[-1][-1] += data
-
-    def row(self, start, cells):
-        return next(row for row in self.rows if row[0].startswith(start) and len(row) == cells)
 
 
 def write(results, folder):

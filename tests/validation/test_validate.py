@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html.parser
 import json
 from pathlib import Path
@@ -11,137 +10,12 @@ import pytest
 import torch
 
 import hybrid_kernels as hk
-from hybrid_kernels import cli
 from hybrid_kernels.cases import operators
 from hybrid_kernels.cases.configs import LinearShape
 from hybrid_kernels.validation import layouts, models, report, run
 from hybrid_kernels.validation.plan import plan
+from tests.validation.broken import BREAKS
 from tests.validation.support import reshaped
-
-BREAKS = {}
-
-
-def breaks(*expected: str):
-    """Registers what breaks the product on the backend "cpp", and what the report of it must say."""
-
-    def register(function):
-        BREAKS[function.__name__] = (function, expected)
-        return function
-
-    return register
-
-
-@breaks("product, cpp, bfloat16", "product, cpp, float32", "contiguous, gradient of w: error")
-def wrong_scale_in_one_gradient(product) -> None:
-    right = product.backward
-    product.backward = lambda x, w, dy: (right(x, w, dy)[0], right(x, w, dy)[1] * 1.2)
-
-
-@breaks("product, cpp, bfloat16, m5-k7-n3, contiguous, y: error")
-def wrong_in_bfloat16_alone(product) -> None:
-    right = product.forward
-    product.forward = lambda x, w: right(x, w) * (1.05 if x.dtype == torch.bfloat16 else 1)
-
-
-@breaks("product, cpp, float32, m5-k7-n3, rows with a pitch, y: error")
-def wrong_for_strided_input(product) -> None:
-    def forward(x, w):
-        return x.as_strided(x.shape, (x.shape[1], 1)).nan_to_num() @ w.mT
-
-    product.forward = forward
-
-
-@breaks("product, cpp, float32, m0-k7-n3, no rows, gradient of w: there are NaN")
-def nan_without_rows(product) -> None:
-    right = product.backward
-
-    def backward(x, w, dy):
-        dx, dw = right(x, w, dy)
-        return dx, dw if len(x) else dw * float("nan")
-
-    product.backward = backward
-
-
-@breaks("product, cpp, float32, m5-k7-n3, contiguous: RuntimeError: no such kernel")
-def raises(product) -> None:
-    def forward(x, w):
-        raise RuntimeError("no such kernel\nand more")
-
-    product.forward = forward
-
-
-@breaks("product, cpp, float64, m5-k7-n3, contiguous, y: error")
-def single_precision_for_double(product) -> None:
-    right = product.forward
-    product.forward = lambda x, w: right(x.float(), w.float()).to(x.dtype)
-
-
-@breaks("product, cpp, float32, m5-k7-n3, contiguous, y: it has shape (3, 5) and dtype float32; it must have")
-def wrong_shape(product) -> None:
-    product.forward = lambda x, w: w @ x.mT
-    product.backward = lambda x, w, dy: (dy.mT @ w, dy @ x)
-
-
-@breaks("product, cpp, float32, m5-k7-n3, contiguous, x: it is changed by the call")
-def changes_an_argument(product) -> None:
-    def forward(x, w):
-        y = x @ w.mT
-        x.mul_(2)
-        return y
-
-    product.forward = forward
-    product.backward = lambda x, w, dy: (dy @ w, dy.mT @ (x / 2))
-
-
-@breaks("product, cpp, float32, m5-k7-n3, contiguous, dy: it is changed by the call")
-def changes_the_gradient(product) -> None:
-    def backward(x, w, dy):
-        gradients = dy @ w, dy.mT @ x
-        dy.zero_()
-        return gradients
-
-    product.backward = backward
-
-
-@breaks("product, cpp, float32, m5-k7-n3, contiguous, y: there are NaN")
-def leaves_a_tail_as_it_was(product) -> None:
-    def forward(x, w):
-        for _ in range(8):
-            x @ w.mT  # frees the right numbers
-        y = x.new_empty(x.shape[0], w.shape[0])
-        if len(x):
-            torch.mm(x[:-1], w.mT, out=y[:-1])
-        return y
-
-    product.forward = forward
-
-
-@breaks("product, cpp, float32, m5-k7-n3, contiguous, y: error")
-def wrong_in_the_first_call_alone(product) -> None:
-    right, seen = product.forward, set()
-
-    def forward(x, w):
-        wrong = x.dtype not in seen
-        seen.add(x.dtype)
-        return right(x, w) * (1.5 if wrong else 1)
-
-    product.forward = forward
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Runs `validate` in this process: (exit code, stdout, stderr)."""
-    from rich.console import Console
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.base, "console", Console(width=200))
-        monkeypatch.setattr(cli.base, "errors", Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["validate", "--device", "cpu", *arguments])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 def test_what_is_right_passes(command, product) -> None:
@@ -149,51 +23,6 @@ def test_what_is_right_passes(command, product) -> None:
     assert (
         code == 0 and "seed 7, cpu, " in out and "passed: " in out and "failures" not in out.split("now")[-1]
     )
-
-
-@pytest.mark.parametrize("name", list(BREAKS))
-def test_what_is_broken_is_named(name, command, product) -> None:
-    break_it, expected = BREAKS[name]
-    break_it(product)
-    code, out, _ = command("--quick", "--backend", "eager,cpp")
-    assert code == 1
-    for text in expected:
-        assert text in out
-    assert "failed: " in out and "product, eager" not in out and "gradient of x:" not in out
-    if name == "wrong_in_bfloat16_alone":
-        assert "cpp, float32, m5" not in out and "cpp, float64, m5" not in out
-    if name == "wrong_for_strided_input":
-        assert "m5-k7-n3, contiguous" not in out
-
-
-def test_a_backend_that_changes_an_argument_spoils_no_other(command, product) -> None:
-    BREAKS["changes_an_argument"][0](product)
-    _, out, _ = command("--backend", "cpp,eager", "--dtype", "float32")
-    assert "product, cpp, float32" in out and "product, eager" not in out
-
-
-def test_kernels_run_as_they_do_elsewhere_after_it(command, product) -> None:
-    command("--quick")
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.parametrize("layout", ["frozen weights", "gradient for the first alone"])
-def test_wrong_without_the_gradient_of_a_weight_is_found(layout, command, monkeypatch) -> None:
-    case = operators.OPERATORS["low_rank_linear"]
-    right = case.fast
-
-    def fast(**arguments):
-        y = right(**arguments)
-        return y if arguments["weight"].requires_grad or not y.requires_grad else y * 1.001
-
-    broken = reshaped(case, {"m": 5, "k": 7, "n": 3, "r": 2, "bias": 1})
-    broken = dataclasses.replace(broken, fast=fast)
-    monkeypatch.setattr(operators, "OPERATORS", {"low_rank_linear": broken})
-    code, out, _ = command("--dtype", "float32", "--backend", "eager")
-    assert code == 1 and f"m5-k7-n3-r2-bias1, {layout}, y: error" in out and "contiguous, y" not in out
-    if layout == "frozen weights":
-        code, out, _ = command("--dtype", "float32", "--backend", "eager", "--quick")
-        assert code == 1 and f"m5-k7-n3-r2-bias1, {layout}, y: error" in out
 
 
 def test_the_table_is_whole_in_80_columns(capsys, monkeypatch) -> None:
@@ -356,15 +185,15 @@ def test_what_cannot_be_written_is_found_before_the_work(command, product, tmp_p
 def test_a_full_disk_at_the_end_leaves_the_table_and_the_other_file(
     command, product, tmp_path, monkeypatch
 ) -> None:
-    right = Path.write_text
+    right = Path.write_bytes
 
-    def write_text(self, text, **options):
+    def write_bytes(self, content):
         if ".v.json." in self.name:
-            right(self, text[:10], **options)
+            right(self, content[:10])
             raise OSError(28, "No space left on device")
-        return right(self, text, **options)
+        return right(self, content)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     files = tmp_path / "v.json", tmp_path / "v.html"
     code, out, err = command("--quick", "--json", str(files[0]), "--html", str(files[1]))
     assert code == 2 and "could not be written: No space left" in err and "passed: " in out
