@@ -13,7 +13,6 @@ from hybrid_kernels import _extension, _info
 from hybrid_kernels.cases.operators import OPERATORS, operators_of
 from hybrid_kernels.cli import choices
 from hybrid_kernels.ops.backend import OPERATORS as REGISTERED
-from tests.test_cli import command  # noqa: F401
 
 BUILT = _extension.load() is None
 needs_extension = pytest.mark.skipif(not BUILT, reason="the extension is not built")
