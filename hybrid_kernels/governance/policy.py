@@ -1,24 +1,30 @@
-"""What is asked of the data (`GovernancePolicy`) and what is answered about a row (`Decision`).
+"""What is asked of the data: one model, one YAML file, a section a step, each with its switch.
 
-The thresholds are this project's choice, set on clean text of 15 languages so that each rule rejects next to
-nothing there; the paper's thresholds are not public.
+The thresholds are this project's choice, set on clean text of 15 languages so that each rule rejects next to nothing
+there; the paper's are not public.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Action = Literal["keep", "reject"]
 
-class _Policy(BaseModel):
+
+class Section(BaseModel):
+    """A part of a policy: unknown keys are an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LanguagePolicy(_Policy):
-    """Thresholds on the posterior of `py3langid`, which is tempered by √(bytes).
+class LanguagePolicy(Section):
+    """Thresholds on the posterior of `py3langid`, tempered by the length of the text.
 
-    A row is rejected on strong evidence only: its language must be improbable *and* another one probable.
-    Tempering keeps the posterior of a short text flat, so a short text seldom yields that evidence and
-    passes, while a long one in the wrong language always does; no bound depends on length beyond this.
+    A row is rejected on strong evidence only: its language must be improbable *and* another one probable. Tempering
+    keeps the posterior of a short text flat, so a short text seldom yields that evidence and passes, while a long one in
+    the wrong language always does.
     """
 
     enabled: bool = True
@@ -51,12 +57,25 @@ class LanguagePolicy(_Policy):
         ge=1,
         description="letters of another script from which the script check applies (names are short)",
     )
+    romanised: Action = Field(default="reject", description="rows in Latin letters of a language of another script")
+    wrong_script: Action = Field(
+        default="reject", description="rows in another script, Traditional Chinese for zh-Hans say"
+    )
+    code_switched: Action = Field(default="keep", description="rows that change language; kept ones are flagged")
+    min_switched: float = Field(
+        default=0.25, ge=0, le=1, description="share of the letters in another language from which a row is code-switched"
+    )
 
 
-class DuplicatePolicy(_Policy):
-    """Near-duplicates: character shingles, MinHash LSH candidates, exact Jaccard similarity to verify."""
+class DuplicatePolicy(Section):
+    """Near-duplicates: character shingles, MinHash LSH candidates, exact Jaccard similarity to verify.
+
+    Rows are compared within a language. Duplicates form connected groups, of which the first row in the order of the
+    inputs is kept.
+    """
 
     enabled: bool = True
+    near: bool = Field(default=True, description="near-duplicates too; off: only texts equal after normalisation")
     threshold: float = Field(
         default=0.8, gt=0, le=1, description="Jaccard similarity that *every* text column must reach"
     )
@@ -66,10 +85,20 @@ class DuplicatePolicy(_Policy):
         description="characters per shingle; half of it, rounded up, where ideographs dominate",
     )
     bands: int = Field(default=20, ge=1, description="LSH bands; rows per band follow from the threshold")
-    seed: int = 0
 
 
-class QualityPolicy(_Policy):
+class LeakagePolicy(Section):
+    """Training rows that duplicate a row of the evaluation files; used where such files are named."""
+
+    enabled: bool = True
+    threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity to an evaluation row")
+    match: Literal["auto", "all", "any"] = Field(
+        default="auto",
+        description="whether all text columns must match or any one; auto: all of a pair, any of a translation",
+    )
+
+
+class QualityPolicy(Section):
     """Bounds per text, in the manner of Gopher (arXiv 2112.11446, table A1) and C4 (1910.10683, §2.2)."""
 
     enabled: bool = True
@@ -106,28 +135,64 @@ class QualityPolicy(_Policy):
     reject_mojibake: bool = Field(
         default=True, description="text decoded with the wrong encoding (ftfy), U+FFFD"
     )
+    reject_truncated: bool = Field(default=True, description="texts cut off in the middle")
     reject_identical: bool = Field(
         default=True, description="rows whose text columns are all equal after normalisation"
     )
+    max_length_ratio: float = Field(
+        default=6.0, gt=1, description="translations: largest ratio of the sides' lengths, after their languages' usual one"
+    )
+    min_number_agreement: float = Field(
+        default=0.5, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
+    )
+    max_punctuation_difference: int = Field(
+        default=6, ge=0, description="translations: most sentence marks that one side has more than the other"
+    )
+    max_copied: float = Field(
+        default=0.8, ge=0, le=1, description="translations: largest share of shingles both sides have; more is a copy"
+    )
 
 
-class GovernancePolicy(_Policy):
-    """One switchable section per step. Steps run in the order quality, language, duplicates.
+class ThresholdPolicy(Section):
+    """Bounds from the data: median ± spread · robust standard deviation of a feature, per language.
 
-    Quality comes first, so that mojibake is named as such and not as a foreign language; duplicates last, so
-    that the kept row of a group is one that survives.
+    They take the place of the fixed bounds only where they are the stricter ones and enough rows speak.
+    """
+
+    enabled: bool = True
+    spread: float = Field(default=8.0, gt=0, description="robust standard deviations (1.4826 · MAD) from the median")
+    min_rows: int = Field(default=500, ge=2, description="rows of a language from which its own bounds are used")
+
+
+class PerplexityPolicy(Section):
+    """Bits per byte under a causal language model of yours; off unless a model is named."""
+
+    enabled: bool = False
+    model: str | None = Field(default=None, description="a Transformers folder or hub name")
+    spread: float = Field(default=6.0, gt=0, description="robust standard deviations above the language's median")
+    max_tokens: int = Field(default=512, ge=2, description="tokens of a text that are read")
+
+
+class PersonalDataPolicy(Section):
+    """E-mail addresses, phone numbers, IBANs and IP addresses."""
+
+    enabled: bool = False
+    action: Literal["mask", "reject", "flag"] = "mask"
+    kinds: tuple[Literal["email", "phone", "iban", "ip"], ...] = ("email", "phone", "iban", "ip")
+
+
+class GovernancePolicy(Section):
+    """One switchable section a step. Every step but duplicates and leakage judges every row, so that a rejected row has
+    all its reasons; duplicates are looked for among the rows that survive, so that the kept row of a group is one of them.
     """
 
     quality: QualityPolicy = QualityPolicy()
+    thresholds: ThresholdPolicy = ThresholdPolicy()
     language: LanguagePolicy = LanguagePolicy()
+    perplexity: PerplexityPolicy = PerplexityPolicy()
+    personal_data: PersonalDataPolicy = PersonalDataPolicy()
     duplicates: DuplicatePolicy = DuplicatePolicy()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Why a row is rejected: `step`, a countable `reason`, `detail` to read, and the value that decided."""
-
-    step: str
-    reason: str
-    detail: str
-    score: float
+    leakage: LeakagePolicy = LeakagePolicy()
+    repair: bool = Field(default=False, description="a column <text>_repaired beside each text, mended by ftfy")
+    annotate: bool = Field(default=False, description="columns with language, confidence and flags in the kept rows")
+    seed: int = Field(default=0, ge=0, description="of the hash functions of MinHash")
