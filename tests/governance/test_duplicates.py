@@ -148,6 +148,11 @@ def test_a_third_row_does_not_drop_a_hypothesis_of_the_representatives_premise(t
     rows = [(SENTENCE, yes), (EDITED, yes), (SENTENCE, no)]
     found = search(tmp_path / "a", rows)
     assert (instead(found), found.linked_to.tolist()) == ({1: 0}, [0])
+    # The link stays in the group, also if a row outside is more similar.
+    between = (EDITED, no)
+    assert min(similarities(between, rows[2])) > min(similarities(between, rows[0])) >= 0.8
+    found = search(tmp_path / "link", [rows[0], between, rows[2]])
+    assert (instead(found), found.linked_to.tolist()) == ({1: 0}, [0])
     # Verified against the representative itself, both go.
     assert instead(search(tmp_path / "b", [rows[1], rows[0], rows[2]])) == {1: 0, 2: 0}
     # Of what leaves the group the first row stands for what only it connects.
