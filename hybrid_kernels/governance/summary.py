@@ -291,7 +291,11 @@ class Tally:
             "duplicate_groups": {str(size): n for size, n in sorted(self.group_sizes.items())},
             "leakage": dict(sorted(self.leaked.items())),
             "cost": {
-                step: {"rows": rows, "seconds": seconds, "rows_per_second": rows / seconds if seconds else None}
+                step: {
+                    "rows": rows,
+                    "seconds": seconds,
+                    "rows_per_second": rows / seconds if seconds else None,
+                }
                 for step, (rows, seconds) in self.cost.items()
             },
         }
@@ -318,7 +322,9 @@ def _position(step: str) -> int:
     return STEPS.index(step)
 
 
-def _masks(objections: Iterable[Objection], rows: int, rejects: bool) -> dict[tuple[str, str], NDArray[np.bool_]]:
+def _masks(
+    objections: Iterable[Objection], rows: int, rejects: bool
+) -> dict[tuple[str, str], NDArray[np.bool_]]:
     """(step, reason) → the rows it is about, however many of their columns."""
     masks: dict[tuple[str, str], NDArray[np.bool_]] = {}
     for objection in objections:

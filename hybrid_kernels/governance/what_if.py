@@ -105,3 +105,37 @@ class WhatIf:
         self.others = self.others or [Outcome() for _ in other.others]
         for mine, theirs in zip(self.others, other.others, strict=True):
             mine.merge(theirs)
+
+
+def judge(
+    batch: Batch,
+    features: Features,
+    languages: Sequence[str | None],
+    fixed: Sequence[Objection],
+    steps: Sequence[Step],
+    policy: GovernancePolicy,
+    bounds: Bounds,
+    others: Sequence[Alternative],
+) -> WhatIf:
+    """One shard under the policy in force and under each alternative.
+
+    Args:
+        batch, features, languages: the rows, all steps' features of them, and each row's language.
+        fixed: objections that no policy changes (those of the step `input`).
+        steps: the modules whose objections are made again, all that are on.
+        policy, bounds: those in force.
+        others: of `alternatives`.
+    """
+    raise NotImplementedError
+
+
+def table(found: WhatIf, others: Sequence[Alternative], shards: int) -> dict[str, Any]:
+    """JSON for the report: a line for each field and value; `shards`: of how many the found ones are a sample."""
+    raise NotImplementedError
+
+
+def duplicate_table(
+    pairs: Iterable[tuple[int, int, float]], thresholds: Sequence[float], language: Callable[[int], str]
+) -> list[dict[str, Any]]:
+    """Rows that each threshold of the similarity would remove, of all verified pairs (row, row, similarity)."""
+    raise NotImplementedError
