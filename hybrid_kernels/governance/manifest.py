@@ -1,4 +1,4 @@
-"""The manifest of a result: what it was made of, by what, and what came out, so that it can be made again and audited."""
+"""The manifest of a result: what it was made of, by what, and what came out of it, so that it can be made again."""
 
 from __future__ import annotations
 
@@ -126,37 +126,54 @@ def manifest(
     }
 
 
+def write_policy(folder: Path, policy: GovernancePolicy) -> Path:
+    """Write policy.yaml: the whole policy, as `--policy` takes it."""
+    import yaml
+
+    write_file(folder / POLICY, yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return folder / POLICY
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Write summary.json."""
+    write_file(folder / SUMMARY, as_json(summary))
+    return folder / SUMMARY
+
+
 def write_manifest(folder: Path, made: dict[str, Any]) -> Path:
-    """Write policy.yaml and, last, manifest.json, with the hashes of what else is in the folder (summary, report, policy)."""
-    raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What `check` found: `problems` make a result one not to trust, `notes` are worth knowing."""
-
-    manifest: dict[str, Any]
-    problems: list[str]
-    notes: list[str]
-
-    @property
-    def passed(self) -> bool:
-        return not self.problems
-
-
-def check(folder: Path) -> Audit:
-    """Whether the result in `folder` is the one that its manifest tells of.
+    """Write manifest.json, last of all: it has the hashes of summary, report and policy.
 
     Raises:
-        OSError: there is no manifest that can be read.
-        ValueError: it is no manifest, or of another schema.
+        OSError: one of them is not there, or the manifest cannot be written.
     """
-    raise NotImplementedError
+    others = [describe(folder / name, name) for name in (SUMMARY, REPORT, POLICY)]
+    run = made["run"] | {"files": [_without_path(file) for file in others]}
+    write_file(folder / MANIFEST, as_json(made | {"run": run}))
+    return folder / MANIFEST
 
 
-def command(made: Mapping[str, Any]) -> str | None:
-    """The command that makes the result again, in the folder that holds the result's; None where rows came from memory."""
-    raise NotImplementedError
+def as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
+    """The command that makes the result again, run where its inputs are; None where rows did not come from files.
+
+    It reads the policy that lies beside the manifest. `out`: the folder to write to.
+    """
+    paths, columns = made["run"]["paths"], made["columns"]
+    if any(file["name"] not in paths for file in (*made["inputs"], *made["evaluation"])):
+        return None
+    words = ["hybrid-kernels", "govern", *(paths[file["name"]] for file in made["inputs"])]
+    words += ["--languages", ",".join(made["languages"]), "--text", ",".join(columns["texts"])]
+    words += ["--expected", ",".join(columns["expected"])] if columns["expected"] else []
+    words += ["--translation"] if columns["translation"] else []
+    words += ["--id-column", columns["id"]] if columns["id"] is not None else []
+    for file in made["evaluation"]:
+        words += ["--evaluation", paths[file["name"]]]
+    words += ["--encoding", made["encoding"]] if made["encoding"] != "utf-8" else []
+    words += ["--policy", POLICY, *made["run"]["options"], "--out", out]
+    return shlex.join(words)
 
 
 def result_id(made: Mapping[str, Any]) -> str:

@@ -6,7 +6,9 @@ in the order of the inputs, so that shards can be merged in any order.
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -141,89 +143,64 @@ class Tally:
         Returns:
             Which rows are kept.
         """
-        rows = len(batch)
-        ordered = sorted(objections, key=lambda found: (_position(found.step), not found.rejects))
-        rejecting = _masks(ordered, rows, rejects=True)
-        flagging = _masks(ordered, rows, rejects=False)
-        speaking = np.zeros(rows, np.int32)
-        by_step: dict[str, NDArray[np.bool_]] = {}
-        for (step, _), mask in rejecting.items():
-            speaking += mask
-            by_step[step] = by_step[step] | mask if step in by_step else mask
-        kept = speaking == 0
+        rows, objections = len(batch), list(objections)
+        keys = [language_key(language) for language in languages]
+        rejecting = reason_masks(objections, rows)
+        against = count_masks(rejecting, rows)
+        kept = against == 0
+        flagging = {key: mask & kept for key, mask in reason_masks(objections, rows, rejects=False).items()}
         for key, mask in rejecting.items():
             _count(self.reasons, key, mask)
-            _count(self.alone, key, mask & (speaking == 1))
-        flagged = np.zeros(rows, bool)
+            _count(self.alone, key, mask & (against == 1))
         for key, mask in flagging.items():
-            _count(self.flags, key, mask & kept)
-            flagged |= mask & kept
-
-        keys = [language_key(language) for language in languages]
-        codes = {key: position for position, key in enumerate(dict.fromkeys(keys))}
-        code = np.fromiter((codes[key] for key in keys), np.int64, rows)
-        parts = {key: np.bincount(code, minlength=len(codes)) for key in ("rows",)}
-        parts["flagged"] = np.bincount(code[flagged], minlength=len(codes))
-        found = {key: Counts(int(parts["rows"][i]), int(parts["flagged"][i])) for key, i in codes.items()}
-        left = np.ones(rows, bool)
+            _count(self.flags, key, mask)
+        by_step = _by_step(rejecting)
         for step, mask in by_step.items():
             _count(self.objected, step, mask)
-            here = np.bincount(code[mask & left], minlength=len(codes))
-            for key, i in codes.items():
-                if here[i]:
-                    found[key].rejected[step] = int(here[i])
-            left &= ~mask
-        for key, counts in found.items():
+
+        for key, counts in _by_language(keys, by_step, count_masks(flagging, rows) > 0).items():
             self.languages.setdefault(key, Counts()).merge(counts)
             self.sources.setdefault(source, Counts()).merge(counts)
             self.total.merge(counts)
 
         others = others or {}
-        for objection in ordered:
-            if objection.rejects or kept[objection.rows].any():
-                chosen = objection.rows if objection.rejects else objection.rows[kept[objection.rows]]
-                self._exemplify(batch, objection, chosen, keys, source, first, records, ids, others)
-        for position in np.flatnonzero(by_step.get("leakage", ())):
-            other = others.get(int(position))
-            if other is not None:
-                self.leaked[other.source] = self.leaked.get(other.source, 0) + 1
+        for position in np.flatnonzero(by_step.get("leakage", ())).tolist():
+            if position in others:
+                name = others[position].source
+                self.leaked[name] = self.leaked.get(name, 0) + 1
+
+        def example(objection: Objection, place: int) -> Example:
+            position = int(objection.rows[place])
+            paired = objection.step in ("duplicates", "leakage")
+            return Example(
+                row=first + position,
+                source=source,
+                record=int(records[position]) if records is not None else first + position,
+                id=ids[position] if ids is not None else None,
+                language=keys[position],
+                texts=tuple(_excerpt(column[position] or "") for column in batch.texts),
+                column=objection.column,
+                reason=objection.reason,
+                detail=_excerpt(objection.detail[place]),
+                score=_finite(objection.score[place]),
+                bound=_finite(objection.bound[place]),
+                other=_cut(others[position]) if paired and position in others else None,
+            )
+
+        for objection in objections:
+            shown = np.ones(len(objection.rows), bool) if objection.rejects else kept[objection.rows]
+            found = [example(objection, place) for place in np.flatnonzero(shown)[:EXAMPLES].tolist()]
+            self._keep_examples((objection.step, objection.reason, objection.rejects), found)
         return kept
 
-    def _exemplify(
-        self,
-        batch: Batch,
-        objection: Objection,
-        chosen: NDArray[np.int64],
-        languages: Sequence[str],
-        source: str,
-        first: int,
-        records: Sequence[int] | None,
-        ids: Sequence[str | None] | None,
-        others: Mapping[int, Other],
-    ) -> None:
-        key = (objection.step, objection.reason, objection.rejects)
-        found = self.examples.setdefault(key, [])
-        places = np.searchsorted(objection.rows, chosen[:EXAMPLES])
-        for place in places.tolist():
-            position = int(objection.rows[place])
-            other = others.get(position) if objection.step in ("duplicates", "leakage") else None
-            found.append(
-                Example(
-                    row=first + position,
-                    source=source,
-                    record=int(records[position]) if records is not None else first + position,
-                    id=ids[position] if ids is not None else None,
-                    language=languages[position],
-                    texts=tuple(_excerpt(column[position] or "") for column in batch.texts),
-                    column=objection.column,
-                    reason=objection.reason,
-                    detail=_excerpt(objection.detail[place]),
-                    score=_finite(objection.score[place]),
-                    bound=_finite(objection.bound[place]),
-                    other=None if other is None else _cut(other),
-                )
-            )
-        self.examples[key] = _first(found)
+    def _keep_examples(self, key: tuple[str, str, bool], found: Sequence[Example]) -> None:
+        """The first few rows, each once, whichever of its columns a reason is about."""
+        if not found:
+            return
+        by_row: dict[int, Example] = {}
+        for example in sorted((*self.examples.get(key, ()), *found), key=lambda e: (e.row, e.column or "")):
+            by_row.setdefault(example.row, example)
+        self.examples[key] = list(by_row.values())[:EXAMPLES]
 
     def add_groups(self, sizes: Iterable[int]) -> None:
         """Count groups of duplicates by the rows in them, the kept one too (2 or more each)."""
@@ -247,8 +224,8 @@ class Tally:
         _add(self.flags, other.flags)
         _add(self.leaked, other.leaked)
         _add(self.group_sizes, other.group_sizes)
-        for example, found in other.examples.items():
-            self.examples[example] = _first([*self.examples.get(example, []), *found])
+        for key, found in other.examples.items():
+            self._keep_examples(key, found)
         for step, (rows, seconds) in other.cost.items():
             self.add_cost(step, rows, seconds)
 
@@ -322,16 +299,51 @@ def _position(step: str) -> int:
     return STEPS.index(step)
 
 
-def _masks(
-    objections: Iterable[Objection], rows: int, rejects: bool
+def reason_masks(
+    objections: Iterable[Objection], rows: int, rejects: bool = True
 ) -> dict[tuple[str, str], NDArray[np.bool_]]:
-    """(step, reason) → the rows it is about, however many of their columns."""
+    """(step, reason) → of so many rows those it is about, whichever of their columns; in the order of the steps."""
     masks: dict[tuple[str, str], NDArray[np.bool_]] = {}
-    for objection in objections:
+    for objection in sorted(objections, key=lambda found: _position(found.step)):
         if objection.rejects is rejects and len(objection.rows):
             mask = masks.setdefault((objection.step, objection.reason), np.zeros(rows, bool))
             mask[objection.rows] = True
     return masks
+
+
+def count_masks(masks: Mapping[tuple[str, str], NDArray[np.bool_]], rows: int) -> NDArray[np.int64]:
+    """Of each row the reasons that are about it."""
+    found = np.zeros(rows, np.int64)
+    for mask in masks.values():
+        found += mask
+    return found
+
+
+def _by_step(masks: Mapping[tuple[str, str], NDArray[np.bool_]]) -> dict[str, NDArray[np.bool_]]:
+    found: dict[str, NDArray[np.bool_]] = {}
+    for (step, _), mask in masks.items():
+        found[step] = found[step] | mask if step in found else mask
+    return found
+
+
+def by_key(keys: Sequence[str], mask: NDArray[np.bool_]) -> dict[str, int]:
+    """How often each key occurs where the mask is set."""
+    return dict(Counter(itertools.compress(keys, mask.tolist())))
+
+
+def _by_language(
+    keys: Sequence[str], by_step: Mapping[str, NDArray[np.bool_]], flagged: NDArray[np.bool_]
+) -> dict[str, Counts]:
+    """`by_step` is in the order of the steps: the first that objects is the one that rejects."""
+    found = {key: Counts(rows=number) for key, number in Counter(keys).items()}
+    for key, number in by_key(keys, flagged).items():
+        found[key].flagged = number
+    left = np.ones(len(keys), bool)
+    for step, mask in by_step.items():
+        for key, number in by_key(keys, mask & left).items():
+            found[key].rejected[step] = number
+        left &= ~mask
+    return found
 
 
 def _count(counts: dict[_Key, int], key: _Key, mask: NDArray[np.bool_]) -> None:
@@ -348,14 +360,6 @@ def _of_step(counts: Mapping[tuple[str, str], int], step: str) -> dict[str, int]
     """{reason: rows} of a step, the most frequent first, those of one frequency by name."""
     found = [(reason, number) for (owner, reason), number in counts.items() if owner == step]
     return dict(sorted(found, key=lambda item: (-item[1], item[0])))
-
-
-def _first(examples: Iterable[Example]) -> list[Example]:
-    """The first few rows, each once: a row is an example of a reason once, whichever of its columns it is about."""
-    by_row: dict[int, Example] = {}
-    for example in sorted(examples, key=lambda found: (found.row, found.column or "")):
-        by_row.setdefault(example.row, example)
-    return list(by_row.values())[:EXAMPLES]
 
 
 def _excerpt(text: str) -> str:
