@@ -1,0 +1,294 @@
+"""What other thresholds would do: the cheap `objections` of every step under other policies, over kept features."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_kernels.governance.batch import Batch, Bounds, Features, Objection
+from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.summary import by_key, count_masks, language_key, reason_masks
+
+#: Shards that are judged under other policies; of more, as many at even distances.
+MAX_SHARDS = 32
+
+
+class Step(Protocol):
+    """A module of governance, as far as its objections go (see `hybrid_kernels.governance.batch`)."""
+
+    def objections(
+        self, batch: Batch, features: Features, policy: GovernancePolicy, bounds: Bounds
+    ) -> list[Objection]: ...
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A policy that differs in one field, "quality.max_digits" say, and the bounds that it leads to."""
+
+    field: str
+    value: Any
+    policy: GovernancePolicy
+    bounds: Bounds
+
+
+def alternatives(
+    policy: GovernancePolicy,
+    variations: Mapping[str, Mapping[str, Sequence[Any]]],
+    bounds: Callable[[GovernancePolicy], Bounds],
+) -> list[Alternative]:
+    """What to try beside the policy in force, which is not among them.
+
+    Args:
+        policy: the one in force.
+        variations: section → field → values, as ``{"quality": quality.VARIATIONS}``. Sections that are off are left out.
+        bounds: of a policy, from the histograms.
+    """
+    found = []
+    for section, fields in variations.items():
+        current = getattr(policy, section)
+        if not current.enabled:
+            continue
+        for name, values in fields.items():
+            for value in values:
+                if value != getattr(current, name):
+                    changed = type(current).model_validate(current.model_dump() | {name: value})
+                    other = policy.model_copy(update={section: changed})
+                    found.append(Alternative(f"{section}.{name}", value, other, bounds(other)))
+    return found
+
+
+def sample(shards: int, most: int = MAX_SHARDS) -> list[int]:
+    """The shards to look at: all, or `most` of them at even distances, always the same."""
+    return list(range(shards)) if shards <= most else [i * shards // most for i in range(most)]
+
+
+@dataclass
+class Outcome:
+    """Rows under one policy, before duplicates are looked for.
+
+    `rejected`: language → rows. `reasons`, `alone`: (step, reason) → rows, and rows nothing else speaks against.
+    `newly_rejected`, `newly_kept`: language → rows, against the policy in force.
+    """
+
+    rejected: dict[str, int] = field(default_factory=dict)
+    reasons: dict[tuple[str, str], int] = field(default_factory=dict)
+    alone: dict[tuple[str, str], int] = field(default_factory=dict)
+    newly_rejected: dict[str, int] = field(default_factory=dict)
+    newly_kept: dict[str, int] = field(default_factory=dict)
+
+    def merge(self, other: Outcome) -> None:
+        for name in ("rejected", "reasons", "alone", "newly_rejected", "newly_kept"):
+            mine = getattr(self, name)
+            for key, number in getattr(other, name).items():
+                mine[key] = mine.get(key, 0) + number
+
+
+@dataclass
+class WhatIf:
+    """Outcomes of the policy in force and of the alternatives, in their order; can be pickled, and two
+    of them added."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    shards: int = 0
+    in_force: Outcome = field(default_factory=Outcome)
+    others: list[Outcome] = field(default_factory=list)
+
+    def merge(self, other: WhatIf) -> None:
+        """Add what another shard, or other shards, came to under the same alternatives."""
+        self.shards += other.shards
+        for key, number in other.rows.items():
+            self.rows[key] = self.rows.get(key, 0) + number
+        self.in_force.merge(other.in_force)
+        self.others = self.others or [Outcome() for _ in other.others]
+        for mine, theirs in zip(self.others, other.others, strict=True):
+            mine.merge(theirs)
+
+
+def judge(
+    batch: Batch,
+    features: Features,
+    languages: Sequence[str | None],
+    fixed: Sequence[Objection],
+    steps: Mapping[str, Step],
+    policy: GovernancePolicy,
+    bounds: Bounds,
+    others: Sequence[Alternative],
+) -> WhatIf:
+    """One shard under the policy in force and under each alternative.
+
+    Args:
+        batch, features, languages: the rows, all steps' features of them, and each row's language.
+        fixed: objections that no policy changes (those of the step `input`).
+        steps: section of the policy → the module whose objections it decides; those that are on. An alternative in
+            another section (`thresholds`) has the objections of all of them made again.
+        policy, bounds: those in force.
+        others: of `alternatives`.
+    """
+    keys = [language_key(language) for language in languages]
+    current = {name: step.objections(batch, features, policy, bounds) for name, step in steps.items()}
+    rejected, in_force = _outcome([*fixed, *_all(current)], keys, None)
+    found = WhatIf(dict(Counter(keys)), 1, in_force)
+    for other in others:
+        section = other.field.partition(".")[0]
+        again = [section] if section in steps else list(steps)
+        changed = {
+            name: steps[name].objections(batch, features, other.policy, other.bounds) for name in again
+        }
+        found.others.append(_outcome([*fixed, *_all(current | changed)], keys, rejected)[1])
+    return found
+
+
+def _all(objections: Mapping[str, list[Objection]]) -> list[Objection]:
+    return list(itertools.chain.from_iterable(objections.values()))
+
+
+def _outcome(
+    objections: Sequence[Objection], keys: Sequence[str], before: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_], Outcome]:
+    """(which rows are rejected, counts); `before`: which are under the policy in force."""
+    masks = reason_masks(objections, len(keys))
+    against = count_masks(masks, len(keys))
+    rejected = against > 0
+    before = rejected if before is None else before
+    return rejected, Outcome(
+        rejected=by_key(keys, rejected),
+        reasons={key: int(mask.sum()) for key, mask in masks.items()},
+        alone={key: int((mask & (against == 1)).sum()) for key, mask in masks.items()},
+        newly_rejected=by_key(keys, rejected & ~before),
+        newly_kept=by_key(keys, before & ~rejected),
+    )
+
+
+def table(
+    found: WhatIf, others: Sequence[Alternative], policy: GovernancePolicy, shards: int
+) -> dict[str, Any]:
+    """What the report shows.
+
+    Args:
+        found: the merged outcomes of the shards that were looked at.
+        others: the alternatives they were judged under.
+        policy: the one in force.
+        shards: how many shards there are.
+
+    Returns:
+        JSON: {"rows", "shards", "of_shards": what was looked at; "rejected": under the policy in force; "lines"}. A line
+        has a "field" and a "value" of it, whether it is "in_force", the rows "rejected" by all steps but duplicates and
+        leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language whose share of rows
+        changes most ("worst": {"language", "rows", "change", a signed share} or None), and the reasons that the field
+        decides: {"step: reason": {"rows", "alone", of nothing else speaks against them}}.
+    """
+    lines: list[dict[str, Any]] = []
+    for name in dict.fromkeys(other.field for other in others):
+        mine = [
+            (other.value, outcome)
+            for other, outcome in zip(others, found.others, strict=True)
+            if other.field == name
+        ]
+        section, _, option = name.partition(".")
+        mine.append((getattr(getattr(policy, section), option), found.in_force))
+        rule = _moved([outcome for _, outcome in mine])
+        lines += [
+            _line(name, value, outcome, found, rule)
+            for value, outcome in sorted(mine, key=lambda entry: entry[0])
+        ]
+    return {
+        "rows": sum(found.rows.values()),
+        "shards": found.shards,
+        "of_shards": shards,
+        "rejected": sum(found.in_force.rejected.values()),
+        "lines": lines,
+    }
+
+
+def _moved(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """The reasons that a field decides: those whose rows are not the same under all of its values."""
+    reasons = dict.fromkeys(key for outcome in outcomes for key in outcome.reasons)
+    return [key for key in reasons if len({outcome.reasons.get(key, 0) for outcome in outcomes}) > 1]
+
+
+def _line(
+    name: str, value: Any, outcome: Outcome, found: WhatIf, rule: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    return {
+        "field": name,
+        "value": value,
+        "in_force": outcome is found.in_force,
+        "rejected": sum(outcome.rejected.values()),
+        "newly_rejected": sum(outcome.newly_rejected.values()),
+        "newly_kept": sum(outcome.newly_kept.values()),
+        "worst": _worst(outcome.newly_rejected, outcome.newly_kept, found.rows),
+        "reasons": {
+            f"{step}: {reason}": {
+                "rows": outcome.reasons.get((step, reason), 0),
+                "alone": outcome.alone.get((step, reason), 0),
+            }
+            for step, reason in rule
+        },
+    }
+
+
+def _worst(
+    more: Mapping[str, int], fewer: Mapping[str, int], rows: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """The language of which the largest share of rows changes sides, in the direction in which more of them do."""
+    changed = {code: (more.get(code, 0), fewer.get(code, 0)) for code in sorted({*more, *fewer})}
+    if not changed:
+        return None
+    code = max(changed, key=lambda code: sum(changed[code]) / rows[code])
+    signed = max(changed[code]) if changed[code][0] >= changed[code][1] else -max(changed[code])
+    return {"language": code, "rows": abs(signed), "change": signed / rows[code]}
+
+
+def duplicate_lines(
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    similarity: NDArray[np.float64],
+    thresholds: Sequence[float],
+    in_force: float,
+    language: Callable[[NDArray[np.int64]], Sequence[str | None]],
+) -> list[dict[str, Any]]:
+    """Rows that near-duplicates cost at each threshold, from the verified pairs.
+
+    At a threshold the pairs that reach it form groups, and all rows of a group but one go. Below the threshold in force
+    the numbers are lower bounds: pairs that were no candidates were not verified.
+
+    Args:
+        left, right: row numbers of the pairs, both of one language.
+        similarity: of each pair, verified.
+        thresholds: to try; the one in force is added.
+        in_force: the threshold in force.
+        language: of rows, by their numbers.
+
+    Returns:
+        [{"threshold", "in_force", "removed": rows, "by_language": {code: rows}, "lower_bound"}], ascending.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
+    ends = ends.reshape(2, -1)
+    keys = np.array([language_key(code) for code in language(rows)], object)
+    lines = []
+    for threshold in sorted({*thresholds, in_force}):
+        of = similarity >= threshold
+        links = coo_array((np.ones(of.sum(), bool), (ends[0, of], ends[1, of])), shape=(len(rows), len(rows)))
+        # Rows are numbered through by group, so that the first row of each is where its number first occurs.
+        _, group = connected_components(links, directed=False)
+        gone = np.ones(len(rows), bool)
+        gone[np.unique(group, return_index=True)[1]] = False
+        lines.append(
+            {
+                "threshold": threshold,
+                "in_force": threshold == in_force,
+                "removed": int(gone.sum()),
+                "by_language": dict(sorted(Counter(keys[gone].tolist()).items())),
+                "lower_bound": threshold < in_force,
+            }
+        )
+    return lines
