@@ -1,0 +1,350 @@
+"""The stages over the rows of some sources, each resumed where it was stopped.
+
+The work folder (it holds the texts, and may be deleted when no run is to go on from it):
+
+    rows/SOURCE/N.arrow                 the rows as read
+    features/STEP-KEY/SOURCE/N.arrow    what a step measured
+    signatures/KEY/SOURCE/N.arrow       what duplicates are looked for by
+    verdicts/KEY/SOURCE/N.arrow         what speaks against each row
+    duplicates/KEY/                     which rows are copies of which
+
+Every file is whole or not there, and its path has a key of all that it depends on: content of the sources, columns,
+languages, the fields of the policy that count, code and libraries. So what is there is right, and is not computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_kernels.governance import thresholds, verdicts
+from hybrid_kernels.governance.batch import Batch, Bounds
+from hybrid_kernels.governance.engine import Engine
+from hybrid_kernels.governance.found import Places, copies_in
+from hybrid_kernels.governance.ingest import Readable, shards_of, source_keys
+from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key, language_of_rows
+from hybrid_kernels.governance.storage import RowStore, read_table
+from hybrid_kernels.governance.summary import Tally
+from hybrid_kernels.governance.verdicts import Verdict
+
+# Fields of the policy that no objection depends on.
+_LATER = {"duplicates", "leakage", "repair", "annotate", "seed"}
+
+
+@dataclass
+class Judgement:
+    """What became of all rows.
+
+    Attributes:
+        job, shards, places: what was judged, and where it is.
+        kept: of every row, evaluation rows too, whether it is kept.
+        verdicts: the folder with a verdict of each shard of rows that are judged.
+        copies: the file that lists copies; None where none were looked for.
+        histograms, bounds: of the features.
+        tally: counts and examples.
+        stages: name → {"seconds", "rows"} of this run; rows that were not there from a run before.
+    """
+
+    job: Job
+    shards: list[Shard]
+    places: Places
+    kept: NDArray[np.bool_]
+    verdicts: Path
+    copies: Path | None
+    histograms: Any
+    bounds: Bounds
+    tally: Tally
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def verdict(self, shard: Shard) -> Verdict:
+        """All that speaks against the rows of a shard, copies included."""
+        return verdict_of(self.job, shard, self.verdicts, self.copies, self.places)[0]
+
+    def kept_of(self, source: int) -> NDArray[np.bool_]:
+        """Of each record of a source whether it is kept."""
+        own = [shard for shard in self.shards if shard.source == source]
+        parts = [self.kept[shard.first : shard.first + shard.rows] for shard in own]
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+
+class Pipeline:
+    """Runs the stages.
+
+    Args:
+        sources: training sources, then evaluation ones.
+        job: of `steps.make_job`.
+        engine: where tasks run.
+        revision: JSON-able, of the code and libraries.
+    """
+
+    def __init__(self, sources: Sequence[Readable], job: Job, engine: Engine, revision: Any) -> None:
+        self.sources, self.job, self.engine, self.revision = list(sources), job, engine, revision
+        self.stages: dict[str, dict[str, float]] = {}
+        self.tally = Tally()
+
+    def run(self) -> Judgement:
+        """Raises ValueError if there are no rows to judge."""
+        policy = self.job.policy
+        with self.stage("read and measure") as count:
+            shards, histograms = self._measure(count)
+        judged = [shard for shard in shards if not shard.evaluation]
+        if not judged:
+            names = ", ".join(source.name for source in self.sources if not source.evaluation)
+            raise ValueError(f"there are no rows in {names}")
+        bounds = thresholds.bounds(histograms, policy)
+        store = RowStore(
+            [self.job.rows(shard) for shard in shards],
+            [shard.rows for shard in shards],
+            len(self.job.columns.texts),
+        )
+        places = Places(store, shards, [source.name for source in self.sources])
+        with self.stage("judge") as count:
+            folder = self._judge(judged, bounds, count)
+        alive = np.ones(len(store), bool)
+        for shard in judged:
+            alive[shard.first : shard.first + shard.rows] = verdicts.alive(folder / shard.part)
+        with self.stage("duplicates") as count:
+            copies = self._copies(shards, store, alive, folder, count)
+        kept = alive.copy()
+        if copies is not None:
+            kept[read_table(copies)["row"].to_numpy()] = False
+        with self.stage("count") as count:
+            for _, tally in self.engine.map(
+                _tally,
+                [(self.job, shard, folder, copies, places) for shard in judged],
+                "count",
+                rows=_rows_of_task,
+                total=sum(shard.rows for shard in judged),
+            ):
+                self.tally.merge(tally)
+            count(len(alive))
+        return Judgement(
+            self.job, shards, places, kept, folder, copies, histograms, bounds, self.tally, self.stages
+        )
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int], None]]:
+        """Times a stage; what it yields counts the rows that were dealt with."""
+        rows, started = 0, time.monotonic()
+
+        def count(more: int) -> None:
+            nonlocal rows
+            rows += more
+
+        yield count
+        self.stages[name] = {"seconds": time.monotonic() - started, "rows": rows}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return source_keys(self.sources, self.job.columns, self.revision)
+
+    @cached_property
+    def looks_for_copies(self) -> bool:
+        policy = self.job.policy
+        evaluation = any(source.evaluation for source in self.sources)
+        return policy.duplicates.enabled or (policy.leakage.enabled and evaluation)
+
+    def _shards(self) -> Iterator[Shard]:
+        first = 0
+        for number, (source, key) in enumerate(zip(self.sources, self.keys, strict=True)):
+            started, parts = time.process_time(), shards_of(source, self.job.work / "rows" / key)
+            for name, rows in parts:
+                self.tally.add_cost("reading", rows, time.process_time() - started)
+                yield Shard(f"{key}/{name}", number, source.evaluation, rows, first)
+                first, started = first + rows, time.process_time()
+
+    def _measure(self, count: Callable[[int], None]) -> tuple[list[Shard], Any]:
+        """Shards are measured while later ones are read."""
+        shards: list[Shard] = []
+        histograms = thresholds.Histograms()
+        signatures = self._signatures if self.looks_for_copies else None
+
+        def tasks() -> Iterator[tuple[Job, Shard, Path | None]]:
+            for shard in self._shards():
+                shards.append(shard)
+                yield self.job, shard, signatures
+
+        for number, measured in self.engine.map(_measure, tasks(), "read and measure", rows=_rows_of_task):
+            shard = shards[number]
+            histograms.merge(measured.histograms)
+            for step, seconds in measured.seconds.items():
+                self.tally.add_cost(step, 0 if step == "duplicates" else shard.rows, seconds)
+            if measured.computed:
+                count(shard.rows)
+        return shards, histograms
+
+    @cached_property
+    def _signatures(self) -> Path:
+        policy = self.job.policy.model_dump(mode="json", include={"duplicates", "leakage", "language", "seed"})
+        key = content_key(
+            self.revision, policy, self.job.keys.get("language"), asdict(self.job.columns), self.job.languages
+        )
+        return self.job.work / "signatures" / key
+
+    def _judge(self, shards: Sequence[Shard], bounds: Bounds, count: Callable[[int], None]) -> Path:
+        policy = self.job.policy.model_dump(mode="json", exclude=_LATER)
+        limits = sorted(
+            [name, language or "", float(limit.low), float(limit.high)]
+            for (name, language), limit in bounds.items()
+        )
+        key = content_key(self.revision, policy, dict(self.job.keys), limits)
+        folder = self.job.work / "verdicts" / key
+        tasks = [(self.job, shard, bounds, folder) for shard in shards]
+        total = sum(shard.rows for shard in shards)
+        for number, (seconds, computed) in self.engine.map(
+            _judge, tasks, "judge", rows=_rows_of_task, total=total
+        ):
+            for step, spent in seconds.items():
+                self.tally.add_cost(step, 0, spent)
+            if computed:
+                count(shards[number].rows)
+        return folder
+
+    def _copies(
+        self,
+        shards: Sequence[Shard],
+        store: RowStore,
+        alive: NDArray[np.bool_],
+        verdicts_folder: Path,
+        count: Callable[[int], None],
+    ) -> Path | None:
+        if not self.looks_for_copies:
+            return None
+        from hybrid_kernels.governance import duplicates
+
+        policy = self.job.policy
+        key = content_key(self._signatures.name, verdicts_folder.name, self.keys)
+        folder = self.job.work / "duplicates" / key
+        found = folder / "found.arrow"
+        if found.exists():
+            return found
+        evaluation = np.repeat([shard.evaluation for shard in shards], [shard.rows for shard in shards])
+        spent, started = self.engine.seconds, time.process_time()
+        signatures = [self._signatures / shard.part for shard in shards]
+        duplicates.find(store, signatures, alive, evaluation, policy, self.engine, folder)
+        seconds = self.engine.seconds - spent
+        if self.engine.seconds == spent or self.engine.workers > 1:
+            seconds += time.process_time() - started
+        self.tally.add_cost("duplicates", len(alive), seconds)
+        count(len(alive))
+        return found
+
+    def remove_leftovers(self) -> None:
+        """Files of sources and policies that are not this run's; of features those of other policies stay."""
+        work, ours = self.job.work, set(self.keys)
+        for kind in ("rows", "features/*", "signatures/*", "verdicts/*"):
+            for folder in work.glob(f"{kind}/*"):
+                if folder.name not in ours:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Measured:
+    histograms: Any
+    seconds: dict[str, float]
+    computed: bool
+
+
+def _measure(task: tuple[Job, Shard, Path | None]) -> Measured:
+    job, shard, signatures = task
+    rows, seconds, computed = Rows(job, shard), {}, False
+    for step in job.steps_of(shard):
+        seconds[step.name], now = rows.measure(step)
+        computed |= now
+    features = rows.features()
+    languages = tuple(list(features[f"row_language_{i}"]) for i in range(len(job.columns.texts)))
+    if signatures is not None:
+        path = signatures / shard.part
+        seconds["duplicates"], now = _sign(path, rows, languages)
+        computed |= now
+    histograms = thresholds.Histograms()
+    if not shard.evaluation:
+        histograms.add(features, languages)
+    return Measured(histograms, seconds, computed)
+
+
+def _sign(path: Path, rows: Rows, languages: tuple[list[str | None], ...]) -> tuple[float, bool]:
+    from hybrid_kernels.governance import duplicates
+    from hybrid_kernels.governance.storage import write_table
+
+    if path.exists():
+        return float(read_table(path).schema.metadata[b"seconds"]), False
+    started = time.process_time()
+    policy = rows.job.policy
+    table = duplicates.sign(rows.batch, languages, policy, policy.leakage.enabled)
+    seconds = time.process_time() - started
+    write_table(table.replace_schema_metadata({"seconds": repr(seconds)}), path)
+    return seconds, True
+
+
+def _judge(task: tuple[Job, Shard, Bounds, Path]) -> tuple[dict[str, float], bool]:
+    job, shard, bounds, folder = task
+    path = folder / shard.part
+    if path.exists():
+        return verdicts.seconds_of(path), False
+    rows = Rows(job, shard)
+    features = rows.features()
+    objections, seconds = rows.objections(features, bounds)
+    languages = tuple(list(features[f"row_language_{i}"]) for i in range(len(job.columns.texts)))
+    verdict = Verdict(languages, np.full(shard.rows, np.nan), objections)
+    verdicts.write_verdict(path, verdict, seconds)
+    return seconds, True
+
+
+def verdict_of(
+    job: Job, shard: Shard, folder: Path, copies: Path | None, places: Places
+) -> tuple[Verdict, Any]:
+    """(all that speaks against the rows of a shard, its copies)."""
+    verdict, found = verdicts.read_verdict(folder / shard.part), copies_in(copies, places, shard)
+    return replace(verdict, objections=verdict.objections + found.objections(job.policy)), found
+
+
+def _tally(task: tuple[Job, Shard, Path, Path | None, Places]) -> Tally:
+    job, shard, _, _, places = task
+    verdict, copies = verdict_of(*task)
+    rows, tally = Rows(job, shard), Tally()
+    tally.add(
+        masked_batch(rows.batch, verdict, job),
+        verdict.objections,
+        verdict.languages[0],
+        source=places.sources[shard.source],
+        first=shard.first,
+        records=rows.table["record"].to_numpy(),
+        ids=rows.table["id"].to_pylist(),
+        others=copies,
+    )
+    return tally
+
+
+def masks(job: Job) -> bool:
+    section = job.policy.personal_data
+    return section.enabled and section.action == "mask"
+
+
+def masked_batch(batch: Batch, verdict: Verdict, job: Job) -> Batch:
+    """The batch, without the personal data that the policy has masked."""
+    if not masks(job):
+        return batch
+    from hybrid_kernels.governance import personal
+
+    texts = tuple(list(column) for column in batch.texts)
+    for objection in verdict.objections:
+        if objection.step == "personal data":
+            for column, name in zip(texts, batch.columns.texts, strict=True):
+                if name == objection.column:
+                    for row in objection.rows.tolist():
+                        column[row] = personal.masked(column[row], job.policy)
+    return replace(batch, texts=texts)
+
+
+def _rows_of_task(task: Any) -> int:
+    return task[1].rows
