@@ -327,15 +327,13 @@ def _inputs(made: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _versions_differ(made: Mapping[str, Any]) -> list[str]:
-    here = versions(GovernancePolicy.model_validate(made["policy"]))
+    here = {library: _version(library) for library in made["versions"]} | {"python": platform.python_version()}
     notes = [
-        f"made with {library} {version or '(not installed)'}, here is {here.get(library) or 'none'}"
+        f"made with {library} {version or '(not installed)'}, here is {here[library] or 'none'}"
         for library, version in made["versions"].items()
-        if here.get(library) != version
+        if here[library] != version
     ]
     package = made["package"]
     if package["code"] != revision():
-        notes.append(
-            f"made with other code of governance (version {package['version']}, {package['code'][:12]})"
-        )
+        notes.append(f"made with other code of governance (version {package['version']}, {package['code'][:12]})")
     return notes
