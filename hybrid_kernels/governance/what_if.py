@@ -46,7 +46,8 @@ def alternatives(
 
     Args:
         policy: the one in force.
-        variations: section → field → values, as ``{"quality": quality.VARIATIONS}``. Sections that are off are left out.
+        variations: section → field → values, as ``{"quality": quality.VARIATIONS}``. Sections that are off are left
+            out.
         bounds: of a policy, from the histograms.
     """
     found = []
@@ -177,11 +178,11 @@ def table(
         shards: how many shards there are.
 
     Returns:
-        JSON: {"rows", "shards", "of_shards": what was looked at; "rejected": under the policy in force; "lines"}. A line
-        has a "field" and a "value" of it, whether it is "in_force", the rows "rejected" by all steps but duplicates and
-        leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language whose share of rows
-        changes most ("worst": {"language", "rows", "change", a signed share} or None), and the reasons that the field
-        decides: {"step: reason": {"rows", "alone", of nothing else speaks against them}}.
+        JSON: {"rows", "shards", "of_shards": what was looked at; "rejected": under the policy in force; "lines"}.
+        A line has a "field" and a "value" of it, whether it is "in_force", the rows "rejected" by all steps but
+        duplicates and leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language of which
+        the largest share of rows changes ("worst": {"language", "rows", "change": a signed share} or None), and the
+        "reasons" that the field decides: {"step: reason": {"rows", "alone": those nothing else speaks against}}.
     """
     lines: list[dict[str, Any]] = []
     for name in dict.fromkeys(other.field for other in others):

@@ -1,0 +1,148 @@
+"""What another threshold would do: the counts are those of a run under that policy."""
+
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from hybrid_kernels.governance import what_if
+from hybrid_kernels.governance.batch import Batch, Columns, Objection, Range
+from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
+
+
+@dataclass
+class Rule:
+    """Rows whose feature lies above a field of the policy, or above a bound from the data."""
+
+    step: str
+    feature: str
+    option: str
+    calls: ClassVar[list] = []
+
+    def objections(self, batch, features, policy, bounds):
+        self.calls.append(self.step)
+        section = getattr(policy, self.step)
+        high = min(getattr(section, self.option), bounds.get((self.feature, None), Range()).high)
+        rows = np.flatnonzero(features[self.feature] > high)
+        none = np.full(len(rows), np.nan)
+        return [Objection(self.step, self.option, None, rows, none, none, ["why"] * len(rows))]
+
+
+QUALITY = Rule("quality", "digits", "max_digits")
+LANGUAGE = Rule("language", "foreign", "min_rival")
+POLICY = GovernancePolicy()
+LANGUAGES = ["en", "sw"] * 5
+FEATURES = {"digits": np.arange(10) / 10, "foreign": np.array([0.0, 0.9] + [0.0] * 8)}
+
+
+def batch(rows=10):
+    return Batch((["x"] * rows,), ([None] * rows,), Columns(("text",)), ("en", "sw"))
+
+
+def judged(variations, *, bounds=lambda policy: {}, parts=1, policy=POLICY):
+    others = what_if.alternatives(policy, variations, bounds)
+    steps = {"quality": QUALITY, "language": LANGUAGE}
+    found = what_if.WhatIf()
+    for part in np.array_split(np.arange(10), parts):
+        features = {name: values[part] for name, values in FEATURES.items()}
+        one = what_if.judge(
+            batch(len(part)), features, [LANGUAGES[i] for i in part], [], steps, policy, bounds(policy), others
+        )
+        found.merge(pickle.loads(pickle.dumps(one)))
+    return what_if.table(found, others, policy, parts), others
+
+
+def line(table, field, value):
+    return next(one for one in table["lines"] if (one["field"], one["value"]) == (field, value))
+
+
+def test_each_value_is_judged_as_a_run_with_it_would():
+    table, _ = judged({"quality": {"max_digits": [0.5, 0.2, 0.8]}})
+    # In force: rows 6 to 9 have too many digits, row 1 is foreign.
+    assert table["rejected"] == 5
+    assert [one["value"] for one in table["lines"]] == [0.2, 0.5, 0.8]
+    assert line(table, "quality.max_digits", 0.5)["in_force"]
+    strict = line(table, "quality.max_digits", 0.2)
+    assert (strict["rejected"], strict["newly_rejected"], strict["newly_kept"]) == (8, 3, 0)
+    assert strict["reasons"] == {"quality: max_digits": {"rows": 7, "alone": 7}}
+    assert strict["worst"] == {"language": "sw", "rows": 2, "change": 0.4}
+    loose = line(table, "quality.max_digits", 0.8)
+    assert (loose["rejected"], loose["newly_rejected"], loose["newly_kept"]) == (2, 0, 3)
+    assert loose["worst"] == {"language": "en", "rows": 2, "change": -0.4}
+
+
+def test_a_row_that_another_rule_rejects_is_not_rejected_alone():
+    table, _ = judged({"quality": {"max_digits": [0.05]}})
+    found = line(table, "quality.max_digits", 0.05)
+    assert found["reasons"] == {"quality: max_digits": {"rows": 9, "alone": 8}}
+    assert (found["rejected"], found["newly_rejected"]) == (9, 4)
+
+
+def test_shards_add_up():
+    variations = {"quality": {"max_digits": [0.2, 0.8]}, "language": {"min_rival": [0.95]}}
+    whole, parted = judged(variations)[0], judged(variations, parts=4)[0]
+    assert parted["shards"] == parted["of_shards"] == 4
+    assert whole["lines"] == parted["lines"]
+
+
+def test_the_bounds_are_those_of_the_other_policy():
+    def bounds(policy):
+        return {("digits", None): Range(high=policy.thresholds.spread / 10)}
+
+    table, _ = judged({"thresholds": {"spread": [4.0, 1.0]}}, bounds=bounds)
+    assert line(table, "thresholds.spread", 8.0)["rejected"] == 5  # the policy's bound is the stricter one
+    assert line(table, "thresholds.spread", 4.0)["rejected"] == 6
+    assert line(table, "thresholds.spread", 1.0)["rejected"] == 9
+    assert list(line(table, "thresholds.spread", 1.0)["reasons"]) == ["quality: max_digits"]
+
+
+def test_only_the_step_of_the_section_judges_again():
+    Rule.calls.clear()
+    judged({"quality": {"max_digits": [0.2, 0.8]}})
+    assert sorted(Rule.calls) == ["language"] + 3 * ["quality"]
+
+
+def test_a_field_that_makes_no_difference_has_no_reasons():
+    table, _ = judged({"language": {"min_script": [0.1, 0.3]}})
+    assert all(one["reasons"] == {} and one["worst"] is None for one in table["lines"])
+
+
+def test_what_is_off_is_not_tried_and_what_is_not_possible_is_an_error():
+    off = GovernancePolicy(quality=QualityPolicy(enabled=False))
+    assert what_if.alternatives(off, {"quality": {"max_digits": [0.2]}}, lambda policy: {}) == []
+    with pytest.raises(ValueError, match="max_digits"):
+        what_if.alternatives(POLICY, {"quality": {"max_digits": [2.0]}}, lambda policy: {})
+
+
+@pytest.mark.parametrize("shards", [0, 1, 32, 33, 1000])
+def test_the_sample_of_shards_is_spread_over_all(shards):
+    found = what_if.sample(shards)
+    assert len(found) == min(shards, what_if.MAX_SHARDS) and len(set(found)) == len(found)
+    assert found == sorted(found) and all(0 <= shard < shards for shard in found)
+    if shards > 32:
+        assert max(np.diff([*found, shards])) <= -(-shards // 32)
+
+
+def test_duplicates_at_each_threshold_are_groups_less_one_row():
+    # A chain 1 – 4 – 9 that breaks at 0.85, a pair of another language, one below the threshold in force.
+    left = np.array([4, 1, 20, 30])
+    right = np.array([9, 4, 21, 31])
+    similarity = np.array([0.84, 0.95, 1.0, 0.7])
+    lines = what_if.duplicate_lines(
+        left, right, similarity, [0.7, 0.9], 0.8, lambda rows: ["en" if row < 10 else "sw" for row in rows]
+    )
+    assert [(one["threshold"], one["removed"], one["by_language"]) for one in lines] == [
+        (0.7, 4, {"en": 2, "sw": 2}),
+        (0.8, 3, {"en": 2, "sw": 1}),
+        (0.9, 2, {"en": 1, "sw": 1}),
+    ]
+    assert [one["in_force"] for one in lines] == [False, True, False]
+    assert [one["lower_bound"] for one in lines] == [True, False, False]
+
+
+def test_no_duplicates_are_no_rows_at_any_threshold():
+    none = np.array([], np.int64)
+    lines = what_if.duplicate_lines(none, none, np.array([]), [0.9], 0.8, lambda rows: [])
+    assert [one["removed"] for one in lines] == [0, 0]
