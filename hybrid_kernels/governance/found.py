@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_kernels._files import write_file
 from hybrid_kernels.governance.batch import Objection
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.steps import Shard
@@ -33,11 +37,13 @@ class Places:
         store: the rows of all shards, evaluation ones too.
         shards: theirs, in the same order.
         sources: names of the sources.
+        masking: the policy whose personal data is not to be shown; None: all is.
     """
 
     store: RowStore
     shards: Sequence[Shard]
     sources: Sequence[str]
+    masking: GovernancePolicy | None = None
 
     def name(self, row: int) -> dict[str, Any]:
         """Source, record and id of a row."""
@@ -49,8 +55,35 @@ class Places:
             "id": table["id"][position].as_py(),
         }
 
+    def texts(self, row: int) -> tuple[str, ...]:
+        """To be shown."""
+        texts = tuple(text or "" for text in self.store.texts(row))
+        if self.masking is None:
+            return texts
+        from hybrid_kernels.governance import personal
+
+        return tuple(personal.masked(text, self.masking) for text in texts)
+
     def other(self, row: int) -> Other:
-        return Other(texts=self.store.texts(row), **self.name(row))
+        return Other(texts=self.texts(row), **self.name(row))
+
+
+def masks(policy: GovernancePolicy) -> bool:
+    return policy.personal_data.enabled and policy.personal_data.action == "mask"
+
+
+def save_places(places: Places, folder: Path) -> Path:
+    content = pickle.dumps(places)
+    path = folder / "places" / f"{hashlib.blake2b(content, digest_size=10).hexdigest()}.pickle"
+    write_file(path, content)
+    return path
+
+
+@lru_cache(maxsize=2)
+def load_places(path: Path) -> Places:
+    """Read once a process, so that a task need not carry what grows with the number of shards."""
+    places: Places = pickle.loads(path.read_bytes())
+    return places
 
 
 @dataclass(frozen=True)
@@ -73,16 +106,23 @@ class Copies(Mapping[int, Other]):
     leaked: NDArray[np.bool_]
 
     def __getitem__(self, position: int) -> Other:
-        place = int(np.searchsorted(self.rows, position))
-        if place == len(self.rows) or self.rows[place] != position:
+        link = self.link(position)
+        if link is None:
             raise KeyError(position)
-        return self.places.other(int(self.duplicate_of[place]))
+        return self.places.other(link[0])
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.rows.tolist())
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def link(self, position: int) -> tuple[int, int, float] | None:
+        """(kept row, row it is similar to, similarity) of a copy; None: it is none."""
+        place = int(np.searchsorted(self.rows, position))
+        if place == len(self.rows) or self.rows[place] != position:
+            return None
+        return int(self.duplicate_of[place]), int(self.linked_to[place]), float(self.similarity[place])
 
     def objections(self, policy: GovernancePolicy) -> list[Objection]:
         found = []
@@ -100,7 +140,7 @@ class Copies(Mapping[int, Other]):
         return found
 
     def _text(self, row: int) -> str:
-        return " | ".join(excerpt(text or "") for text in self.places.store.texts(row))
+        return " | ".join(excerpt(text) for text in self.places.texts(row))
 
 
 def copies_in(path: Path | None, places: Places, shard: Shard) -> Copies:

@@ -18,7 +18,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from hybrid_kernels.governance import thresholds, verdicts
 from hybrid_kernels.governance.batch import Batch, Bounds
 from hybrid_kernels.governance.engine import Engine
-from hybrid_kernels.governance.found import Places, copies_in
+from hybrid_kernels.governance.found import Copies, Places, copies_in, load_places, masks, save_places
 from hybrid_kernels.governance.ingest import Readable, shards_of, source_keys
-from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key, language_of_rows
+from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key
 from hybrid_kernels.governance.storage import RowStore, read_table
 from hybrid_kernels.governance.summary import Tally
 from hybrid_kernels.governance.verdicts import Verdict
@@ -40,39 +41,56 @@ from hybrid_kernels.governance.verdicts import Verdict
 _LATER = {"duplicates", "leakage", "repair", "annotate", "seed"}
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """Where it is written what became of each row; cheap to pickle.
+
+    Attributes:
+        job: what was judged.
+        verdicts: the folder with a verdict of each shard of rows that are judged.
+        copies: the file that lists copies; None where none were looked for.
+        places: the file of `Places`.
+    """
+
+    job: Job
+    verdicts: Path
+    copies: Path | None
+    places: Path
+
+    def of(self, shard: Shard) -> tuple[Verdict, Copies]:
+        """(all that speaks against the rows of a shard, copies included; the copies)."""
+        copies = copies_in(self.copies, load_places(self.places), shard)
+        verdict = verdicts.read_verdict(self.verdicts / shard.part)
+        return replace(verdict, objections=verdict.objections + copies.objections(self.job.policy)), copies
+
+
 @dataclass
 class Judgement:
     """What became of all rows.
 
     Attributes:
-        job, shards, places: what was judged, and where it is.
+        decisions: where it is.
+        shards: all, evaluation ones too.
         kept: of every row, evaluation rows too, whether it is kept.
-        verdicts: the folder with a verdict of each shard of rows that are judged.
-        copies: the file that lists copies; None where none were looked for.
         histograms, bounds: of the features.
         tally: counts and examples.
         stages: name → {"seconds", "rows"} of this run; rows that were not there from a run before.
     """
 
-    job: Job
+    decisions: Decisions
     shards: list[Shard]
-    places: Places
     kept: NDArray[np.bool_]
-    verdicts: Path
-    copies: Path | None
     histograms: Any
     bounds: Bounds
     tally: Tally
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]]
 
-    def verdict(self, shard: Shard) -> Verdict:
-        """All that speaks against the rows of a shard, copies included."""
-        return verdict_of(self.job, shard, self.verdicts, self.copies, self.places)[0]
+    def shards_of(self, source: int) -> list[Shard]:
+        return [shard for shard in self.shards if shard.source == source]
 
     def kept_of(self, source: int) -> NDArray[np.bool_]:
         """Of each record of a source whether it is kept."""
-        own = [shard for shard in self.shards if shard.source == source]
-        parts = [self.kept[shard.first : shard.first + shard.rows] for shard in own]
+        parts = [self.kept[shard.first : shard.first + shard.rows] for shard in self.shards_of(source)]
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
@@ -106,7 +124,6 @@ class Pipeline:
             [shard.rows for shard in shards],
             len(self.job.columns.texts),
         )
-        places = Places(store, shards, [source.name for source in self.sources])
         with self.stage("judge") as count:
             folder = self._judge(judged, bounds, count)
         alive = np.ones(len(store), bool)
@@ -114,22 +131,17 @@ class Pipeline:
             alive[shard.first : shard.first + shard.rows] = verdicts.alive(folder / shard.part)
         with self.stage("duplicates") as count:
             copies = self._copies(shards, store, alive, folder, count)
-        kept = alive.copy()
+        kept = alive
         if copies is not None:
             kept[read_table(copies)["row"].to_numpy()] = False
+        places = Places(store, shards, [source.name for source in self.sources], policy if masks(policy) else None)
+        decisions = Decisions(self.job, folder, copies, save_places(places, self.job.work))
         with self.stage("count") as count:
-            for _, tally in self.engine.map(
-                _tally,
-                [(self.job, shard, folder, copies, places) for shard in judged],
-                "count",
-                rows=_rows_of_task,
-                total=sum(shard.rows for shard in judged),
-            ):
+            tasks = [(decisions, shard) for shard in judged]
+            for _, tally in self.engine.map(_tally, tasks, "count", rows=_rows_of_task):
                 self.tally.merge(tally)
-            count(len(alive))
-        return Judgement(
-            self.job, shards, places, kept, folder, copies, histograms, bounds, self.tally, self.stages
-        )
+            count(sum(shard.rows for shard in judged))
+        return Judgement(decisions, shards, kept, histograms, bounds, self.tally, self.stages)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int], None]]:
@@ -300,23 +312,15 @@ def _judge(task: tuple[Job, Shard, Bounds, Path]) -> tuple[dict[str, float], boo
     return seconds, True
 
 
-def verdict_of(
-    job: Job, shard: Shard, folder: Path, copies: Path | None, places: Places
-) -> tuple[Verdict, Any]:
-    """(all that speaks against the rows of a shard, its copies)."""
-    verdict, found = verdicts.read_verdict(folder / shard.part), copies_in(copies, places, shard)
-    return replace(verdict, objections=verdict.objections + found.objections(job.policy)), found
-
-
-def _tally(task: tuple[Job, Shard, Path, Path | None, Places]) -> Tally:
-    job, shard, _, _, places = task
-    verdict, copies = verdict_of(*task)
-    rows, tally = Rows(job, shard), Tally()
+def _tally(task: tuple[Decisions, Shard]) -> Tally:
+    decisions, shard = task
+    verdict, copies = decisions.of(shard)
+    rows, tally = Rows(decisions.job, shard), Tally()
     tally.add(
-        masked_batch(rows.batch, verdict, job),
+        masked_batch(rows.batch, verdict, decisions.job.policy),
         verdict.objections,
         verdict.languages[0],
-        source=places.sources[shard.source],
+        source=copies.places.sources[shard.source],
         first=shard.first,
         records=rows.table["record"].to_numpy(),
         ids=rows.table["id"].to_pylist(),
@@ -325,24 +329,18 @@ def _tally(task: tuple[Job, Shard, Path, Path | None, Places]) -> Tally:
     return tally
 
 
-def masks(job: Job) -> bool:
-    section = job.policy.personal_data
-    return section.enabled and section.action == "mask"
-
-
-def masked_batch(batch: Batch, verdict: Verdict, job: Job) -> Batch:
+def masked_batch(batch: Batch, verdict: Verdict, policy: GovernancePolicy) -> Batch:
     """The batch, without the personal data that the policy has masked."""
-    if not masks(job):
+    if not masks(policy):
         return batch
     from hybrid_kernels.governance import personal
 
     texts = tuple(list(column) for column in batch.texts)
     for objection in verdict.objections:
         if objection.step == "personal data":
-            for column, name in zip(texts, batch.columns.texts, strict=True):
-                if name == objection.column:
-                    for row in objection.rows.tolist():
-                        column[row] = personal.masked(column[row], job.policy)
+            column = texts[batch.columns.texts.index(str(objection.column))]
+            for row in objection.rows.tolist():
+                column[row] = personal.masked(column[row], policy)
     return replace(batch, texts=texts)
 
 
