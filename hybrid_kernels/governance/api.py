@@ -22,7 +22,7 @@ from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
 from hybrid_kernels.governance.found import load_places
 from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
-from hybrid_kernels.governance.pipeline import Judgement, Pipeline
+from hybrid_kernels.governance.pipeline import Judgement, Pipeline, processor_seconds
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.progress import Reporter
 from hybrid_kernels.governance.sources import InMemory, Source, open_sources
@@ -219,12 +219,11 @@ class _Files:
         outputs: list[dict[str, Any]] = []
         if not dry_run:
             remove_result(self.out)
-            spent, begun = self.engine.seconds, time.process_time()
+            before = processor_seconds(self.engine)
             with pipeline.stage("write") as count:
                 outputs = write_rows(judgement, self.sources, self.out, self.engine)
                 count(rows)
-            seconds = self.engine.seconds - spent + time.process_time() - begun
-            judgement.tally.add_cost("writing", rows, seconds)
+            judgement.tally.add_cost("writing", rows, processor_seconds(self.engine) - before)
         summary = summary_of(judgement, job.languages)
         summary["duplicate_ids"] = duplicate_ids(judgement) if job.columns.id else None
         summary["stages"] = pipeline.stages

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from hybrid_kernels._files import write_file
 from hybrid_kernels.governance.batch import Objection
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.steps import Shard
-from hybrid_kernels.governance.storage import RowStore, read_table
+from hybrid_kernels.governance.storage import RowStore, read_table, write_table
 from hybrid_kernels.governance.summary import Other
 from hybrid_kernels.governance.text import excerpt
 
@@ -141,6 +142,18 @@ class Copies(Mapping[int, Other]):
 
     def _text(self, row: int) -> str:
         return " | ".join(excerpt(text) for text in self.places.texts(row))
+
+
+def write_copies(path: Path, found: Any, seconds: float) -> None:
+    """Of `duplicates.Found`, and the seconds it took."""
+    columns = {name: getattr(found, name) for name in ("row", "duplicate_of", "linked_to", "similarity", "exact")}
+    columns["leaked"] = found.kind == "leakage"
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    write_table(table.replace_schema_metadata({"seconds": repr(seconds)}), path)
+
+
+def copies_seconds(path: Path) -> float:
+    return float(read_table(path).schema.metadata[b"seconds"])
 
 
 def copies_in(path: Path | None, places: Places, shard: Shard) -> Copies:

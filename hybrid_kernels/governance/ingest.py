@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,26 +37,29 @@ def source_keys(sources: Sequence[Readable], columns: Columns, revision: Any) ->
     ]
 
 
-def shards_of(source: Readable, folder: Path) -> Iterator[tuple[str, int]]:
-    """(file name, rows) of each shard of a source in `folder`, written as far as it is not there yet."""
+def shards_of(source: Readable, folder: Path) -> Iterator[tuple[str, int, float]]:
+    """(file name, rows, seconds it took to read them) of each shard of a source; those that are not there are written."""
     done = folder / "done.json"
     if done.exists():
-        for number, rows in enumerate(json.loads(done.read_text(encoding="utf-8"))):
-            yield _name(number), rows
+        for name, rows, seconds in json.loads(done.read_text(encoding="utf-8")):
+            yield name, rows, seconds
         return
-    counts: list[int] = []
+    shards: list[tuple[str, int, float]] = []
     position = None
-    while (path := folder / _name(len(counts))).exists():
+    while (path := folder / _name(len(shards))).exists():
         table = read_table(path)
-        position = json.loads(table.schema.metadata[b"position"])
-        yield path.name, len(table)
-        counts.append(len(table))
+        position, seconds = json.loads(table.schema.metadata[b"read"])
+        shards.append((path.name, len(table), seconds))
+        yield shards[-1]
+    started = time.process_time()
     for table, position in source.batches(position):
-        path = folder / _name(len(counts))
-        write_table(table.replace_schema_metadata({"position": json.dumps(position)}), path)
-        counts.append(len(table))
-        yield path.name, len(table)
-    write_file(done, json.dumps(counts))
+        path = folder / _name(len(shards))
+        seconds = time.process_time() - started
+        write_table(table.replace_schema_metadata({"read": json.dumps([position, seconds])}), path)
+        shards.append((path.name, len(table), seconds))
+        yield shards[-1]
+        started = time.process_time()
+    write_file(done, json.dumps(shards))
 
 
 def _name(number: int) -> str:

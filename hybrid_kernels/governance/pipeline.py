@@ -27,12 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance import thresholds, verdicts
-from hybrid_kernels.governance.batch import Batch, Bounds
-from hybrid_kernels.governance.engine import Engine
-from hybrid_kernels.governance.found import Copies, Places, copies_in, load_places, masks, save_places
+from hybrid_kernels.governance.batch import Batch, Bounds, Features
+from hybrid_kernels.governance.engine import Engine, InProcess
+from hybrid_kernels.governance.found import (
+    Copies,
+    Places,
+    copies_in,
+    copies_seconds,
+    load_places,
+    masks,
+    save_places,
+    write_copies,
+)
 from hybrid_kernels.governance.ingest import Readable, shards_of, source_keys
 from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key
+from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key, measured_fields
 from hybrid_kernels.governance.storage import RowStore, read_table
 from hybrid_kernels.governance.summary import Tally
 from hybrid_kernels.governance.verdicts import Verdict
@@ -162,17 +171,19 @@ class Pipeline:
     @cached_property
     def looks_for_copies(self) -> bool:
         policy = self.job.policy
-        evaluation = any(source.evaluation for source in self.sources)
-        return policy.duplicates.enabled or (policy.leakage.enabled and evaluation)
+        return policy.duplicates.enabled or (policy.leakage.enabled and self.has_evaluation)
+
+    @property
+    def has_evaluation(self) -> bool:
+        return any(source.evaluation for source in self.sources)
 
     def _shards(self) -> Iterator[Shard]:
         first = 0
         for number, (source, key) in enumerate(zip(self.sources, self.keys, strict=True)):
-            started, parts = time.process_time(), shards_of(source, self.job.work / "rows" / key)
-            for name, rows in parts:
-                self.tally.add_cost("reading", rows, time.process_time() - started)
+            for name, rows, seconds in shards_of(source, self.job.work / "rows" / key):
+                self.tally.add_cost("reading", rows, seconds)
                 yield Shard(f"{key}/{name}", number, source.evaluation, rows, first)
-                first, started = first + rows, time.process_time()
+                first += rows
 
     def _measure(self, count: Callable[[int], None]) -> tuple[list[Shard], Any]:
         """Shards are measured while later ones are read."""
@@ -180,10 +191,10 @@ class Pipeline:
         histograms = thresholds.Histograms()
         signatures = self._signatures if self.looks_for_copies else None
 
-        def tasks() -> Iterator[tuple[Job, Shard, Path | None]]:
+        def tasks() -> Iterator[tuple[Job, Shard, Path | None, bool]]:
             for shard in self._shards():
                 shards.append(shard)
-                yield self.job, shard, signatures
+                yield self.job, shard, signatures, self.has_evaluation
 
         for number, measured in self.engine.map(_measure, tasks(), "read and measure", rows=_rows_of_task):
             shard = shards[number]
@@ -196,11 +207,13 @@ class Pipeline:
 
     @cached_property
     def _signatures(self) -> Path:
-        policy = self.job.policy.model_dump(mode="json", include={"duplicates", "leakage", "language", "seed"})
-        key = content_key(
-            self.revision, policy, self.job.keys.get("language"), asdict(self.job.columns), self.job.languages
-        )
-        return self.job.work / "signatures" / key
+        from hybrid_kernels.governance import duplicates
+
+        job = self.job
+        measured = measured_fields(job.policy, duplicates.MEASURED)
+        columns, language = asdict(job.columns), job.keys.get("language")
+        key = content_key(self.revision, measured, columns, job.languages, language, self.has_evaluation)
+        return job.work / "signatures" / key
 
     def _judge(self, shards: Sequence[Shard], bounds: Bounds, count: Callable[[int], None]) -> Path:
         policy = self.job.policy.model_dump(mode="json", exclude=_LATER)
@@ -238,15 +251,16 @@ class Pipeline:
         folder = self.job.work / "duplicates" / key
         found = folder / "found.arrow"
         if found.exists():
+            self.tally.add_cost("duplicates", len(alive), copies_seconds(found))
             return found
         evaluation = np.repeat([shard.evaluation for shard in shards], [shard.rows for shard in shards])
-        spent, started = self.engine.seconds, time.process_time()
+        before = processor_seconds(self.engine)
         signatures = [self._signatures / shard.part for shard in shards]
-        duplicates.find(store, signatures, alive, evaluation, policy, self.engine, folder)
-        seconds = self.engine.seconds - spent
-        if self.engine.seconds == spent or self.engine.workers > 1:
-            seconds += time.process_time() - started
+        columns = self.job.columns
+        copies = duplicates.find(store, signatures, alive, evaluation, columns, policy, self.engine, folder)
+        seconds = processor_seconds(self.engine) - before
         self.tally.add_cost("duplicates", len(alive), seconds)
+        write_copies(found, copies, seconds)
         count(len(alive))
         return found
 
@@ -266,8 +280,8 @@ class Measured:
     computed: bool
 
 
-def _measure(task: tuple[Job, Shard, Path | None]) -> Measured:
-    job, shard, signatures = task
+def _measure(task: tuple[Job, Shard, Path | None, bool]) -> Measured:
+    job, shard, signatures, leakage = task
     rows, seconds, computed = Rows(job, shard), {}, False
     for step in job.steps_of(shard):
         seconds[step.name], now = rows.measure(step)
@@ -276,7 +290,7 @@ def _measure(task: tuple[Job, Shard, Path | None]) -> Measured:
     languages = tuple(list(features[f"row_language_{i}"]) for i in range(len(job.columns.texts)))
     if signatures is not None:
         path = signatures / shard.part
-        seconds["duplicates"], now = _sign(path, rows, languages)
+        seconds["duplicates"], now = _sign(path, rows, languages, leakage)
         computed |= now
     histograms = thresholds.Histograms()
     if not shard.evaluation:
@@ -284,15 +298,16 @@ def _measure(task: tuple[Job, Shard, Path | None]) -> Measured:
     return Measured(histograms, seconds, computed)
 
 
-def _sign(path: Path, rows: Rows, languages: tuple[list[str | None], ...]) -> tuple[float, bool]:
+def _sign(
+    path: Path, rows: Rows, languages: tuple[list[str | None], ...], leakage: bool
+) -> tuple[float, bool]:
     from hybrid_kernels.governance import duplicates
     from hybrid_kernels.governance.storage import write_table
 
     if path.exists():
         return float(read_table(path).schema.metadata[b"seconds"]), False
     started = time.process_time()
-    policy = rows.job.policy
-    table = duplicates.sign(rows.batch, languages, policy, policy.leakage.enabled)
+    table = duplicates.sign(rows.batch, languages, rows.job.policy, leakage)
     seconds = time.process_time() - started
     write_table(table.replace_schema_metadata({"seconds": repr(seconds)}), path)
     return seconds, True
@@ -307,9 +322,24 @@ def _judge(task: tuple[Job, Shard, Bounds, Path]) -> tuple[dict[str, float], boo
     features = rows.features()
     objections, seconds = rows.objections(features, bounds)
     languages = tuple(list(features[f"row_language_{i}"]) for i in range(len(job.columns.texts)))
-    verdict = Verdict(languages, np.full(shard.rows, np.nan), objections)
+    verdict = Verdict(languages, _confidence(features, shard.rows), objections)
     verdicts.write_verdict(path, verdict, seconds)
     return seconds, True
+
+
+def _confidence(features: Features, rows: int) -> NDArray[np.float64]:
+    """Of the language of each row: the lower one, where it has two texts."""
+    confidence = np.full(rows, np.nan)
+    for name, values in features.items():
+        if name.startswith("confidence_"):
+            confidence = np.fmin(confidence, values.astype(np.float64))
+    return confidence
+
+
+def processor_seconds(engine: Engine) -> float:
+    """Of this process and of the engine's workers."""
+    here = isinstance(engine, InProcess)
+    return time.process_time() + (0.0 if here else engine.seconds)
 
 
 def _tally(task: tuple[Decisions, Shard]) -> Tally:

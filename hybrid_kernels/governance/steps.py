@@ -120,18 +120,21 @@ def make_job(
 ) -> Job:
     """`revision`: JSON-able, of the code and libraries that compute features."""
     on = tuple(step for step in steps if step.is_on(policy))
-    values = policy.model_dump(mode="json")
     keys = {}
     for step in on:
-        measured = {path: _field(values, path) for path in step.load().MEASURED}
+        measured = measured_fields(policy, step.load().MEASURED)
         texts = [columns.texts, columns.expected, columns.kind]
         keys[step.name] = content_key(revision, step.name, texts, list(languages), measured)
     return Job(work, columns, tuple(languages), policy, on, keys)
 
 
-def _field(values: Any, path: str) -> Any:
-    for name in path.split("."):
-        values = values[name]
+def measured_fields(policy: GovernancePolicy, paths: Sequence[str]) -> dict[str, Any]:
+    """Path ("quality.min_shingles", or a whole section) → what the policy has there."""
+    values = {}
+    for path in paths:
+        values[path] = policy.model_dump(mode="json")
+        for name in path.split("."):
+            values[path] = values[path][name]
     return values
 
 
@@ -199,11 +202,6 @@ def row_languages(batch: Batch, features: Features, policy: GovernancePolicy) ->
     from hybrid_kernels.governance import language
 
     return tuple(language.row_languages(batch, features, policy))
-
-
-def language_of_rows(features: Features, columns: Columns) -> list[str | None]:
-    """Under which each row is counted: the language of its first text."""
-    return list(features["row_language_0"])
 
 
 def write_features(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ def workspace(out: Path) -> Iterator[Path]:
         NotADirectoryError: it is a file.
         BlockingIOError: another run is at work in it.
     """
+    import fcntl
+
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is to be the folder of the result, and is a file")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in _OURS):
