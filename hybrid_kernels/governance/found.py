@@ -156,6 +156,13 @@ def copies_seconds(path: Path) -> float:
     return float(read_table(path).schema.metadata[b"seconds"])
 
 
+def group_sizes(path: Path) -> list[int]:
+    """Rows of each group of duplicates, the kept one too."""
+    table = read_table(path)
+    kept = table["duplicate_of"].to_numpy()[~table["leaked"].to_numpy(zero_copy_only=False)]
+    return (np.unique(kept, return_counts=True)[1] + 1).tolist()
+
+
 def copies_in(path: Path | None, places: Places, shard: Shard) -> Copies:
     """Of the copies listed in the file at `path` those in `shard`; none without a file."""
     if path is None:

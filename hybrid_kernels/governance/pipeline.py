@@ -34,6 +34,7 @@ from hybrid_kernels.governance.found import (
     Places,
     copies_in,
     copies_seconds,
+    group_sizes,
     load_places,
     masks,
     save_places,
@@ -143,6 +144,7 @@ class Pipeline:
         kept = alive
         if copies is not None:
             kept[read_table(copies)["row"].to_numpy()] = False
+            self.tally.add_groups(group_sizes(copies))
         places = Places(store, shards, [source.name for source in self.sources], policy if masks(policy) else None)
         decisions = Decisions(self.job, folder, copies, save_places(places, self.job.work))
         with self.stage("count") as count:
