@@ -95,6 +95,11 @@ class LeakagePolicy(Section):
         default="auto",
         description="whether all text columns must match or any one; auto: all of a pair, any of a translation",
     )
+    min_shingles: int = Field(
+        default=20,
+        ge=1,
+        description="distinct shingles of a text from which it is evidence by itself (half where ideographs dominate)",
+    )
 
 
 class QualityPolicy(Section):
