@@ -21,7 +21,7 @@ from hybrid_kernels.governance.batch import Batch, Objection
 #: Steps in the order in which rows leave: a row is rejected by the first that objects.
 STEPS = ("input", "quality", "language", "personal data", "perplexity", "duplicates", "leakage")
 #: Examples of each reason, and of each side's text so many characters.
-EXAMPLES, EXCERPT = 5, 400
+EXAMPLES, EXCERPT = 5, 300
 #: A row without a language, and one that claims something that is no language code.
 UNDETERMINED, MALFORMED = "und", "not a language code"
 
