@@ -32,7 +32,10 @@ class TabularSource(Source):
 
     @abstractmethod
     def _parts(self, start: int, names: list[str] | None) -> Iterator[_Part]:
-        """From row `start` on (table, its rows, "") or (None, rows, why they cannot be read); `names`: the columns wanted."""
+        """From row `start` on (table, its rows, ""), or (None, rows, why they cannot be read).
+
+        `names`: the columns wanted; None: all.
+        """
 
     def _check_unchanged(self) -> None:
         """OSError: this is no longer what was opened."""
