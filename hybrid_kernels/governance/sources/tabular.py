@@ -50,9 +50,10 @@ class TabularSource(Source):
 
     def batches(self, start: dict[str, int] | None = None) -> Iterator[tuple[pa.Table, dict[str, int]]]:
         first = start["record"] if start else 0
+        self._check_unchanged()
         for table, position in tables(self.columns, self._contents(first), first, first):
             self._check_unchanged()
-            yield table, {"record": position["record"]}
+            yield table, position
 
     def records(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any] | bytes]]:
         self._check_unchanged()
