@@ -143,23 +143,22 @@ class Tsv(Csv):
         if _QUOTE not in line or (len(plain) == wanted and not last_opens):
             return line, plain
         raw, fields = super()._split(line, lines)
-        if (
-            len(fields) != wanted
-            or isinstance(fields, str)
-            or self._swallows(raw[len(line) :], len(plain) == wanted)
-        ):
-            lines.unread(raw[len(line) :])
+        further = raw[len(line) :]
+        if len(fields) != wanted or isinstance(fields, str) or self._swallows(line, further):
+            lines.unread(further)
             return line, plain
         return raw, fields
 
-    def _swallows(self, further: bytes, first_is_whole: bool) -> bool:
+    def _swallows(self, first: bytes, further: bytes) -> bool:
         """Whether a line behind the first is a record by itself, so that the quote before it is a mere character."""
-        lines = further.split(b"\n")
-        if not first_is_whole:  # then the fields behind the quoted one are in the last line
-            lines = lines[: -2 if further.endswith(b"\n") else -1]
-        return any(
-            line.count(self.delimiter) >= len(self._fields) - 1 for line in lines if line or first_is_whole
-        )
+        needed = len(self._fields) - 1
+        tabs = first.count(self.delimiter)
+        if not further or (needed and tabs + further.count(self.delimiter) == needed):
+            return False
+        lines = further.removesuffix(b"\n").split(b"\n")
+        if tabs != needed:  # then the fields behind the quoted one are in the last line
+            lines.pop()
+        return any(line.count(self.delimiter) >= needed for line in lines)
 
 
 def quoted_fields(first: bytes, lines: Lines, delimiter: bytes, most: int) -> tuple[bytes, list[bytes] | str]:

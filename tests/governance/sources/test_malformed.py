@@ -11,7 +11,16 @@ import pytest
 from hybrid_kernels.governance import storage
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.sources import lines
-from tests.governance.sources.support import COMPRESS, DECOMPRESS, PAIR, kept_bytes, opened, problems, read, texts
+from tests.governance.sources.support import (
+    COMPRESS,
+    DECOMPRESS,
+    PAIR,
+    kept_bytes,
+    opened,
+    problems,
+    read,
+    texts,
+)
 
 GOOD = b'{"text": "good"}\n'
 JSON_PROBLEMS = {
@@ -101,10 +110,15 @@ def test_many_quotes_that_are_not_closed_are_read_in_linear_time(tmp_path):
 
 
 def test_undecodable_bytes_of_a_file_in_another_encoding(tmp_path):
-    rows = ["Der Bär wäre über die Brücke gegangen, hätte er größere Füße gehabt.", "Vögel hören schöne Töne."] * 50
+    rows = [
+        "Der Bär wäre über die Brücke gegangen, hätte er größere Füße gehabt.",
+        "Vögel hören schöne Töne.",
+    ] * 50
     source = opened(tmp_path / "a.txt", "\n".join(rows).encode("cp1252"))
     [*found] = problems(source)
-    assert all("is not utf-8; the file looks like " in problem and "(pass encoding=" in problem for problem in found)
+    assert all(
+        "is not utf-8; the file looks like " in problem and "(pass encoding=" in problem for problem in found
+    )
     named = found[0].split("encoding=")[1].strip("')")
     assert texts(opened(tmp_path / "a.txt", None, encoding=named)) == rows
 
@@ -220,7 +234,10 @@ def check_whole(source, folder, content, monkeypatch):
     rows = read(source)
     assert [row["record"] for row in rows] == list(range(len(rows)))
     for row in rows:
-        assert all((row[f"text_{i}"] is None) == (row["problem"] is not None) for i in range(len(source.columns.texts)))
+        assert all(
+            (row[f"text_{i}"] is None) == (row["problem"] is not None)
+            for i in range(len(source.columns.texts))
+        )
     assert [record for record, _ in source.records(np.arange(len(rows)))] == list(range(len(rows)))
     assert kept_bytes(source, [True] * len(rows), folder)[0] == content
     alternate = [i % 2 == 0 for i in range(len(rows))]
@@ -250,7 +267,9 @@ def test_random_bytes(tmp_path, monkeypatch, suffix, seed):
     try:
         source = opened(path, content)
     except ValueError as error:  # of a file that is not what its name says
-        assert any(phrase in str(error) for phrase in ("looks like UTF", "no text column 'text'", "JSON array"))
+        assert any(
+            phrase in str(error) for phrase in ("looks like UTF", "no text column 'text'", "JSON array")
+        )
         return
     check_whole(source, tmp_path / "kept", content, monkeypatch)
 

@@ -32,14 +32,22 @@ CSV = (
     '5,5" nails\n6,"二つの 文"\n7,'
 ).encode()
 TSV = (
-    'id\ttext\n1\tplain\r\n\n2\t"all ""quoted"""\n3\t"Well, he said\n4\tit is "so\n5\t"two\nlines"\n"6\n6"\tx\n7\t5"\n'
-).encode()
+    b'id\ttext\n1\tplain\r\n\n2\t"all ""quoted"""\n3\t"Well, he said\n4\tit is "so\n5\t"two\nlines"\n"6\n6"\tx\n7\t5"\n'
+)
 TXT = "plain\n\n\r\nслово\r\n ab\u2028cd\u0085e\rf \n\n二つの 文".encode()
 FILES = {
     "a.jsonl": (JSONL, ["plain", "слово", "二つの\u2028 文", "tab\t", "😀 last, no newline"]),
     "a.csv": (
         CSV,
-        ["plain", 'quoted, with "quotes"', "two\nlines\r\n\r\nand more", "слово", '5" nails', "二つの 文", ""],
+        [
+            "plain",
+            'quoted, with "quotes"',
+            "two\nlines\r\n\r\nand more",
+            "слово",
+            '5" nails',
+            "二つの 文",
+            "",
+        ],
     ),
     "a.tsv": (TSV, ["plain", 'all "quoted"', '"Well, he said', 'it is "so', "two\nlines", "x", '5"']),
     "a.txt": (TXT, ["plain", "", "", "слово", " ab\u2028cd\u0085e\rf ", "", "二つの 文"]),
@@ -144,7 +152,9 @@ def test_tables_have_the_schema_of_shards(tmp_path):
     assert rows[2]["text_0"] is rows[2]["text_1"] is None
 
 
-@pytest.mark.parametrize(("expected", "found"), [(("lang",), ["de", "de"]), (("=en",), ["en", "en"]), ((), [None, None])])
+@pytest.mark.parametrize(
+    ("expected", "found"), [(("lang",), ["de", "de"]), (("=en",), ["en", "en"]), ((), [None, None])]
+)
 def test_one_expected_language_holds_for_both_texts(tmp_path, expected, found):
     source = opened(tmp_path / "a.csv", b"a,b,lang\nx,y,de\n", Columns(("a", "b"), expected))
     assert [read(source)[0][f"expected_{i}"] for i in range(2)] == found
@@ -168,7 +178,9 @@ def test_records_are_all_columns(tmp_path, name):
 @pytest.mark.parametrize("encoding", ["cp1252", "gb18030", "shift_jis", "latin-1"])
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
 def test_other_encodings(tmp_path, encoding, suffix):
-    words = {"gb18030": ["表,達", "𠀀字"], "shift_jis": ["表示ソ", 'ソ"能']}.get(encoding, ["façade", "naïve ÿ"])
+    words = {"gb18030": ["表,達", "𠀀字"], "shift_jis": ["表示ソ", 'ソ"能']}.get(
+        encoding, ["façade", "naïve ÿ"]
+    )
     rendered = {
         "csv": "text\n" + "".join('"' + word.replace('"', '""') + '"\n' for word in words),
         "jsonl": "".join(json.dumps({"text": word}, ensure_ascii=False) + "\n" for word in words),
@@ -178,7 +190,9 @@ def test_other_encodings(tmp_path, encoding, suffix):
     source = opened(tmp_path / f"a.{suffix}", content, encoding=encoding)
     assert texts(source) == words
     assert kept_bytes(source, [True, True], tmp_path / "kept")[0] == content
-    changed, _ = kept_bytes(source, [True, True], tmp_path / "kept", lambda i: {"text": "new"} if i == 0 else {})
+    changed, _ = kept_bytes(
+        source, [True, True], tmp_path / "kept", lambda i: {"text": "new"} if i == 0 else {}
+    )
     again = opened(tmp_path / "again" / f"a.{suffix}", changed, encoding=encoding)
     assert texts(again) == ["new", words[1]]
 
