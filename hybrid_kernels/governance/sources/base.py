@@ -49,8 +49,9 @@ def check_columns(source: str, asked: dict[str, str], there: list[str]) -> None:
 class Source(ABC):
     """Rows of one file or data set, read in order. Cheap to pickle; no file is open between calls.
 
-    Every record of the source is one row, numbered from 0, a malformed one too; blank lines of JSONL, CSV and TSV are no
-    records. Ids are handed on as strings; whether they are unique is not looked at.
+    Every record of the source is one row, numbered from 0, a malformed one too; blank lines of JSONL, CSV and TSV are
+    no records, and share the fate of the record before them. Ids are handed on as strings; whether they are unique is
+    not looked at.
 
     Attributes:
         name: as the user knows it.
@@ -69,7 +70,8 @@ class Source(ABC):
 
     @abstractmethod
     def batches(self, start: dict[str, int] | None = None) -> Iterator[tuple[pa.Table, dict[str, int]]]:
-        """Tables of `storage.row_schema`, each with the position behind it: `start` of a call that goes on there, in JSON.
+        """Tables of `storage.row_schema`, each with the position behind it, as JSON has it: `start` of a call that
+        goes on there.
 
         A table has at most `storage.MAX_ROWS` rows and, unless it is one row, `storage.MAX_BYTES` of text.
 

@@ -1,17 +1,18 @@
 """CSV and TSV.
 
-CSV is RFC 4180: a field in quotes may hold commas, newlines and doubled quotes. Python's reader is not used, because it
-does not say at which byte a record ends and because a quote that is never closed takes the rest of the file with it;
-here it costs one line.
+CSV is RFC 4180: a field in quotes may hold commas, newlines and doubled quotes. Python's reader is used within a line
+only, because it does not say at which byte a record ends and because a quote that is never closed takes the rest of the
+file with it; here it costs one line.
 
-TSV has two dialects that no header tells apart: without quoting (XNLI, most corpora), and quoted as CSV (pandas, Excel).
-A line is first read without: if it has as many fields as the header, it is a record. Else a quoted field may hold the
-tabs and newlines. Either way a field that is quoted as a whole, quotes in it doubled, loses its quotes, and any other
-quote is a character.
+TSV has two dialects that no header tells apart: without quoting (XNLI, most corpora), and quoted as CSV (pandas,
+Excel). A line is first read without: if it has as many fields as the header, it is a record. Else a quoted field may
+hold the tabs and newlines. Either way a field that is quoted as a whole, quotes in it doubled, loses its quotes, and
+any other quote is a character.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,19 +66,33 @@ class Csv(RecordFile):
         return line in (b"\n", b"\r\n")
 
     def _record(self, line: bytes, lines: Lines) -> tuple[bytes, Content]:
-        raw, fields = self._split(line, lines)
-        if isinstance(fields, str):
-            return raw, fields
-        try:
-            text = self._decode(raw)
-        except UnicodeDecodeError as error:
-            return raw, self._undecodable(error)
-        if len(fields) != len(self._fields):
-            return raw, f"{len(fields)} fields instead of {len(self._fields)}"
-        if _QUOTE in raw:
-            return raw, dict(zip(self._fields, map(self._value, fields), strict=True))
-        values = text[: len(text) - len(split_ending(raw)[1])].split(self.delimiter.decode())
+        raw, values = line, self._quick(line)
+        if values is None:
+            raw, fields = self._split(line, lines)
+            if isinstance(fields, str):
+                return raw, fields
+            try:
+                self._decode(raw)
+            except UnicodeDecodeError as error:
+                return raw, self._undecodable(error)
+            values = [self._value(field) for field in fields]
+        if len(values) != len(self._fields):
+            return raw, f"{len(values)} fields instead of {len(self._fields)}"
         return raw, dict(zip(self._fields, values, strict=True))
+
+    def _quick(self, line: bytes) -> list[str] | None:
+        """What `_split` and `_value` would return where the record is simple; None: it may not be."""
+        try:
+            text = self._decode(split_ending(line)[0])
+        except UnicodeDecodeError:
+            return None
+        return self._quick_quoted(text) if _QUOTE in line else text.split(self.delimiter.decode())
+
+    def _quick_quoted(self, text: str) -> list[str] | None:
+        try:
+            return None if "\r" in text else next(csv.reader([text], strict=True))
+        except csv.Error:  # a quote that is not closed, say, or a field larger than Python's reader takes
+            return None
 
     def _split(self, line: bytes, lines: Lines) -> tuple[bytes, list[bytes] | str]:
         """(the record's bytes, its fields as they lie there or why they cannot be told apart)."""
@@ -118,6 +133,9 @@ class Tsv(Csv):
     format = "tsv"
     delimiter = b"\t"
 
+    def _quick_quoted(self, text: str) -> list[str] | None:
+        return None
+
     def _split(self, line: bytes, lines: Lines) -> tuple[bytes, list[bytes] | str]:
         plain = split_ending(line)[0].split(self.delimiter)
         wanted = len(self._fields) or len(plain)
@@ -125,30 +143,29 @@ class Tsv(Csv):
         if _QUOTE not in line or (len(plain) == wanted and not last_opens):
             return line, plain
         raw, fields = super()._split(line, lines)
-        if (
-            len(fields) != wanted
-            or isinstance(fields, str)
-            or self._swallows(raw[len(line) :], len(plain) == wanted)
-        ):
-            lines.unread(raw[len(line) :])
+        further = raw[len(line) :]
+        if len(fields) != wanted or isinstance(fields, str) or self._swallows(line, further):
+            lines.unread(further)
             return line, plain
         return raw, fields
 
-    def _swallows(self, further: bytes, first_is_whole: bool) -> bool:
+    def _swallows(self, first: bytes, further: bytes) -> bool:
         """Whether a line behind the first is a record by itself, so that the quote before it is a mere character."""
-        lines = further.split(b"\n")
-        if not first_is_whole:  # then the fields behind the quoted one are in the last line
-            lines = lines[: -2 if further.endswith(b"\n") else -1]
-        return any(
-            line.count(self.delimiter) >= len(self._fields) - 1 for line in lines if line or first_is_whole
-        )
+        needed = len(self._fields) - 1
+        tabs = first.count(self.delimiter)
+        if not further or (needed and tabs + further.count(self.delimiter) == needed):
+            return False
+        lines = further.removesuffix(b"\n").split(b"\n")
+        if tabs != needed:  # then the fields behind the quoted one are in the last line
+            lines.pop()
+        return any(line.count(self.delimiter) >= needed for line in lines)
 
 
 def quoted_fields(first: bytes, lines: Lines, delimiter: bytes, most: int) -> tuple[bytes, list[bytes] | str]:
     """The fields of the record that begins with the line `first`, quotes included, by RFC 4180.
 
-    With an error the record is `first` alone, and the lines behind it are unread. `most` fields bound how often the same
-    lines are read in vain.
+    With an error the record is `first` alone, and the lines behind it are unread. `most` fields bound how often the
+    same lines are read in vain.
     """
     buffer, fields, at = bytearray(first), [], 0
     end = len(split_ending(first)[0])

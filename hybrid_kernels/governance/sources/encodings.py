@@ -32,7 +32,7 @@ def checked_encoding(encoding: str) -> str:
 def wide_encoding(head: bytes) -> str | None:
     """UTF-16 or UTF-32, where the beginning of a file looks like it.
 
-    That is by its byte order mark, or because a quarter of the bytes is NUL, nearly all at even places or all at odd ones.
+    By its byte order mark, or because a quarter of it is NUL, nearly all of that at even places or at odd ones.
     """
     for mark, name in (
         (codecs.BOM_UTF32_LE, "UTF-32"),

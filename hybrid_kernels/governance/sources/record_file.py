@@ -93,6 +93,8 @@ class RecordFile(Source):
 
     def batches(self, start: dict[str, int] | None = None) -> Iterator[tuple[pa.Table, dict[str, int]]]:
         self._stamp.check()
+        if start and "end" in start:
+            return
         offset = start["offset"] if start else len(self._preamble)
         record = start["record"] if start else 0
         with self._lines(offset) as lines:

@@ -16,7 +16,7 @@ from hybrid_kernels.governance.sources.encodings import decode_problem
 def tables(
     columns: Columns, records: Iterable[tuple[Content, int]], record: int, offset: int
 ) -> Iterator[tuple[pa.Table, dict[str, int]]]:
-    """Tables, each with the position behind it.
+    """Tables, each with the position behind it; that of the last says so, and what is damaged there is read once.
 
     Args:
         records: content and the offset at which the next record begins.
@@ -31,7 +31,7 @@ def tables(
         table.add(record, content if isinstance(content, dict) else {}, texts, problem, size)
         record, offset = record + 1, end
     if table.rows:
-        yield table.finish(), {"record": record, "offset": offset}
+        yield table.finish(), {"record": record, "offset": offset, "end": True}
 
 
 def encodable(text: str) -> str:

@@ -23,7 +23,7 @@ _CHUNK = 1 << 16
 def reading(path: Path, compression: str, offset: int = 0) -> Iterator[tuple[Callable[[], bytes], int]]:
     """A function that returns the next bytes of the content, b"" at its end; how many of them lie before `offset`.
 
-    Of compressed content the calls return the same from run to run, damage or not, since they always begin at its start.
+    Of compressed content the calls return the same from run to run, damage or not: they always begin at its start.
     """
     if compression == ".zst":
         with pa.input_stream(str(path), compression="zstd") as stream:

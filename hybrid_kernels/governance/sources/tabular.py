@@ -32,7 +32,10 @@ class TabularSource(Source):
 
     @abstractmethod
     def _parts(self, start: int, names: list[str] | None) -> Iterator[_Part]:
-        """From row `start` on (table, its rows, "") or (None, rows, why they cannot be read); `names`: the columns wanted."""
+        """From row `start` on (table, its rows, ""), or (None, rows, why they cannot be read).
+
+        `names`: the columns wanted; None: all.
+        """
 
     def _check_unchanged(self) -> None:
         """OSError: this is no longer what was opened."""
@@ -47,9 +50,10 @@ class TabularSource(Source):
 
     def batches(self, start: dict[str, int] | None = None) -> Iterator[tuple[pa.Table, dict[str, int]]]:
         first = start["record"] if start else 0
+        self._check_unchanged()
         for table, position in tables(self.columns, self._contents(first), first, first):
             self._check_unchanged()
-            yield table, {"record": position["record"]}
+            yield table, position
 
     def records(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any] | bytes]]:
         self._check_unchanged()
