@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,15 +117,15 @@ def govern(
     _check_free(source.dataset, columns, policy)
     reporter = Reporter(Console(stderr=True) if progress else None)
     engine: Engine = InProcess(reporter) if num_proc is None else LocalEngine(num_proc, reporter)
-    with tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder, _no_bars():
-        read_table.cache_clear()
-        try:
-            job = make_job(Path(folder), columns, languages, policy, None)
-            judgement = Pipeline(sources, job, engine, None).run()
-            return _result(source.dataset, judgement, languages)
-        finally:
-            engine.close()
-            read_table.cache_clear()
+    with (
+        closing(engine),
+        tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder,
+        _own_tables(),
+        _no_bars(),
+    ):
+        job = make_job(Path(folder), columns, languages, policy, None)
+        judgement = Pipeline(sources, job, engine, None).run()
+        return _result(source.dataset, judgement, languages)
 
 
 def govern_files(
@@ -186,22 +186,17 @@ def govern_files(
     _check_additions(sources, columns, policy)
     out = Path(out)
     revision = [manifest.revision(), manifest.versions(policy), encoding]
-    with workspace(out) as work:
-        read_table.cache_clear()
-        runner: Engine = (
-            LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
-        )
-        try:
-            job = make_job(work.resolve(), columns, languages, policy, revision)
-            pipeline = Pipeline(sources, job, runner, revision)
-            judgement = pipeline.run()
-            result = _Files(out, sources, judgement, runner, encoding, engine, started)
-            summary = result.write(pipeline, dry_run)
-            if not dry_run:
-                pipeline.remove_leftovers()
-        finally:
-            runner.close()
-            read_table.cache_clear()
+    runner: Engine = (
+        LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
+    )
+    with closing(runner), workspace(out) as work, _own_tables():
+        job = make_job(work.resolve(), columns, languages, policy, revision)
+        pipeline = Pipeline(sources, job, runner, revision)
+        judgement = pipeline.run()
+        result = _Files(out, sources, judgement, runner, encoding, engine, started)
+        summary = result.write(pipeline, dry_run)
+        if not dry_run:
+            pipeline.remove_leftovers()
     return summary
 
 
@@ -459,6 +454,16 @@ def _check_additions(sources: Sequence[Source], columns: Columns, policy: Govern
 
 def _listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+
+
+@contextmanager
+def _own_tables() -> Iterator[None]:
+    """Tables that stay mapped keep their files on the disk; those of a run are let go with it."""
+    read_table.cache_clear()
+    try:
+        yield
+    finally:
+        read_table.cache_clear()
 
 
 @contextmanager
