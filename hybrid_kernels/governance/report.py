@@ -56,8 +56,8 @@ def page(
         summary: of `Tally.to_json`.
         histograms: of the features; None: no step measured any.
         bounds: what was held against the features.
-        what_if: of `what_if.table`, with `what_if.duplicate_lines` as "duplicates" where these were looked for; None: it
-            was not made.
+        what_if: of `what_if.table`, with `what_if.duplicate_lines` as "duplicates" where these were looked for; None:
+            it was not made.
         manifest: of `manifest.manifest`.
     """
     import jinja2

@@ -180,9 +180,9 @@ def table(
     Returns:
         JSON: {"rows", "shards", "of_shards": what was looked at; "rejected": under the policy in force; "lines"}.
         A line has a "field" and a "value" of it, whether it is "in_force", the rows "rejected" by all steps but
-        duplicates and leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language of which
-        the largest share of rows changes ("worst": {"language", "rows", "change": a signed share} or None), and the
-        "reasons" that the field decides: {"step: reason": {"rows", "alone": those nothing else speaks against}}.
+        duplicates and leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language of
+        which the largest share of rows changes ("worst": {"language", "rows", "change": a signed share} or None), and
+        the "reasons" that the field decides: {"step: reason": {"rows", "alone": nothing else speaks against these}}.
     """
     lines: list[dict[str, Any]] = []
     for name in dict.fromkeys(other.field for other in others):

@@ -108,7 +108,8 @@ def test_a_result_as_it_was_written_passes(result):
 
 
 @pytest.mark.parametrize(
-    "name", ["kept/a.jsonl", "rejected.jsonl", "verdicts.parquet", "summary.json", "report.html", "policy.yaml"]
+    "name",
+    ["kept/a.jsonl", "rejected.jsonl", "verdicts.parquet", "summary.json", "report.html", "policy.yaml"],
 )
 def test_a_changed_or_missing_file_is_found(result, name):
     with (result / name).open("ab") as file:
@@ -215,6 +216,9 @@ def test_claims_of_a_translation_are_constants_in_its_command():
 
 
 def test_rows_from_memory_have_no_command():
-    assert manifest.command(made([{"name": "dataset", "format": "dataset", "rows": 3, "fingerprint": "a"}])) is None
+    assert (
+        manifest.command(made([{"name": "dataset", "format": "dataset", "rows": 3, "fingerprint": "a"}]))
+        is None
+    )
     hub = {"name": "hub:owner/set:train", "format": "dataset", "rows": 3, "fingerprint": "a"}
     assert "govern hub:owner/set:train " in manifest.command(made([hub]))

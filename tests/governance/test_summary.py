@@ -61,7 +61,10 @@ def test_a_row_counts_for_the_first_step_that_objects_and_for_each_of_its_reason
 
 def test_both_columns_of_a_row_are_one_row():
     tally, _ = shard(
-        0, 3, objection("quality", "too short", [0, 1]), objection("quality", "too short", [1], column="other")
+        0,
+        3,
+        objection("quality", "too short", [0, 1]),
+        objection("quality", "too short", [1], column="other"),
     )
     assert tally.to_json()["by_step"]["quality"]["reasons"] == {"too short": 2}
     assert tally.to_json()["by_step"]["quality"]["alone"] == {"too short": 2}
@@ -176,5 +179,5 @@ def test_the_study_reads_the_summary():
 
 
 def test_an_unknown_step_is_an_error():
-    with pytest.raises(ValueError, match="a step is one of input, quality.*got 'speling'"):
+    with pytest.raises(ValueError, match=r"a step is one of input, quality.*got 'speling'"):
         shard(0, 1, objection("speling", "wrong", [0]))

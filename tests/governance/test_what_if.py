@@ -48,7 +48,14 @@ def judged(variations, *, bounds=lambda policy: {}, parts=1, policy=POLICY):
     for part in np.array_split(np.arange(10), parts):
         features = {name: values[part] for name, values in FEATURES.items()}
         one = what_if.judge(
-            batch(len(part)), features, [LANGUAGES[i] for i in part], [], steps, policy, bounds(policy), others
+            batch(len(part)),
+            features,
+            [LANGUAGES[i] for i in part],
+            [],
+            steps,
+            policy,
+            bounds(policy),
+            others,
         )
         found.merge(pickle.loads(pickle.dumps(one)))
     return what_if.table(found, others, policy, parts), others
