@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,7 @@ def page(
         groups=list(_groups(summary["duplicate_groups"])),
         drawings=list(_drawings(histograms, bounds)),
         what_if=what_if,
+        tried=[list(lines) for _, lines in groupby(what_if["lines"], itemgetter("field"))] if what_if else [],
         command=command(manifest),
         drawn=histogram,
     )

@@ -119,6 +119,12 @@ def test_a_changed_or_missing_file_is_found(result, name):
     assert [problem.split(" cannot")[0] for problem in manifest.check(result).problems] == [name]
 
 
+def test_a_change_that_leaves_the_size_is_found(result):
+    path = result / "kept" / "a.jsonl"
+    path.write_text(path.read_text().replace("three", "eerht"))
+    assert manifest.check(result).problems == ["kept/a.jsonl has changed: 40 bytes, 40 in the manifest"]
+
+
 def test_a_file_that_the_run_did_not_write_is_found(result):
     (result / "kept" / "more.jsonl").write_text("{}\n")
     assert manifest.check(result).problems == ["kept/more.jsonl is not in the manifest"]

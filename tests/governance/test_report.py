@@ -290,6 +290,11 @@ def test_bins_of_one_shade_are_one_rectangle_and_bounds_of_all_go_through_all():
     assert [text for _, text in found.ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
+def test_the_fullest_bin_has_the_darkest_shade_whatever_its_count():
+    shades = {drawing({}, en=[n] + [0] * 9).strips[0].bars[0].shade for n in range(1, 300)}
+    assert shades == {5}
+
+
 def test_a_bound_beyond_the_drawing_is_written_not_drawn():
     (strip,) = drawing({"en": Range(high=7.0)}, en=[1] * 10).strips
     assert (strip.high, strip.bounds) == (None, "at most 7")
