@@ -20,34 +20,33 @@ class Section(BaseModel):
 
 
 class LanguagePolicy(Section):
-    """Thresholds on the posterior of `py3langid`, tempered by the length of the text.
+    """Thresholds on probabilities of languages, which are calibrated by the length of the text.
 
-    A row is rejected on strong evidence only: its language must be improbable *and* another one probable. Tempering
-    keeps the posterior of a short text flat, so a short text seldom yields that evidence and passes, while a long one in
-    the wrong language always does.
+    A text is rejected on strong evidence only: its language must be improbable *and* another one probable. A short text
+    seldom yields that evidence and passes, while a long one in the wrong language always does.
     """
 
     enabled: bool = True
     min_expected: float = Field(
-        default=0.2, ge=0, le=1, description="lowest posterior of the expected language among the wanted ones"
+        default=0.02, ge=0, le=1, description="lowest probability of the expected language among the wanted ones"
     )
     min_wanted: float = Field(
-        default=0.2,
+        default=0.02,
         ge=0,
         le=1,
-        description="lowest posterior of all wanted languages together, among all known languages",
+        description="lowest probability of all wanted languages together, among all known languages",
     )
     min_rival: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="posterior another language must have for a row to be rejected in its favour",
+        description="probability another language must have for a row to be rejected in its favour",
     )
     min_assigned: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="lowest posterior, among all known languages, of an assigned language",
+        description="lowest probability, among all known languages, of an assigned language",
     )
     min_script: float = Field(
         default=0.2, ge=0, le=1, description="lowest share of letters in the language's own script"
@@ -95,6 +94,11 @@ class LeakagePolicy(Section):
     match: Literal["auto", "all", "any"] = Field(
         default="auto",
         description="whether all text columns must match or any one; auto: all of a pair, any of a translation",
+    )
+    min_shingles: int = Field(
+        default=20,
+        ge=1,
+        description="distinct shingles of a text from which it is evidence by itself (half where ideographs dominate)",
     )
 
 
