@@ -164,6 +164,7 @@ def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
     for source in made["evaluation"]:
         words += ["--evaluation", source["name"]]
     words += ["--encoding", made["encoding"]] if made["encoding"] != "utf-8" else []
+    words += [] if made["outputs"] else ["--dry-run"]
     return shlex.join([*words, "--policy", POLICY, *made["run"]["options"], "--out", out])
 
 

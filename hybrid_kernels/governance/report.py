@@ -55,7 +55,7 @@ def page(
     """HTML text.
 
     Args:
-        summary: of `Tally.to_json`.
+        summary: of `Tally.to_json`; with "duplicate_ids": {"ids", "rows", "first": a few of them} or None.
         histograms: of the features; None: no step measured any.
         bounds: what was held against the features.
         what_if: of `what_if.table`, with `what_if.duplicate_lines` as "duplicates" where these were looked for; None:
@@ -76,7 +76,7 @@ def page(
     environment.filters |= {"count": count, "share": share, "figure": figure}
     settings = list(_settings(manifest["policy"]))
     return environment.get_template("report.html").render(
-        summary=summary,
+        summary={"duplicate_ids": None, **summary},
         manifest=manifest,
         outcome=outcome(summary),
         settings=settings,

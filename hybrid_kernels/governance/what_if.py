@@ -6,20 +6,29 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance.batch import Batch, Bounds, Features, Objection
+from hybrid_kernels.governance.engine import Engine
 from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.steps import Job, Rows, Shard, input_objections
+from hybrid_kernels.governance.storage import read_table
 from hybrid_kernels.governance.summary import by_key, count_masks, language_key, reason_masks
 
+if TYPE_CHECKING:
+    from hybrid_kernels.governance.pipeline import Judgement
+
+#: Similarities to try, those above the policy's.
+SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 #: Shards that are judged under other policies; of more, as many at even distances.
 MAX_SHARDS = 32
 
 
-class Step(Protocol):
+class Judging(Protocol):
     """A module of governance, as far as its objections go (see `hybrid_kernels.governance.batch`)."""
 
     def objections(
@@ -116,7 +125,7 @@ def judge(
     features: Features,
     languages: Sequence[str | None],
     fixed: Sequence[Objection],
-    steps: Mapping[str, Step],
+    steps: Mapping[str, Judging],
     policy: GovernancePolicy,
     bounds: Bounds,
     others: Sequence[Alternative],
@@ -247,49 +256,85 @@ def _worst(
 
 
 def duplicate_lines(
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
+    row: NDArray[np.int64],
+    linked_to: NDArray[np.int64],
     similarity: NDArray[np.float64],
     thresholds: Sequence[float],
     in_force: float,
-    language: Callable[[NDArray[np.int64]], Sequence[str | None]],
 ) -> list[dict[str, Any]]:
-    """Rows that near-duplicates cost at each threshold, from the verified pairs.
+    """Rows that duplicates cost at each threshold above the one in force.
 
-    At a threshold the pairs that reach it form groups, and all rows of a group but one go. Below the threshold in force
-    the numbers are lower bounds: pairs that were no candidates were not verified.
+    A removed row stays removed only if the row that it is most similar to is as similar as the threshold asks, so that
+    no more go than there are such rows. At least so many go as these links bring into groups, less a row for each:
+    groups may also hang together by pairs that were not the most similar ones.
 
     Args:
-        left, right: row numbers of the pairs, both of one language.
-        similarity: of each pair, verified.
-        thresholds: to try; the one in force is added.
+        row, linked_to, similarity: the removed rows, to which row each is most similar, and how much.
+        thresholds: to try.
         in_force: the threshold in force.
-        language: of rows, by their numbers.
 
     Returns:
-        [{"threshold", "in_force", "removed": rows, "by_language": {code: rows}, "lower_bound"}], ascending.
+        [{"threshold", "in_force", "at_least", "at_most"}], ascending.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    rows, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
+    nodes, ends = np.unique(np.concatenate([row, linked_to]), return_inverse=True)
     ends = ends.reshape(2, -1)
-    keys = np.array([language_key(code) for code in language(rows)], object)
     lines = []
-    for threshold in sorted({*thresholds, in_force}):
+    for threshold in sorted({in_force, *(value for value in thresholds if value > in_force)}):
         of = similarity >= threshold
-        links = coo_array((np.ones(of.sum(), bool), (ends[0, of], ends[1, of])), shape=(len(rows), len(rows)))
-        # Rows are numbered through by group, so that the first row of each is where its number first occurs.
-        _, group = connected_components(links, directed=False)
-        gone = np.ones(len(rows), bool)
-        gone[np.unique(group, return_index=True)[1]] = False
-        lines.append(
-            {
-                "threshold": threshold,
-                "in_force": threshold == in_force,
-                "removed": int(gone.sum()),
-                "by_language": dict(sorted(Counter(keys[gone].tolist()).items())),
-                "lower_bound": threshold < in_force,
-            }
-        )
+        links = coo_array((np.ones(of.sum(), bool), (ends[0, of], ends[1, of])), shape=2 * (len(nodes),))
+        groups = connected_components(links, directed=False)[0] if len(nodes) else 0
+        here = threshold == in_force
+        most = int(of.sum())
+        least = most if here else min(most, len(nodes) - int(groups))
+        lines.append({"threshold": threshold, "in_force": here, "at_least": least, "at_most": most})
     return lines
+
+
+@dataclass(frozen=True)
+class _Task:
+    job: Job
+    shard: Shard
+    bounds: Bounds
+    others: Sequence[Alternative]
+
+
+def _judge(task: _Task) -> WhatIf:
+    job, rows = task.job, Rows(task.job, task.shard)
+    features = rows.features()
+    steps = {step.section: step.load() for step in job.steps}
+    fixed, languages = input_objections(rows.table), list(features["row_language_0"])
+    return judge(rows.batch, features, languages, fixed, steps, job.policy, task.bounds, task.others)
+
+
+def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
+    """What the report shows, of a run that has judged its rows: `table`, and `duplicate_lines` as "duplicates".
+
+    The values to try are the steps' ``VARIATIONS``: field → values.
+    """
+    from hybrid_kernels.governance import thresholds
+
+    job = judgement.decisions.job
+    sections = {step.section: getattr(step.load(), "VARIATIONS", {}) for step in job.steps}
+
+    def bounds(policy: GovernancePolicy) -> Bounds:
+        found = thresholds.bounds(judgement.histograms, policy)
+        return judgement.bounds if found == judgement.bounds else found  # one object is pickled once
+
+    others = alternatives(job.policy, sections | {"thresholds": thresholds.VARIATIONS}, bounds)
+    shards = [shard for shard in judgement.shards if not shard.evaluation]
+    tasks = [_Task(job, shards[i], judgement.bounds, others) for i in sample(len(shards))]
+    found = WhatIf()
+    for _, one in engine.map(_judge, tasks, "other thresholds", rows=lambda task: task.shard.rows):
+        found.merge(one)
+    duplicates = []
+    if judgement.decisions.copies is not None and job.policy.duplicates.enabled:
+        copies = read_table(judgement.decisions.copies)
+        copies = copies.filter(pc.invert(copies["leaked"]))
+        row, linked_to, similarity = (copies[name].to_numpy() for name in ("row", "linked_to", "similarity"))
+        duplicates = duplicate_lines(
+            row, linked_to, similarity, SIMILARITIES, job.policy.duplicates.threshold
+        )
+    return table(found, others, job.policy, len(shards)) | {"duplicates": duplicates}

@@ -22,7 +22,7 @@ def source(name, rows, content=b"x" * 10):
 def made(inputs=None, policy=None, seconds=1.0, engine="local", **changes):
     arguments = {
         "inputs": [source("a.jsonl", 3)] if inputs is None else inputs,
-        "outputs": [],
+        "outputs": [{"name": "kept/a.jsonl", "bytes": 1, "sha256": "2" * 64, "rows": 2}],
         "columns": COLUMNS,
         "languages": ["en", "sw"],
         "policy": policy or GovernancePolicy(),
@@ -219,6 +219,12 @@ def test_the_command_makes_the_same_run():
 def test_claims_of_a_translation_are_constants_in_its_command():
     found = made(columns=Columns(("en", "de"), ("=en", "=de"), translation=True))
     assert "--text en,de --expected en,de --translation --policy" in manifest.command(found)
+
+
+def test_a_dry_run_is_made_again_as_one():
+    assert " --dry-run " in manifest.command(made(outputs=[])) and " --dry-run " not in manifest.command(
+        made()
+    )
 
 
 def test_rows_from_memory_have_no_command():

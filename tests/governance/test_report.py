@@ -213,13 +213,11 @@ def test_the_table_of_other_thresholds():
 
 def test_a_sample_is_called_one():
     table = {"rows": 10, "shards": 32, "of_shards": 77, "rejected": 5, "lines": [line(0.2)]}
-    table["duplicates"] = [
-        {"threshold": 0.7, "in_force": False, "removed": 9, "by_language": {}, "lower_bound": True}
-    ]
+    table["duplicates"] = [{"threshold": 0.9, "in_force": False, "at_least": 7, "at_most": 9}]
     found = page(what_if=table)
     sentence = "This is a sample: 32 of 77 parts of the inputs at even distances, 10 of 20 rows."
     assert sentence in words(found.text)
-    assert [words(cell) for cell in found.row("0.7", 2)] == ["0.7", "at least 9"]
+    assert [words(cell) for cell in found.row("0.9", 2)] == ["0.9", "7 to 9"]
 
 
 def test_a_result_can_be_made_again_from_its_report():
@@ -231,6 +229,13 @@ def test_a_result_can_be_made_again_from_its_report():
     memory = [{"name": "dataset", "format": "dataset", "rows": 20, "fingerprint": "f00d"}]
     assert "The rows came from memory" in page(changes={"inputs": memory}).text
     assert "dry run: no rows were written" in page(changes={"outputs": []}).text
+
+
+def test_ids_of_several_rows_are_named():
+    summary = tally().to_json() | {"duplicate_ids": {"ids": 3, "rows": 7, "first": ["<a>", "b"]}}
+    columns = Columns(("premise", "hypothesis"), id="uid")
+    text = words(Page(report.page(summary, None, {}, None, made(summary, columns=columns))).text)
+    assert "3 ids in the column uid stand for 7 rows together: <a>, b, …" in text
 
 
 def test_no_rows_are_said_to_be_none():

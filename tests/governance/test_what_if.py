@@ -133,23 +133,25 @@ def test_the_sample_of_shards_is_spread_over_all(shards):
 
 
 def test_duplicates_at_each_threshold_are_groups_less_one_row():
-    # A chain 1 – 4 – 9 that breaks at 0.85, a pair of another language, one below the threshold in force.
-    left = np.array([4, 1, 20, 30])
-    right = np.array([9, 4, 21, 31])
-    similarity = np.array([0.84, 0.95, 1.0, 0.7])
-    lines = what_if.duplicate_lines(
-        left, right, similarity, [0.7, 0.9], 0.8, lambda rows: ["en" if row < 10 else "sw" for row in rows]
-    )
-    assert [(one["threshold"], one["removed"], one["by_language"]) for one in lines] == [
-        (0.7, 4, {"en": 2, "sw": 2}),
-        (0.8, 3, {"en": 2, "sw": 1}),
-        (0.9, 2, {"en": 1, "sw": 1}),
+    # 4 and 9 repeat 1; 9 is linked to 4. 21 repeats 20.
+    row, linked_to = np.array([4, 9, 21]), np.array([1, 4, 20])
+    similarity = np.array([0.95, 0.84, 1.0])
+    lines = what_if.duplicate_lines(row, linked_to, similarity, [0.7, 0.9, 0.97], 0.8)
+    assert [(one["threshold"], one["at_least"], one["at_most"]) for one in lines] == [
+        (0.8, 3, 3),
+        (0.9, 2, 2),
+        (0.97, 1, 1),
     ]
-    assert [one["in_force"] for one in lines] == [False, True, False]
-    assert [one["lower_bound"] for one in lines] == [True, False, False]
+    assert [one["in_force"] for one in lines] == [True, False, False]
+
+
+def test_rows_linked_to_each_other_may_lose_their_group():
+    # 2 and 3 are most similar to each other, and in the group of 1 by a pair of 0.85 that is no link.
+    lines = what_if.duplicate_lines(np.array([2, 3]), np.array([3, 2]), np.array([0.95, 0.95]), [0.9], 0.8)
+    assert [(one["at_least"], one["at_most"]) for one in lines] == [(2, 2), (1, 2)]
 
 
 def test_no_duplicates_are_no_rows_at_any_threshold():
     none = np.array([], np.int64)
-    lines = what_if.duplicate_lines(none, none, np.array([]), [0.9], 0.8, lambda rows: [])
-    assert [one["removed"] for one in lines] == [0, 0]
+    lines = what_if.duplicate_lines(none, none, np.array([]), [0.9], 0.8)
+    assert [(one["at_least"], one["at_most"]) for one in lines] == [(0, 0), (0, 0)]
