@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from hybrid_kernels.cli import adapters, base, bench, compare, govern, information, plot, study, tune, validate
+from hybrid_kernels.cli import (
+    adapters,
+    base,
+    bench,
+    compare,
+    govern,
+    information,
+    plot,
+    study,
+    tune,
+    validate,
+)
 
 __all__ = [
     "adapters",

@@ -31,18 +31,22 @@ def govern(
         ),
     ] = None,
     expected: Annotated[
-        str | None, typer.Option(help="The language of every text, or two, one for each text column, such as en,de.")
+        str | None,
+        typer.Option(help="The language of every text, or two, one for each text column, such as en,de."),
     ] = None,
     translation: Annotated[
         bool, typer.Option("--translation", help="The two texts are translations of each other.")
     ] = False,
     id_column: Annotated[str | None, typer.Option(help="The column that names a row.")] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="A YAML file as govern-policy prints it; what it leaves out has its default.")
+        Path | None,
+        typer.Option(help="A YAML file as govern-policy prints it; what it leaves out has its default."),
     ] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the policy; may be repeated."),
+        typer.Option(
+            "--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the policy; may be repeated."
+        ),
     ] = None,
     evaluation: Annotated[
         list[str] | None,
@@ -61,8 +65,8 @@ def govern(
 ) -> None:
     """Clean data: languages, duplicates, leakage of evaluation rows, quality, personal data; every rejection explained.
 
-    OUT receives kept/ (each input's kept rows byte for byte), rejected.jsonl (with every reason), verdicts.parquet (a row
-    for each row read), summary.json, report.html, policy.yaml and manifest.json. The same command goes on with an
+    OUT receives kept/ (each input's kept rows byte for byte), rejected.jsonl (with every reason), verdicts.parquet (a
+    row for each row read), summary.json, report.html, policy.yaml and manifest.json. The same command goes on with an
     interrupted run. OUT/work holds what it goes on from, the texts too, and may be deleted afterwards.
     """
     from hybrid_kernels.governance.api import govern_files

@@ -5,8 +5,8 @@
 >>> result.kept, result.rejected, result.summary
 >>> govern_files("data/*.jsonl.gz", ["en", "sw"], "cleaned/", text_columns=["text"], evaluation="test.jsonl")
 
-`govern` is for a data set in memory or of Hugging Face `datasets`; `govern_files` for files of any size: parallel, bounded
-in memory, resumed where it was stopped. Both run the same steps (`pipeline`) and decide the same.
+`govern` is for a data set in memory or of Hugging Face `datasets`; `govern_files` for files of any size: parallel,
+bounded in memory, resumed where it was stopped. Both run the same steps (`pipeline`) and decide the same.
 
 What is named here is imported at first use, so that a worker process imports what its own tasks need.
 """

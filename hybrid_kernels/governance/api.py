@@ -6,7 +6,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +15,19 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Value
 from rich.console import Console
 
 from hybrid_kernels.governance import manifest
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
-from hybrid_kernels.governance.found import load_places
 from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
 from hybrid_kernels.governance.pipeline import Judgement, Pipeline, processor_seconds
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.progress import Reporter
 from hybrid_kernels.governance.sources import InMemory, Source, open_sources
 from hybrid_kernels.governance.sources.streams import partial_file
-from hybrid_kernels.governance.steps import STEPS, Rows, Shard, make_job
+from hybrid_kernels.governance.steps import Rows, make_job
 from hybrid_kernels.governance.storage import read_table
 from hybrid_kernels.governance.workspace import DRY_RUN, remove_result, workspace
 
@@ -58,7 +58,10 @@ class GovernanceResult:
         """Write kept.jsonl, rejected.jsonl and summary.json (last) into `folder`, each file atomically."""
         folder = Path(folder)
         for name, rows in (("kept.jsonl", self.kept), ("rejected.jsonl", self.rejected)):
-            with partial_file(folder / name) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+            with (
+                partial_file(folder / name) as partial,
+                partial.open("w", encoding="utf-8", newline="\n") as file,
+            ):
                 for row in _rows(rows):
                     file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         manifest.write_summary(folder, self.summary)
@@ -114,7 +117,7 @@ def govern(
     _check_free(source.dataset, columns, policy)
     reporter = Reporter(Console(stderr=True) if progress else None)
     engine: Engine = InProcess(reporter) if num_proc is None else LocalEngine(num_proc, reporter)
-    with tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder:
+    with tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder, _no_bars():
         read_table.cache_clear()
         try:
             job = make_job(Path(folder), columns, languages, policy, None)
@@ -456,6 +459,18 @@ def _check_additions(sources: Sequence[Source], columns: Columns, policy: Govern
 
 def _listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Of `datasets`, whose bars for single steps of ours would say nothing."""
+    were_there = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_there:
+            datasets.enable_progress_bars()
 
 
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:

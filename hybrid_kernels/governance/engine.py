@@ -26,9 +26,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # Parallel are the tasks; threads of a library inside of one would only take each other's cores.
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-}
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
+)
 
 
 class Engine(Protocol):
@@ -208,7 +208,7 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def lost(self) -> RuntimeError:
+    def lost(self) -> ChildProcessError:
         """What to say of a worker that is gone in the middle of a task."""
         self.process.join(10)
         code = self.process.exitcode
@@ -219,7 +219,7 @@ class _Worker:
                 f"exit code {code}; a script that starts workers has to guard its own work with "
                 "if __name__ == '__main__':"
             )
-        return RuntimeError(f"a worker process ended in the middle of its work ({why})")
+        return ChildProcessError(f"a worker process ended in the middle of its work ({why})")
 
 
 @contextlib.contextmanager

@@ -146,7 +146,9 @@ class Copies(Mapping[int, Other]):
 
 def write_copies(path: Path, found: Any, seconds: float) -> None:
     """Of `duplicates.Found`, and the seconds it took."""
-    columns = {name: getattr(found, name) for name in ("row", "duplicate_of", "linked_to", "similarity", "exact")}
+    columns = {
+        name: getattr(found, name) for name in ("row", "duplicate_of", "linked_to", "similarity", "exact")
+    }
     columns["leaked"] = found.kind == "leakage"
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     write_table(table.replace_schema_metadata({"seconds": repr(seconds)}), path)

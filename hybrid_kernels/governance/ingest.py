@@ -38,21 +38,21 @@ def source_keys(sources: Sequence[Readable], columns: Columns, revision: Any) ->
 
 
 def shards_of(source: Readable, folder: Path) -> Iterator[tuple[str, int, float]]:
-    """(file name, rows, seconds it took to read them) of each shard of a source; those that are not there are written."""
+    """(file name, rows, seconds to read them) of each shard of a source; those that are not there are written."""
     done = folder / "done.json"
     if done.exists():
         for name, rows, seconds in json.loads(done.read_text(encoding="utf-8")):
             yield name, rows, seconds
         return
     shards: list[tuple[str, int, float]] = []
-    position = None
+    start = None
     while (path := folder / _name(len(shards))).exists():
         table = read_table(path)
-        position, seconds = json.loads(table.schema.metadata[b"read"])
+        start, seconds = json.loads(table.schema.metadata[b"read"])
         shards.append((path.name, len(table), seconds))
         yield shards[-1]
     started = time.process_time()
-    for table, position in source.batches(position):
+    for table, position in source.batches(start):
         path = folder / _name(len(shards))
         seconds = time.process_time() - started
         write_table(table.replace_schema_metadata({"read": json.dumps([position, seconds])}), path)

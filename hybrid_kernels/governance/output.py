@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance.engine import Engine
-from hybrid_kernels.governance.found import Copies, load_places, masks
+from hybrid_kernels.governance.found import Copies, masks
 from hybrid_kernels.governance.manifest import KEPT, REJECTED, VERDICTS, describe
 from hybrid_kernels.governance.pipeline import Decisions, Judgement, masked_batch
 from hybrid_kernels.governance.policy import GovernancePolicy
@@ -230,7 +230,9 @@ def _write_changes(task: tuple[Decisions, Shard, Path]) -> None:
         return
     rows, (verdict, _) = Rows(decisions.job, shard), decisions.of(shard)
     changed = row_changes(rows, verdict, decisions.job.policy)
-    texts = [json.dumps(changed[row], ensure_ascii=False) if row in changed else None for row in range(shard.rows)]
+    texts = [
+        json.dumps(changed[row], ensure_ascii=False) if row in changed else None for row in range(shard.rows)
+    ]
     write_table(pa.table({"changes": pa.array(texts, pa.large_string())}), path)
 
 

@@ -8,7 +8,7 @@ The work folder (it holds the texts, and may be deleted when no run is to go on 
     verdicts/KEY/SOURCE/N.arrow         what speaks against each row
     duplicates/KEY/                     which rows are copies of which
 
-Every file is whole or not there, and its path has a key of all that it depends on: content of the sources, columns,
+Every file is whole or not there, and its path has a key of all it depends on: content of the sources, columns,
 languages, the fields of the policy that count, code and libraries. So what is there is right, and is not computed again.
 """
 
@@ -145,7 +145,9 @@ class Pipeline:
         if copies is not None:
             kept[read_table(copies)["row"].to_numpy()] = False
             self.tally.add_groups(group_sizes(copies))
-        places = Places(store, shards, [source.name for source in self.sources], policy if masks(policy) else None)
+        places = Places(
+            store, shards, [source.name for source in self.sources], policy if masks(policy) else None
+        )
         decisions = Decisions(self.job, folder, copies, save_places(places, self.job.work))
         with self.stage("count") as count:
             tasks = [(decisions, shard) for shard in judged]

@@ -171,7 +171,9 @@ class Rows:
         fields = module.fields(self.job.columns, self.job.policy)
         features = module.measure(self.batch, self.job.policy)
         if features.keys() != fields.keys():
-            raise RuntimeError(f"step {step.name} has {sorted(features)} measured, its fields are {sorted(fields)}")
+            raise RuntimeError(
+                f"step {step.name} has {sorted(features)} measured, its fields are {sorted(fields)}"
+            )
         seconds = time.process_time() - started
         write_features(path, features, fields, seconds)
         return seconds, True

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +67,10 @@ def write_verdict(path: Path, verdict: Verdict, seconds: Mapping[str, float]) ->
     heads = [[one.step, one.reason, one.column, one.rejects] for one in parts]
     columns = [
         np.repeat(np.arange(len(parts), dtype=np.int32), [len(one.rows) for one in parts]),
-        *(np.concatenate([getattr(one, name) for one in parts] or [[]]) for name in ("rows", "score", "bound")),
+        *(
+            np.concatenate([getattr(one, name) for one in parts] or [[]])
+            for name in ("rows", "score", "bound")
+        ),
         [detail for one in parts for detail in one.detail],
     ]
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _OBJECTED, strict=True)]

@@ -38,7 +38,9 @@ def workspace(out: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise BlockingIOError(f"process {file.read().strip()} is at work in {out}; wait for it, or end it") from None
+            raise BlockingIOError(
+                f"process {file.read().strip()} is at work in {out}; wait for it, or end it"
+            ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

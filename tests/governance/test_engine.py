@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -99,7 +100,7 @@ def test_tasks_are_drawn_while_others_run(local):
 
 def test_a_worker_that_is_killed_is_an_error():
     engine = LocalEngine(2)
-    with pytest.raises(RuntimeError, match=r"killed, for want of memory perhaps: try fewer workers"):
+    with pytest.raises(ChildProcessError, match=r"killed, for want of memory perhaps: try fewer workers"):
         list(engine.map(die, range(4), "dying"))
     assert dict(engine.map(square, [3], "again")) == {0: 9}
     engine.close()
@@ -136,17 +137,16 @@ def running(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks processes up in /proc")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks processes up in /proc")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_with_their_process(tmp_path, number, code):
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     script = subprocess.Popen(
         [sys.executable, tmp_path / "script.py"],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -64,7 +64,9 @@ def log(tmp_path, monkeypatch):
 
 def policy(**quality):
     off = {"enabled": False}
-    return GovernancePolicy.model_validate({"quality": quality, "language": off, "duplicates": off, "leakage": off})
+    return GovernancePolicy.model_validate(
+        {"quality": quality, "language": off, "duplicates": off, "leakage": off}
+    )
 
 
 def run(work, sources, engine=None, revision=1, **quality):
