@@ -75,6 +75,9 @@ def page(
     )
     environment.filters |= {"count": count, "share": share, "figure": figure}
     settings = list(_settings(manifest["policy"]))
+    lines = what_if["lines"] if what_if else ()
+    tried = [(name, list(found)) for name, found in groupby(lines, itemgetter("field"))]
+    several = len(summary["by_source"]) > 1
     return environment.get_template("report.html").render(
         summary={"duplicate_ids": None, **summary},
         manifest=manifest,
@@ -94,10 +97,22 @@ def page(
         groups=list(_groups(summary["duplicate_groups"])),
         drawings=list(_drawings(histograms, bounds)),
         what_if=what_if,
-        tried=[list(lines) for _, lines in groupby(what_if["lines"], itemgetter("field"))] if what_if else [],
+        tried=[(name, lines) for name, lines in tried if any(map(_matters, lines))],
+        idle=[(name, lines) for name, lines in tried if not any(map(_matters, lines))],
         command=command(manifest),
         drawn=histogram,
+        place=lambda row: _place(row, several or row["source"] not in summary["by_source"]),
     )
+
+
+def _place(row: Mapping[str, Any], named: bool) -> str:
+    """Where a row is: its id or its record, `named`: and its source."""
+    where = row["id"] if row["id"] is not None else f"record {row['record']:,}"
+    return f"{row['source']}, {where}" if named else where
+
+
+def _matters(line: Mapping[str, Any]) -> bool:
+    return bool(line["reasons"] or line["newly_rejected"] or line["newly_kept"])
 
 
 def outcome(summary: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hybrid_kernels.governance.batch import Batch, Bounds, Features, Objection
 from hybrid_kernels.governance.engine import Engine
 from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.steps import Job, Rows, Shard, input_objections
+from hybrid_kernels.governance.steps import Job, Rows, Shard, batch_of, input_objections
 from hybrid_kernels.governance.storage import read_table
 from hybrid_kernels.governance.summary import by_key, count_masks, language_key, reason_masks
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 #: Similarities to try, those above the policy's.
 SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
-#: Shards that are judged under other policies; of more, as many at even distances.
-MAX_SHARDS = 32
+#: Rows that are judged under other policies, and shards that they are taken from; of more, as many at even distances.
+MAX_ROWS, MAX_SHARDS = 16384, 64
 
 
 class Judging(Protocol):
@@ -73,9 +73,11 @@ def alternatives(
     return found
 
 
-def sample(shards: int, most: int = MAX_SHARDS) -> list[int]:
-    """The shards to look at: all, or `most` of them at even distances, always the same."""
-    return list(range(shards)) if shards <= most else [i * shards // most for i in range(most)]
+def sample(rows: Sequence[int]) -> tuple[list[int], int]:
+    """(the shards to look at, of how many rows to look at one), always the same, for shards with so many rows."""
+    most = min(len(rows), MAX_SHARDS)
+    chosen = [i * len(rows) // most for i in range(most)]
+    return chosen, max(1, -(-sum(rows[i] for i in chosen) // MAX_ROWS))
 
 
 @dataclass
@@ -105,13 +107,11 @@ class WhatIf:
     of them added."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    shards: int = 0
     in_force: Outcome = field(default_factory=Outcome)
     others: list[Outcome] = field(default_factory=list)
 
     def merge(self, other: WhatIf) -> None:
         """Add what another shard, or other shards, came to under the same alternatives."""
-        self.shards += other.shards
         for key, number in other.rows.items():
             self.rows[key] = self.rows.get(key, 0) + number
         self.in_force.merge(other.in_force)
@@ -143,7 +143,7 @@ def judge(
     keys = [language_key(language) for language in languages]
     current = {name: step.objections(batch, features, policy, bounds) for name, step in steps.items()}
     rejected, in_force = _outcome([*fixed, *_all(current)], keys, None)
-    found = WhatIf(dict(Counter(keys)), 1, in_force)
+    found = WhatIf(dict(Counter(keys)), in_force)
     for other in others:
         section = other.field.partition(".")[0]
         again = [section] if section in steps else list(steps)
@@ -176,18 +176,18 @@ def _outcome(
 
 
 def table(
-    found: WhatIf, others: Sequence[Alternative], policy: GovernancePolicy, shards: int
+    found: WhatIf, others: Sequence[Alternative], policy: GovernancePolicy, rows: int
 ) -> dict[str, Any]:
     """What the report shows.
 
     Args:
-        found: the merged outcomes of the shards that were looked at.
+        found: the merged outcomes of what was looked at.
         others: the alternatives they were judged under.
         policy: the one in force.
-        shards: how many shards there are.
+        rows: how many there are.
 
     Returns:
-        JSON: {"rows", "shards", "of_shards": what was looked at; "rejected": under the policy in force; "lines"}.
+        JSON: {"rows": looked at, "of_rows": that there are; "rejected": under the policy in force; "lines"}.
         A line has a "field" and a "value" of it, whether it is "in_force", the rows "rejected" by all steps but
         duplicates and leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language of
         which the largest share of rows changes ("worst": {"language", "rows", "change": a signed share} or None), and
@@ -209,8 +209,7 @@ def table(
         ]
     return {
         "rows": sum(found.rows.values()),
-        "shards": found.shards,
-        "of_shards": shards,
+        "of_rows": rows,
         "rejected": sum(found.in_force.rejected.values()),
         "lines": lines,
     }
@@ -297,16 +296,26 @@ def duplicate_lines(
 class _Task:
     job: Job
     shard: Shard
+    every: int
     bounds: Bounds
     others: Sequence[Alternative]
 
 
 def _judge(task: _Task) -> WhatIf:
     job, rows = task.job, Rows(task.job, task.shard)
-    features = rows.features()
-    steps = {step.section: step.load() for step in job.steps}
-    fixed, languages = input_objections(rows.table), list(features["row_language_0"])
-    return judge(rows.batch, features, languages, fixed, steps, job.policy, task.bounds, task.others)
+    chosen = np.arange(-task.shard.first % task.every, task.shard.rows, task.every)
+    part = rows.table.take(chosen)
+    features = {name: values[chosen] for name, values in rows.features().items()}
+    return judge(
+        batch_of(part, job.columns, job.languages),
+        features,
+        list(features["row_language_0"]),
+        input_objections(part),
+        {step.section: step.load() for step in job.steps},
+        job.policy,
+        task.bounds,
+        task.others,
+    )
 
 
 def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
@@ -325,9 +334,10 @@ def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
 
     others = alternatives(job.policy, sections | {"thresholds": thresholds.VARIATIONS}, bounds)
     shards = [shard for shard in judgement.shards if not shard.evaluation]
-    tasks = [_Task(job, shards[i], judgement.bounds, others) for i in sample(len(shards))]
+    chosen, every = sample([shard.rows for shard in shards])
+    tasks = [_Task(job, shards[i], every, judgement.bounds, others) for i in chosen]
     found = WhatIf()
-    for _, one in engine.map(_judge, tasks, "other thresholds", rows=lambda task: task.shard.rows):
+    for _, one in engine.map(_judge, tasks, "other thresholds"):
         found.merge(one)
     duplicates = []
     if judgement.decisions.copies is not None and job.policy.duplicates.enabled:
@@ -337,4 +347,4 @@ def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
         duplicates = duplicate_lines(
             row, linked_to, similarity, SIMILARITIES, job.policy.duplicates.threshold
         )
-    return table(found, others, job.policy, len(shards)) | {"duplicates": duplicates}
+    return table(found, others, job.policy, sum(shard.rows for shard in shards)) | {"duplicates": duplicates}

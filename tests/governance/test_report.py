@@ -191,7 +191,7 @@ def line(value, **changes):
 
 
 def test_the_table_of_other_thresholds():
-    table = {"rows": 20, "shards": 1, "of_shards": 1, "rejected": 5, "duplicates": []}
+    table = {"rows": 20, "of_rows": 20, "rejected": 5, "duplicates": []}
     lines = [
         line(
             0.2,
@@ -204,7 +204,7 @@ def test_the_table_of_other_thresholds():
     found = page(what_if=table | {"lines": lines})
     row = [words(cell) for cell in found.row("quality.max_digits", 7)]
     assert row == [
-        "quality.max_digits", "0.2", "quality: too many digits 7alone 6", "5", "+3", "",
+        "quality.max_digits", "0.2", "quality: too many digits 7, alone 6", "5", "+3", "",
         "sw, 2 more rejected40 % of its rows",
     ]  # fmt: skip
     assert next(row for row in found.rows if len(row) == 7 and "in force" in row[1])[1] == "0.5in force"
@@ -212,11 +212,12 @@ def test_the_table_of_other_thresholds():
 
 
 def test_a_sample_is_called_one():
-    table = {"rows": 10, "shards": 32, "of_shards": 77, "rejected": 5, "lines": [line(0.2)]}
+    table = {"rows": 10, "of_rows": 20, "rejected": 5, "lines": [line(0.2), line(0.5, in_force=True)]}
     table["duplicates"] = [{"threshold": 0.9, "in_force": False, "at_least": 7, "at_most": 9}]
     found = page(what_if=table)
-    sentence = "This is a sample: 32 of 77 parts of the inputs at even distances, 10 of 20 rows."
+    sentence = "This is a sample: 10 of 20 rows at even distances."
     assert sentence in words(found.text)
+    assert "No difference: quality.max_digits 0.2, 0.5 (in force)." in words(found.text)
     assert [words(cell) for cell in found.row("0.9", 2)] == ["0.9", "7 to 9"]
 
 

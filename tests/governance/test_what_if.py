@@ -58,7 +58,7 @@ def judged(variations, *, bounds=lambda policy: {}, parts=1, policy=POLICY):
             others,
         )
         found.merge(pickle.loads(pickle.dumps(one)))
-    return what_if.table(found, others, policy, parts), others
+    return what_if.table(found, others, policy, 10), others
 
 
 def line(table, field, value):
@@ -90,7 +90,7 @@ def test_a_row_that_another_rule_rejects_is_not_rejected_alone():
 def test_shards_add_up():
     variations = {"quality": {"max_digits": [0.2, 0.8]}, "language": {"min_rival": [0.95]}}
     whole, parted = judged(variations)[0], judged(variations, parts=4)[0]
-    assert parted["shards"] == parted["of_shards"] == 4
+    assert parted["rows"] == parted["of_rows"] == 10
     assert whole["lines"] == parted["lines"]
 
 
@@ -123,13 +123,24 @@ def test_what_is_off_is_not_tried_and_what_is_not_possible_is_an_error():
         what_if.alternatives(POLICY, {"quality": {"max_digits": [2.0]}}, lambda policy: {})
 
 
-@pytest.mark.parametrize("shards", [0, 1, 32, 33, 1000])
-def test_the_sample_of_shards_is_spread_over_all(shards):
-    found = what_if.sample(shards)
-    assert len(found) == min(shards, what_if.MAX_SHARDS) and len(set(found)) == len(found)
-    assert found == sorted(found) and all(0 <= shard < shards for shard in found)
-    if shards > 32:
-        assert max(np.diff([*found, shards])) <= -(-shards // 32)
+@pytest.mark.parametrize(
+    ("rows", "shards", "every"),
+    [
+        ([], 0, 1),
+        ([5], 1, 1),
+        ([8192, 8192], 2, 1),
+        ([8192] * 3, 3, 2),
+        ([8192] * 64, 64, 32),
+        ([8192] * 65, 64, 32),
+        ([8192] * 12_800, 64, 32),
+    ],
+)
+def test_the_sample_is_spread_over_all_rows(rows, shards, every):
+    chosen, step = what_if.sample(rows)
+    assert (len(chosen), step) == (shards, every)
+    assert chosen == sorted(set(chosen)) and sum(rows[i] for i in chosen) / step <= what_if.MAX_ROWS
+    if rows:
+        assert max(np.diff([*chosen, len(rows)])) <= -(-len(rows) // what_if.MAX_SHARDS)
 
 
 def test_duplicates_at_each_threshold_are_groups_less_one_row():
