@@ -214,6 +214,22 @@ def left_out(corpus: Corpus) -> dict[str, dict[str, float]]:
     return result
 
 
+def planted_switches(corpus: Corpus) -> dict[str, float]:
+    """Per cent of rows named, as switched or in the wrong language: two thirds of a sentence, then half an English one."""
+    result = {}
+    english = [text.split() for text in corpus["en"][::4]]
+    for code in LANGUAGES:
+        if code in ("en", "th", "zh"):
+            continue
+        own = [text.split() for text in corpus[code][::4]]
+        texts = [
+            " ".join((*a[: len(a) * 2 // 3], *b[len(b) // 2 :])) for a, b in zip(own, english, strict=False)
+        ]
+        found = Outcome(texts, [code] * len(texts))
+        result[code] = round(100 * float((found.rejected | found.flagged).mean()), 1)
+    return result
+
+
 def declarations(folder: Path) -> dict[str, Any]:
     """Per cent of the paragraphs of other languages that are rejected, one share a language, then the mean of them."""
     shares: dict[str, list[tuple[str, float, float]]] = {"known": [], "unknown": []}
@@ -296,9 +312,10 @@ def main() -> None:
                 print("   ", "  ".join(f"{key} {value}" for key, value in row.items()))
     result["clean"] = {name: clean(corpus) for name, corpus in text.items()}
     result["left out"] = {name: left_out(text[name]) for name in ("FLORES", "XNLI hypotheses")}
+    result["planted"] = {"switches to English, NTREX": planted_switches(text["NTREX"])}
     if options.udhr:
         result["declarations"] = declarations(options.udhr)
-    for section in ("clean", "left out", "declarations"):
+    for section in ("clean", "left out", "planted", "declarations"):
         for name, values in result.get(section, {}).items():
             print(f"{section}: {name}")
             for key, value in values.items():
