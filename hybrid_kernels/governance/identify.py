@@ -26,7 +26,7 @@ MAX_CHARACTERS = 6000
 # benchmarks/governance_calibration.py to the log-likelihood of the true language among all known ones, on sentences
 # and fragments of FLORES, NTREX, XNLI and Tatoeba in 15 languages; what it is worth on the other half of them is in
 # benchmarks/results/governance_calibration.cpu.json.
-TEMPERATURE_SCALE, TEMPERATURE_EXPONENT = 0.557, 0.392
+TEMPERATURE_SCALE, TEMPERATURE_EXPONENT = 0.710, 0.304
 
 # Spoken varieties whose written form the model cannot tell from the standard language, older forms in the same
 # script, and a language that the model has twice.

@@ -15,6 +15,7 @@ is probable.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -158,8 +159,9 @@ def _measure_text(
         foreign[rows] = total - own
     unclaimed = assigned >= 0
 
-    def where(condition: NDArray[np.bool_], values: NDArray[np.generic]) -> NDArray[np.generic]:
-        return np.where(condition, values, None if values.dtype == object else np.nan)
+    def where(condition: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:
+        missing = np.array(None if values.dtype == object else np.nan, values.dtype)
+        return np.where(condition, values, missing)
 
     return {
         "judged": names[judged],
@@ -205,7 +207,8 @@ def row_languages(batch: Batch, features: Features, policy: GovernancePolicy) ->
     languages = []
     for i, claims in enumerate(_claims(batch)):
         judged = features[f"judged_{i}"]
-        sure = features[f"assigned_probability_{i}"] >= policy.language.min_assigned
+        probability: NDArray[Any] = features[f"assigned_probability_{i}"]
+        sure = probability >= policy.language.min_assigned
         written = {claim: str(read_tag(claim) or claim.strip()) for claim in set(claims) if claim is not None}
         languages.append(
             [

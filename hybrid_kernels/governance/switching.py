@@ -18,7 +18,7 @@ _SEGMENT, _DENSE = 20, 3
 # A segment is switched where its own language has at most the one and another language at least the other
 # probability. On clean text (FLORES, NTREX) a share of ¼ is reached by at most 0.4 % of the rows of any language,
 # mostly for foreign titles and names.
-_OWN, _OTHER = 0.02, 0.9
+_OWN, _OTHER = 0.005, 0.95
 
 
 def switching(walk: Walk, own: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -86,7 +86,11 @@ def _segments(walk: Walk) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
     begins &= parts >= 2
     segment = np.where(parts >= 2, np.cumsum(begins) - 1, -1)
     cut = segment >= 0
-    return segment, walk.owner[begins], np.bincount(segment[cut], weight[cut], int(begins.sum()))
+    return (
+        segment,
+        walk.owner[begins],
+        np.bincount(segment[cut], weight[cut].astype(np.float64), int(begins.sum())),
+    )
 
 
 def _is_letter(stream: NDArray[np.uint8]) -> NDArray[np.bool_]:

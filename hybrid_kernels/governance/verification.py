@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance.batch import Features, Objection
+from hybrid_kernels.governance.batch import Objection
 from hybrid_kernels.governance.policy import LanguagePolicy
 from hybrid_kernels.governance.reading import wanted_of
 from hybrid_kernels.governance.scripts import (
@@ -47,7 +47,7 @@ class Judge:
 
     def __init__(
         self,
-        features: Features,
+        features: Mapping[str, NDArray[Any]],
         claims: Sequence[str | None],
         present: Mask,
         languages: Sequence[str],
