@@ -164,6 +164,7 @@ def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
     for source in made["evaluation"]:
         words += ["--evaluation", source["name"]]
     words += ["--encoding", made["encoding"]] if made["encoding"] != "utf-8" else []
+    words += [] if made["outputs"] else ["--dry-run"]
     return shlex.join([*words, "--policy", POLICY, *made["run"]["options"], "--out", out])
 
 
@@ -189,6 +190,7 @@ def _version(library: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=1)
 def _commit() -> str | None:
     from hybrid_kernels.benchmarking.machine import commit
 
@@ -327,7 +329,9 @@ def _inputs(made: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _versions_differ(made: Mapping[str, Any]) -> list[str]:
-    here = {library: _version(library) for library in made["versions"]} | {"python": platform.python_version()}
+    here = {library: _version(library) for library in made["versions"]} | {
+        "python": platform.python_version()
+    }
     notes = [
         f"made with {library} {version or '(not installed)'}, here is {here[library] or 'none'}"
         for library, version in made["versions"].items()
@@ -335,5 +339,7 @@ def _versions_differ(made: Mapping[str, Any]) -> list[str]:
     ]
     package = made["package"]
     if package["code"] != revision():
-        notes.append(f"made with other code of governance (version {package['version']}, {package['code'][:12]})")
+        notes.append(
+            f"made with other code of governance (version {package['version']}, {package['code'][:12]})"
+        )
     return notes
