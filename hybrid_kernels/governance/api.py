@@ -18,7 +18,7 @@ import pyarrow as pa
 from datasets import Dataset, Value
 from rich.console import Console
 
-from hybrid_kernels.governance import manifest
+from hybrid_kernels.governance import manifest, report, what_if
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
 from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
@@ -222,6 +222,11 @@ class _Files:
                 outputs = write_rows(judgement, self.sources, self.out, self.engine)
                 count(rows)
             judgement.tally.add_cost("writing", rows, processor_seconds(self.engine) - before)
+        with pipeline.stage("what if") as count:
+            before = processor_seconds(self.engine)
+            alternatives = what_if.run(judgement, self.engine)
+            judgement.tally.add_cost("what if", rows, processor_seconds(self.engine) - before)
+            count(rows)
         summary = summary_of(judgement, job.languages)
         summary["duplicate_ids"] = duplicate_ids(judgement) if job.columns.id else None
         summary["stages"] = pipeline.stages
@@ -243,7 +248,7 @@ class _Files:
         )
         folder = self.out / DRY_RUN if dry_run else self.out
         manifest.write_summary(folder, summary)
-        write_report(folder, summary, judgement, made, self.engine)
+        report.write_report(folder, summary, judgement.histograms, judgement.bounds, alternatives, made)
         if not dry_run:
             manifest.write_policy(folder, job.policy)
             manifest.write_manifest(folder, made)
@@ -255,14 +260,6 @@ class _Files:
             for number, source in enumerate(self.sources)
             if source.evaluation == evaluation
         ]
-
-
-def write_report(
-    folder: Path, summary: Mapping[str, Any], judgement: Judgement, made: Mapping[str, Any], engine: Engine
-) -> None:
-    from hybrid_kernels.governance import report
-
-    report.write_report(folder, summary, judgement.histograms, judgement.bounds, None, made)
 
 
 def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]:
