@@ -103,7 +103,10 @@ def test_user_errors_are_one_message(command, values, write_config, tmp_path):  
         (["run", path, "--demo"], "give either --demo or a configuration"),
         (["evaluate", str(tmp_path / "nothing")], "is no folder of a run"),
         (["report", str(tmp_path / "nothing")], "has no results.json"),
-        (["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)], "no such file"),
+        (
+            ["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)],
+            "no such file",
+        ),
     ):
         code, _, err = command(*arguments)
         assert code == 2 and message in err, err

@@ -7,7 +7,11 @@ import yaml
 
 from hybrid_kernels.governance import GovernancePolicy
 
-GOOD = {"text": "The committee will publish its yearly findings on Tuesday morning.", "language": "en", "key": "a"}
+GOOD = {
+    "text": "The committee will publish its yearly findings on Tuesday morning.",
+    "language": "en",
+    "key": "a",
+}
 
 
 @pytest.fixture
@@ -44,7 +48,11 @@ def test_a_file_is_governed_and_checked(govern, command, tmp_path):
     assert {"reading", "quality", "language", "duplicates", "writing"} <= set(summary["cost"])
 
     code, text, _ = command("govern-check", str(out))
-    assert code == 0 and "is as it was written: 1 of 4 rows kept" in text and "made again by: hybrid-kernels" in text
+    assert (
+        code == 0
+        and "is as it was written: 1 of 4 rows kept" in text
+        and "made again by: hybrid-kernels" in text
+    )
     (out / "kept" / "in.jsonl").write_text("")
     code, text, _ = command("govern-check", str(out))
     assert code == 1 and "wrong: kept/in.jsonl has changed" in text
@@ -80,7 +88,11 @@ def test_the_policy_is_a_file_and_changes_to_it(govern, command, tmp_path):
     code, _, err = govern("--policy", str(path), "--set", "quality.max_symbols=1", "--seed", "7", "--dry-run")
     assert code == 0, err
     policy = json.loads((tmp_path / "out" / "dry-run" / "summary.json").read_text())["policy"]
-    assert (policy["duplicates"]["enabled"], policy["quality"]["max_symbols"], policy["seed"]) == (False, 1, 7)
+    assert (policy["duplicates"]["enabled"], policy["quality"]["max_symbols"], policy["seed"]) == (
+        False,
+        1,
+        7,
+    )
 
 
 def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
@@ -108,5 +120,7 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
     assert command("govern-check", str(full))[0] == 2
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    code, _, err = command("govern", str(empty), "--languages", "en", "--text", "text", "--out", str(tmp_path / "e"))
+    code, _, err = command(
+        "govern", str(empty), "--languages", "en", "--text", "text", "--out", str(tmp_path / "e")
+    )
     assert code == 2 and "there are no rows in" in err

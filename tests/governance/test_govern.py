@@ -112,7 +112,10 @@ def test_dataset_list_and_processes_agree():
 
 
 def test_every_reason_of_a_row_is_told():
-    data = [*rows()[:4], row("en", ("<p>El tren llegó a la estación con una hora de retraso.</p>", "Yes, it did."))]
+    data = [
+        *rows()[:4],
+        row("en", ("<p>El tren llegó a la estación con una hora de retraso.</p>", "Yes, it did.")),
+    ]
     (rejected,) = run(data).rejected
     assert (rejected["rejected_by"], rejected["reason"]) == ("quality", "markup")
     reasons = json.loads(rejected["reasons"])
