@@ -144,28 +144,29 @@ def as_json(document: Mapping[str, Any]) -> str:
 
 
 def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
-    """The command that makes the result again where its inputs are, with its policy.yaml; None for rows from memory.
+    """The command, in several lines, that makes the result again where its inputs are, with its policy.yaml.
+
+    None for rows from memory.
 
     `out`: the folder it writes to.
     """
     sources, columns = [*made["inputs"], *made["evaluation"]], made["columns"]
     if not all("sha256" in source or source["name"].startswith("hub:") for source in sources):
         return None
-    words = ["hybrid-kernels", "govern", *(source["name"] for source in made["inputs"])]
-    words += ["--languages", ",".join(made["languages"]), "--text", ",".join(columns["texts"])]
+    lines = [["hybrid-kernels", "govern", *(source["name"] for source in made["inputs"])]]
+    lines += [["--languages", ",".join(made["languages"])], ["--text", ",".join(columns["texts"])]]
     if claims := columns["expected"]:
         fixed = all(claim.startswith("=") for claim in claims)
-        words += [
-            "--expected" if fixed else "--language-column",
-            ",".join(c.removeprefix("=") for c in claims),
-        ]
-    words += ["--translation"] if columns["translation"] else []
-    words += ["--id-column", columns["id"]] if columns["id"] is not None else []
-    for source in made["evaluation"]:
-        words += ["--evaluation", source["name"]]
-    words += ["--encoding", made["encoding"]] if made["encoding"] != "utf-8" else []
-    words += [] if made["outputs"] else ["--dry-run"]
-    return shlex.join([*words, "--policy", POLICY, *made["run"]["options"], "--out", out])
+        lines.append(
+            ["--expected" if fixed else "--language-column", ",".join(c.removeprefix("=") for c in claims)]
+        )
+    lines += [["--translation"]] if columns["translation"] else []
+    lines += [["--id-column", columns["id"]]] if columns["id"] is not None else []
+    lines += [["--evaluation", source["name"]] for source in made["evaluation"]]
+    lines += [["--encoding", made["encoding"]]] if made["encoding"] != "utf-8" else []
+    lines += [] if made["outputs"] else [["--dry-run"]]
+    lines += [["--policy", POLICY], [*made["run"]["options"], "--out", out]]
+    return " \\\n  ".join(map(shlex.join, lines))
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,8 @@ from hybrid_kernels.governance.summary import by_key, count_masks, language_key,
 if TYPE_CHECKING:
     from hybrid_kernels.governance.pipeline import Judgement
 
+#: Of `thresholds.spread`.
+SPREADS = (4.0, 6.0, 8.0, 12.0)
 #: Similarities to try, those above the policy's.
 SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 #: Rows that are judged under other policies, and shards that they are taken from; of more, as many at even distances.
@@ -332,7 +334,7 @@ def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
         found = thresholds.bounds(judgement.histograms, policy)
         return judgement.bounds if found == judgement.bounds else found  # one object is pickled once
 
-    others = alternatives(job.policy, sections | {"thresholds": thresholds.VARIATIONS}, bounds)
+    others = alternatives(job.policy, sections | {"thresholds": {"spread": SPREADS}}, bounds)
     shards = [shard for shard in judgement.shards if not shard.evaluation]
     chosen, every = sample([shard.rows for shard in shards])
     tasks = [_Task(job, shards[i], every, judgement.bounds, others) for i in chosen]

@@ -202,13 +202,17 @@ def test_a_manifest_is_not_written_before_the_rest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def words(found, out="OUT"):
+    return shlex.split(manifest.command(found, out).replace("\\\n", ""))
+
+
 def test_the_command_makes_the_same_run():
     found = made(
         [source("my data/a.jsonl", 3)],
         evaluation=[source("test.jsonl", 1), source("dev.jsonl", 1)],
         encoding="utf-16",
     )
-    assert shlex.split(manifest.command(found, "again")) == [
+    assert words(found, "again") == [
         *("hybrid-kernels", "govern", "my data/a.jsonl", "--languages", "en,sw"),
         *("--text", "premise,hypothesis", "--language-column", "language", "--id-column", "uid"),
         *("--evaluation", "test.jsonl", "--evaluation", "dev.jsonl", "--encoding", "utf-16"),
@@ -218,7 +222,7 @@ def test_the_command_makes_the_same_run():
 
 def test_claims_of_a_translation_are_constants_in_its_command():
     found = made(columns=Columns(("en", "de"), ("=en", "=de"), translation=True))
-    assert "--text en,de --expected en,de --translation --policy" in manifest.command(found)
+    assert "--text en,de --expected en,de --translation --policy" in " ".join(words(found))
 
 
 def test_a_dry_run_is_made_again_as_one():
@@ -233,4 +237,4 @@ def test_rows_from_memory_have_no_command():
         is None
     )
     hub = {"name": "hub:owner/set:train", "format": "dataset", "rows": 3, "fingerprint": "a"}
-    assert "govern hub:owner/set:train " in manifest.command(made([hub]))
+    assert words(made([hub]))[:3] == ["hybrid-kernels", "govern", "hub:owner/set:train"]

@@ -223,7 +223,9 @@ def test_a_sample_is_called_one():
 
 def test_a_result_can_be_made_again_from_its_report():
     found = page()
-    assert "hybrid-kernels govern train.jsonl --languages en,sw --text premise,hypothesis" in found.text
+    assert "hybrid-kernels govern train.jsonl \\ --languages en,sw \\ --text premise,hypothesis" in words(
+        found.text
+    )
     assert found.row("train.jsonl", 4)[1:] == ["20", "5", "ab" * 32]
     assert found.row("rejected.jsonl", 4)[3] == "cd" * 32
     assert "py3langid" in found.text

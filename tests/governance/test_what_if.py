@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hybrid_kernels.governance import what_if
 from hybrid_kernels.governance.batch import Batch, Columns, Objection, Range
 from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
+from hybrid_kernels.governance.steps import Rows, Shard, make_job
+from hybrid_kernels.governance.storage import row_schema, write_table
 
 
 @dataclass
@@ -166,3 +169,27 @@ def test_no_duplicates_are_no_rows_at_any_threshold():
     none = np.array([], np.int64)
     lines = what_if.duplicate_lines(none, none, np.array([]), [0.9], 0.8)
     assert [(one["at_least"], one["at_most"]) for one in lines] == [(0, 0), (0, 0)]
+
+
+def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_path):
+    texts = ["Ninapenda kusoma vitabu vya historia kila jioni nyumbani."] * 13
+    texts[6] = "I would like to read a few more books about history in the evening."
+    texts[7] = None
+    policy = GovernancePolicy(quality=QualityPolicy(enabled=False))
+    job = make_job(tmp_path, Columns(("text",), ("=sw",)), ["en", "sw"], policy, None)
+    found = what_if.WhatIf()
+    for part, first, rows in (("a.arrow", 0, 5), ("b.arrow", 5, 8)):
+        shard = Shard(part, 0, False, rows, first)
+        here = texts[first : first + rows]
+        problems = [None if text else "no text: missing" for text in here]
+        columns = [range(rows), [None] * rows, problems, here, ["sw"] * rows]
+        arrays = [
+            pa.array(column, kind.type) for column, kind in zip(columns, row_schema(job.columns), strict=True)
+        ]
+        write_table(pa.table(arrays, schema=row_schema(job.columns)), job.rows(shard))
+        for step in job.steps:
+            Rows(job, shard).measure(step)
+        found.merge(what_if._judge(what_if._Task(job, shard, 3, {}, [])))
+    assert found.rows == {"sw": 5}  # 0, 3, 6, 9 and 12
+    assert sum(found.in_force.rejected.values()) == 1
+    assert [step for step, _ in found.in_force.reasons] == ["language"]
