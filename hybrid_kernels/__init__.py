@@ -8,8 +8,8 @@
     hk.use_backend, hk.info         which implementation runs
     hk.validation                   every function on every backend against the reference, on this machine
 
-All are imported at first use, so that importing this package costs nothing, and what needs no torch does not load it, as
-the worker processes of `hk.governance` do not.
+All are imported at first use: importing this package costs nothing, and what needs no torch does not load it, as the
+worker processes of `hk.governance` do not.
 """
 
 from __future__ import annotations

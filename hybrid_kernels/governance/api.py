@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,18 @@ import pyarrow as pa
 from datasets import Dataset, Value
 from rich.console import Console
 
-from hybrid_kernels.governance import manifest
+from hybrid_kernels.governance import manifest, report, what_if
+from hybrid_kernels.governance.arguments import (
+    VERDICT_COLUMNS,
+    check_additions,
+    check_claims,
+    check_free,
+    checked_languages,
+    checked_policy,
+    checked_rows,
+    listed,
+    make_columns,
+)
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
 from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
@@ -30,9 +41,6 @@ from hybrid_kernels.governance.sources.streams import partial_file
 from hybrid_kernels.governance.steps import Rows, make_job
 from hybrid_kernels.governance.storage import read_table
 from hybrid_kernels.governance.workspace import DRY_RUN, remove_result, workspace
-
-#: Columns that `govern` adds to rejected rows.
-VERDICT_COLUMNS = ("rejected_by", "reason", "detail", "score", "duplicate_of", "reasons")
 
 
 @dataclass(frozen=True)
@@ -106,26 +114,26 @@ def govern(
         ValueError: a column is missing or has a name that govern adds, a language is unknown, or there are no
             rows or languages.
     """
-    policy = _checked_policy(policy)
+    policy = checked_policy(policy)
     columns = make_columns(text_columns, language_column, None, translation, id_column)
-    languages = _checked_languages(languages)
-    source = InMemory(_checked_rows("dataset", dataset), "dataset", "dataset", columns, evaluation=False)
+    languages = checked_languages(languages)
+    source = InMemory(checked_rows("dataset", dataset), "dataset", "dataset", columns, evaluation=False)
     sources: list[Source] = [source]
     if evaluation is not None:
-        rows = _checked_rows("evaluation", evaluation)
+        rows = checked_rows("evaluation", evaluation)
         sources.append(InMemory(rows, "evaluation", "evaluation", columns, evaluation=True))
-    _check_free(source.dataset, columns, policy)
+    check_free(source.dataset, columns, policy)
     reporter = Reporter(Console(stderr=True) if progress else None)
     engine: Engine = InProcess(reporter) if num_proc is None else LocalEngine(num_proc, reporter)
-    with tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder, _no_bars():
-        read_table.cache_clear()
-        try:
-            job = make_job(Path(folder), columns, languages, policy, None)
-            judgement = Pipeline(sources, job, engine, None).run()
-            return _result(source.dataset, judgement, languages)
-        finally:
-            engine.close()
-            read_table.cache_clear()
+    with (
+        closing(engine),
+        tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder,
+        _own_tables(),
+        _no_bars(),
+    ):
+        job = make_job(Path(folder), columns, languages, policy, None)
+        judgement = Pipeline(sources, job, engine, None).run()
+        return _result(source.dataset, judgement, languages)
 
 
 def govern_files(
@@ -172,36 +180,31 @@ def govern_files(
         TypeError, ValueError, OSError: an argument or an input is wrong; the message names it.
     """
     started = time.monotonic()
-    policy = _checked_policy(policy)
+    policy = checked_policy(policy)
     columns = make_columns(text_columns, language_column, expected, translation, id_column)
-    languages = _checked_languages(languages)
-    _check_claims(columns, languages)
+    languages = checked_languages(languages)
+    check_claims(columns, languages)
     console = Console(stderr=True) if progress is True else progress or None
     reporter = Reporter(console)
     if engine not in ("local", "ray"):
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
-    sources = open_sources(_listed(inputs), columns, encoding=encoding)
-    if _listed(evaluation):
-        sources += open_sources(_listed(evaluation), columns, encoding=encoding, evaluation=True)
-    _check_additions(sources, columns, policy)
+    sources = open_sources(listed(inputs), columns, encoding=encoding)
+    if listed(evaluation):
+        sources += open_sources(listed(evaluation), columns, encoding=encoding, evaluation=True)
+    check_additions(sources, columns, policy)
     out = Path(out)
     revision = [manifest.revision(), manifest.versions(policy), encoding]
-    with workspace(out) as work:
-        read_table.cache_clear()
-        runner: Engine = (
-            LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
-        )
-        try:
-            job = make_job(work.resolve(), columns, languages, policy, revision)
-            pipeline = Pipeline(sources, job, runner, revision)
-            judgement = pipeline.run()
-            result = _Files(out, sources, judgement, runner, encoding, engine, started)
-            summary = result.write(pipeline, dry_run)
-            if not dry_run:
-                pipeline.remove_leftovers()
-        finally:
-            runner.close()
-            read_table.cache_clear()
+    runner: Engine = (
+        LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
+    )
+    with closing(runner), workspace(out) as work, _own_tables():
+        job = make_job(work.resolve(), columns, languages, policy, revision)
+        pipeline = Pipeline(sources, job, runner, revision)
+        judgement = pipeline.run()
+        result = _Files(out, sources, judgement, runner, encoding, engine, started)
+        summary = result.write(pipeline, dry_run)
+        if not dry_run:
+            pipeline.remove_leftovers()
     return summary
 
 
@@ -227,6 +230,11 @@ class _Files:
                 outputs = write_rows(judgement, self.sources, self.out, self.engine)
                 count(rows)
             judgement.tally.add_cost("writing", rows, processor_seconds(self.engine) - before)
+        with pipeline.stage("what if") as count:
+            before = processor_seconds(self.engine)
+            alternatives = what_if.run(judgement, self.engine)
+            judgement.tally.add_cost("what if", rows, processor_seconds(self.engine) - before)
+            count(rows)
         summary = summary_of(judgement, job.languages)
         summary["duplicate_ids"] = duplicate_ids(judgement) if job.columns.id else None
         summary["stages"] = pipeline.stages
@@ -248,7 +256,7 @@ class _Files:
         )
         folder = self.out / DRY_RUN if dry_run else self.out
         manifest.write_summary(folder, summary)
-        write_report(folder, summary, judgement, made, self.engine)
+        report.write_report(folder, summary, judgement.histograms, judgement.bounds, alternatives, made)
         if not dry_run:
             manifest.write_policy(folder, job.policy)
             manifest.write_manifest(folder, made)
@@ -260,14 +268,6 @@ class _Files:
             for number, source in enumerate(self.sources)
             if source.evaluation == evaluation
         ]
-
-
-def write_report(
-    folder: Path, summary: Mapping[str, Any], judgement: Judgement, made: Mapping[str, Any], engine: Engine
-) -> None:
-    from hybrid_kernels.governance import report
-
-    report.write_report(folder, summary, judgement.histograms, judgement.bounds, None, made)
 
 
 def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]:
@@ -366,99 +366,14 @@ def _changed(
     return kept
 
 
-def make_columns(
-    texts: Sequence[str],
-    language_column: str | Sequence[str] | None,
-    expected: Sequence[str] | None,
-    translation: bool,
-    id_column: str | None,
-) -> Columns:
-    """Checks what is named, and that it goes together."""
-    names = _names("text_columns", texts)
-    if len(names) > 2:
-        raise ValueError(f"text_columns must be one column or two, got {len(names)}: {', '.join(names)}")
-    if translation and len(names) != 2:
-        raise ValueError(f"translation needs two text columns, got {', '.join(names)}")
-    if language_column is not None and expected is not None:
-        raise ValueError("give either language_column or expected, not both")
-    claims: list[str] = []
-    if language_column is not None:
-        one = [language_column] if isinstance(language_column, str) else language_column
-        claims = _names("language_column", one)
-    elif expected is not None:
-        listed = [expected] if isinstance(expected, str) else list(expected)
-        claims = [f"={code}" for code in listed]
-    argument = "expected" if language_column is None else "language_column"
-    if len(claims) not in (0, 1, len(names)):
-        raise ValueError(f"{argument} must name one or, for each text column, one; got {len(claims)}")
-    if translation and len(claims) == 1:
-        raise ValueError(f"{argument} of a translation must name two, one for each text column")
-    if id_column is not None and not isinstance(id_column, str):
-        raise TypeError(f"id_column must be a column's name, got {id_column!r}")
-    return Columns(tuple(names), tuple(claims), id_column, translation)
-
-
-def _names(argument: str, names: Sequence[str]) -> list[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be a sequence of strings, got {names!r}")
-    unique = list(dict.fromkeys(names))
-    if not unique:
-        raise ValueError(f"{argument} is empty; name at least one")
-    return unique
-
-
-def _checked_languages(languages: Sequence[str]) -> list[str]:
-    from hybrid_kernels.governance.language import checked_languages
-
-    return list(checked_languages(languages))
-
-
-def _checked_policy(policy: GovernancePolicy | None) -> GovernancePolicy:
-    if policy is not None and not isinstance(policy, GovernancePolicy):
-        raise TypeError(f"policy must be a GovernancePolicy, got {type(policy).__name__}")
-    return policy or GovernancePolicy()
-
-
-def _check_claims(columns: Columns, languages: Sequence[str]) -> None:
-    claimed = [claim[1:] for claim in columns.expected if claim.startswith("=")]
-    if unwanted := [code for code in claimed if code not in languages]:
-        raise ValueError(f"expected names {', '.join(unwanted)}, wanted are only {', '.join(languages)}")
-
-
-def _checked_rows(argument: str, rows: Any) -> Any:
-    if isinstance(rows, Dataset):
-        if len(rows) == 0:
-            raise ValueError(f"{argument} has no rows")
-        return rows
-    if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
-        raise TypeError(
-            f"{argument} must be a datasets.Dataset or a list of dictionaries, got {type(rows).__name__}"
-            + ("; choose one of its splits" if isinstance(rows, datasets.DatasetDict) else "")
-        )
-    return rows
-
-
-def _check_free(rows: Dataset, columns: Columns, policy: GovernancePolicy) -> None:
-    assigned = [] if columns.expected else ["language"]
-    added = [*VERDICT_COLUMNS, *assigned, *added_columns(policy, columns.texts)]
-    if taken := [name for name in added if name in rows.column_names]:
-        raise ValueError(
-            f"columns {taken} of the data set are what govern adds; rename them"
-            + (" or pass language_column='language'" if "language" in taken else "")
-        )
-
-
-def _check_additions(sources: Sequence[Source], columns: Columns, policy: GovernancePolicy) -> None:
-    added = added_columns(policy, columns.texts)
-    for source in sources:
-        if added and not source.evaluation and not source.can_add_columns:
-            raise ValueError(
-                f"{source.name}: the policy adds the columns {', '.join(added)}, and a file of its format can hold none"
-            )
-
-
-def _listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+@contextmanager
+def _own_tables() -> Iterator[None]:
+    """Tables that stay mapped keep their files on the disk; those of a run are let go with it."""
+    read_table.cache_clear()
+    try:
+        yield
+    finally:
+        read_table.cache_clear()
 
 
 @contextmanager

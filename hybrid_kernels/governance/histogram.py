@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,11 +94,7 @@ def draw(
 def _shaded(counts: NDArray[np.int64], width: float) -> list[Bar]:
     shades = np.ceil(_SHADES * np.log1p(counts) / np.log1p(counts.max(initial=1)) - 1e-9).astype(int)
     ends = [0, *(np.flatnonzero(np.diff(shades)) + 1).tolist(), len(shades)]
-    return [
-        Bar(a * width, (b - a) * width, 1.0, int(shades[a]), "")
-        for a, b in zip(ends, ends[1:], strict=False)
-        if shades[a]
-    ]
+    return [Bar(a * width, (b - a) * width, 1.0, int(shades[a]), "") for a, b in pairwise(ends) if shades[a]]
 
 
 def _pixel(edges: NDArray[np.float64], value: float) -> float | None:

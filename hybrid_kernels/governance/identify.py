@@ -1,8 +1,8 @@
 """Which language a text is in: the model of `py3langid`, a batch at a time, and probabilities that mean what they say.
 
-The model is naive Bayes over byte n-grams that a finite automaton finds. Its own interface walks the automaton and looks
-scores up text by text; here one walk reads all texts side by side and one sparse product scores them: the same numbers, for
-a fifth of the time, and the scores of the segments of a text from the same walk.
+The model is naive Bayes over byte n-grams that a finite automaton finds. Its own interface walks the automaton and
+looks scores up text by text; here one walk reads all texts side by side and one sparse product scores them: the same
+numbers, for a fifth of the time, and the scores of the segments of a text from the same walk.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 #: Characters of a text that are read; of a longer one its beginning, its middle and its end.
 MAX_CHARACTERS = 6000
 
-# Temperature of the posterior, a · bytes ** b. Naive Bayes takes the n-grams of a text for independent and so is far too
-# sure; `py3langid` divides by sqrt(bytes), which is not sure enough. Fitted by benchmarks/governance_calibration.py to the
-# log-likelihood of the true language among all known ones, on sentences and fragments of FLORES, NTREX, XNLI and Tatoeba in
-# 15 languages; what it is worth on the other half of them is in benchmarks/results/governance_calibration.cpu.json.
-TEMPERATURE_SCALE, TEMPERATURE_EXPONENT = 0.557, 0.392
+# Temperature of the posterior, a · bytes ** b. Naive Bayes takes the n-grams of a text for independent and so is far
+# too sure; `py3langid` divides by sqrt(bytes), which is not sure enough. Fitted by
+# benchmarks/governance_calibration.py to the log-likelihood of the true language among all known ones, on sentences
+# and fragments of FLORES, NTREX, XNLI and Tatoeba in 15 languages; what it is worth on the other half of them is in
+# benchmarks/results/governance_calibration.cpu.json.
+TEMPERATURE_SCALE, TEMPERATURE_EXPONENT = 0.710, 0.304
 
-# Spoken varieties whose written form the model cannot tell from the standard language, older forms in the same script, and
-# a language that the model has twice.
+# Spoken varieties whose written form the model cannot tell from the standard language, older forms in the same
+# script, and a language that the model has twice.
 _VARIETIES = {"ary": "ar", "arz": "ar", "grc": "el", "hbo": "he", "uzs": "uz", "wuu": "zh", "yue": "zh"}
 # The model's class for what is no language.
 _NO_LANGUAGE = "zxx"
@@ -90,7 +91,8 @@ def model() -> Model:
 
 
 def _memory(next_state: NDArray[Any], row: NDArray[np.intp]) -> int:
-    """A state stands for the longest n-gram that the text may be in the middle of: the most steps from the start to one."""
+    """A state stands for the longest n-gram that the text may be in the middle of: the most steps from the start to
+    one."""
     moves = next_state.reshape(-1, 256)
     unseen = np.ones(len(row), bool)
     unseen[0] = False
@@ -131,10 +133,9 @@ class Walk:
     found: NDArray[np.int32]
     texts: int
 
-    def posterior(self, owner: NDArray[np.int64], owners: int) -> NDArray[np.float64]:
-        """See `posterior`; of what each byte is said to belong to, texts or segments of them; −1: nothing."""
-        raw = _scores(owner, self.found, owners)
-        return posterior(raw, np.bincount(owner[owner >= 0], minlength=owners))
+    def scores(self, owner: NDArray[np.int64], owners: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(scores by class, bytes) of what each byte is said to belong to, texts or segments of them; −1: nothing."""
+        return _scores(owner, self.found, owners), np.bincount(owner[owner >= 0], minlength=owners)
 
 
 def walks(texts: Sequence[str]) -> Iterator[tuple[int, Walk]]:
@@ -149,15 +150,15 @@ def walks(texts: Sequence[str]) -> Iterator[tuple[int, Walk]]:
             data, size, first = [], 0, position + 1
 
 
-def identify(texts: Sequence[str]) -> NDArray[np.float64]:
+def identify(texts: Sequence[str]) -> NDArray[np.float32]:
     """The posterior of each text over `model().languages`."""
-    parts = [walk.posterior(walk.owner, walk.texts) for _, walk in walks(texts)]
-    return np.concatenate(parts) if parts else np.empty((0, len(model().languages)))
+    parts = [posterior(*walk.scores(walk.owner, walk.texts)) for _, walk in walks(texts)]
+    return np.concatenate(parts) if parts else np.empty((0, len(model().languages)), np.float32)
 
 
 def _walk(data: Sequence[bytes]) -> Walk:
-    """The stream is cut into lanes that are read side by side. A state remembers a few bytes, so that a lane which begins
-    these few bytes early arrives in the right one."""
+    """The stream is cut into lanes that are read side by side. A state remembers a few bytes, so that a lane which
+    begins these few bytes early arrives in the right one."""
     automaton = model()
     sizes = np.fromiter(map(len, data), np.int64, len(data))
     stream = np.frombuffer(b"".join(data), np.uint8)
@@ -183,8 +184,12 @@ def _scores(owner: NDArray[np.int64], found: NDArray[np.int32], owners: int) -> 
     whatever is scored beside it, so that a text has the same score everywhere; 0 where no n-gram was found."""
     table = model().log_likelihood
     seen = (found >= 0) & (owner >= 0)
-    keys, counts = np.unique(owner[seen] * len(table) + found[seen], return_counts=True)
-    row, gram = np.divmod(keys, len(table))
+    # Half as wide, keys are sorted twice as fast.
+    kind = np.uint32 if owners * len(table) < 1 << 32 else np.uint64
+    keys, counts = np.unique(
+        owner[seen].astype(kind) * kind(len(table)) + found[seen].astype(kind), return_counts=True
+    )
+    row, gram = np.divmod(keys, kind(len(table)))
     used = np.zeros(len(table), bool)
     used[gram] = True
     column = (np.cumsum(used) - 1)[gram]
@@ -196,19 +201,23 @@ def _scores(owner: NDArray[np.int64], found: NDArray[np.int32], owners: int) -> 
     return scores
 
 
-def posterior(scores: NDArray[np.float32], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+def posterior(scores: NDArray[np.float32], sizes: NDArray[np.int64]) -> NDArray[np.float32]:
     """softmax(scores / temperature) over the model's classes, then summed by language, for texts of `sizes` bytes."""
     temperature = TEMPERATURE_SCALE * np.maximum(sizes, 1) ** TEMPERATURE_EXPONENT
-    scaled = scores / temperature[:, None]
-    np.exp(scaled - scaled.max(1, keepdims=True), out=scaled)
+    scaled = scores - scores.max(1, keepdims=True)
+    scaled /= temperature[:, None].astype(np.float32)
+    np.exp(scaled, out=scaled)
     scaled /= scaled.sum(1, keepdims=True)
-    return scaled @ _folding()
+    first, others = _classes()
+    probability = scaled[:, first]
+    for position, language in others:
+        probability[:, language] += scaled[:, position]
+    return probability
 
 
 @lru_cache(maxsize=1)
-def _folding() -> NDArray[np.float64]:
-    """1 where a class is of a language, by class and language."""
-    known = model()
-    folding = np.zeros((len(known.language), len(known.languages)))
-    folding[np.arange(len(known.language)), known.language] = 1
-    return folding
+def _classes() -> tuple[NDArray[np.intp], list[tuple[int, int]]]:
+    """(the first class of each language; (class, language) of the others)."""
+    language = model().language
+    _, first = np.unique(language, return_index=True)
+    return first, [(i, int(language[i])) for i in range(len(language)) if i not in first]

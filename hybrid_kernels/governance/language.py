@@ -1,19 +1,21 @@
 """The language step: is a text in the language it claims, and if it claims none, in which of the wanted ones?
 
 Features are of two kinds: what a text looks like (`language_i`, `confidence_i`, `likeliest_i`, `script_i`), and how the
-language it is judged by fares (`judged_i`, `probability_i`, `own_script_i`). A text is judged by the language that it claims;
-the two texts of a pair that claims none by the one that is likeliest for both together, each by itself.
+language it is judged by fares (`judged_i`, `probability_i`, `own_script_i`). A text is judged by the language that it
+claims; the two texts of a pair that claims none by the one that is likeliest for both together, each by itself.
 
-A text is rejected on strong evidence only: its language must be improbable *and* another one probable. Probabilities are
-calibrated by length, so a short text seldom yields that evidence.
+A text is rejected on strong evidence only: its language must be improbable *and* another one probable. Probabilities
+are calibrated by length, so a short text seldom yields that evidence.
 
-Romanised text (`hi-Latn` where wanted) is nothing that the model has seen. It is taken for what is in Latin letters and in
-no other wanted language nor in English; a row that claims nothing is assigned to it only if no known language is probable.
+Romanised text (`hi-Latn` where wanted) is nothing that the model has seen. It is taken for what is in Latin letters
+and in no other wanted language nor in English; a row that claims nothing is assigned to it only if no known language
+is probable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from hybrid_kernels.governance.batch import Batch, Bounds, Columns, Features, Objection
 from hybrid_kernels.governance.identify import known_languages, model
 from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.reading import Reading, Wanted, read, wanted_of
+from hybrid_kernels.governance.reading import Reading, read, read_together, wanted_of
 from hybrid_kernels.governance.scripts import Tag, allowed_scripts, read_tag
 from hybrid_kernels.governance.verification import Judge
 
@@ -42,8 +44,10 @@ _NUMBERS = (
 )
 _COUNTS = ("foreign_letters", "simplified", "traditional")
 
+
 def supported_languages() -> tuple[str, ...]:
-    """Sorted language codes (ISO 639-1, else 639-3) that can be identified. Each may name a script: `zh-Hant`, `hi-Latn`."""
+    """Sorted language codes (ISO 639-1, else 639-3) that can be identified. Each may name a script: `zh-Hant`,
+    `hi-Latn`."""
     return known_languages()
 
 
@@ -83,15 +87,17 @@ def _unknown(name: str) -> str:
 def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
     """The features of each text column i.
 
-    Of the text: `language_i`, the wanted language it looks most like, and `confidence_i`, the calibrated probability of that
-    among the wanted; `wanted_i`, the probability of all wanted languages among all known, and `likeliest_i` of these with
-    `likeliest_probability_i`; `script_i`, the script of most letters; `simplified_i`, `traditional_i`, Chinese characters
-    that only this variant has.
-    Of the row, if it claims no language: `assigned_i` and `assigned_probability_i` among all known languages, and the
+    Of the text: `language_i`, the wanted language it looks most like, and `confidence_i`, the calibrated probability
+    of that among the wanted; `wanted_i`, the probability of all wanted languages among all known, and `likeliest_i`
+    of these with `likeliest_probability_i`; `script_i`, the script of most letters; `simplified_i`, `traditional_i`,
+    Chinese characters that only this variant has.
+
+    Of a row that claims no language: `assigned_i` and `assigned_probability_i` among all known languages, and the
     likeliest of those, `assigned_rival_i`, `assigned_rival_probability_i`.
-    As judged: `judged_i`, by which language, none where a claim is outside the wanted; `probability_i`, that language's
-    among the wanted; `own_script_i`, share of letters in its scripts, and `foreign_letters_i`, the number of others;
-    `switched_i`, share of letters in segments in another language, `switched_to_i`.
+
+    As judged: `judged_i`, by which language, none where a claim is outside the wanted; `probability_i`, that
+    language's among the wanted; `own_script_i`, share of letters in its scripts, and `foreign_letters_i`, the number
+    of others; `switched_i`, share of letters in segments in another language, `switched_to_i`.
     """
     kinds = (_STRINGS, pa.string()), (_NUMBERS, pa.float64()), (_COUNTS, pa.int32())
     return {f"{name}_{i}": kind for i in range(len(columns.texts)) for names, kind in kinds for name in names}
@@ -101,7 +107,7 @@ def measure(batch: Batch, policy: GovernancePolicy) -> Features:
     """See `fields`. Each distinct text of a column is read once."""
     wanted, claims = wanted_of(batch.languages), _claims(batch)
     sides = [read(texts, claim, wanted) for texts, claim in zip(batch.texts, claims, strict=True)]
-    together = _together(batch, claims, wanted) if batch.columns.kind == "pair" else None
+    together = _together(batch, claims[0], *sides) if batch.columns.kind == "pair" else None
     features: Features = {}
     for i, side in enumerate(sides):
         present = np.array([text is not None for text in batch.texts[i]], bool)
@@ -122,13 +128,15 @@ def _claims(batch: Batch) -> list[list[str | None]]:
     return claims
 
 
-def _together(batch: Batch, claims: list[list[str | None]], wanted: Wanted) -> Reading:
+def _together(batch: Batch, claims: list[str | None], first: Reading, second: Reading) -> Reading:
     """Both texts of each row that claims nothing, as one."""
+    rows = np.array([claim is None for claim in claims], bool)
     texts = [
-        "\n".join(text for text in pair if text is not None) if claim is None else None
-        for claim, *pair in zip(claims[0], *batch.texts, strict=True)
+        f"{one or ''}\n{other or ''}"
+        for claim, one, other in zip(claims, *batch.texts, strict=True)
+        if claim is None
     ]
-    return read(texts, [None] * len(texts), wanted)
+    return read_together(first, second, rows, texts)
 
 
 def _measure_text(
@@ -151,8 +159,9 @@ def _measure_text(
         foreign[rows] = total - own
     unclaimed = assigned >= 0
 
-    def where(condition: NDArray[np.bool_], values: NDArray[np.generic]) -> NDArray[np.generic]:
-        return np.where(condition, values, None if values.dtype == object else np.nan)
+    def where(condition: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:
+        missing = np.array(None if values.dtype == object else np.nan, values.dtype)
+        return np.where(condition, values, missing)
 
     return {
         "judged": names[judged],
@@ -181,24 +190,25 @@ def _judged(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """(the wanted tag that each row is judged by, the one it was assigned because it claims nothing); −1: none."""
     meant = {claim: side.wanted.claimed(claim) for claim in set(claims)}
-    groups = {tuple(tags) for tags in meant.values() if tags}
-    judged = np.full(len(claims), -1, np.intp)
-    for group in groups:
-        rows = np.array([i for i, claim in enumerate(claims) if meant[claim] == list(group)], np.intp)
-        judged[rows] = side.fitting(group, rows)
-    unclaimed = np.array([meant[claim] is None for claim in claims], bool) & present & (together.total > 0)
+    only = {claim: tags[0] if tags else -1 for claim, tags in meant.items()}
+    judged = np.array([only[claim] for claim in claims], np.intp)
+    for claim, tags in meant.items():
+        if tags and len(tags) > 1:
+            rows = np.array([i for i, other in enumerate(claims) if other == claim], np.intp)
+            judged[rows] = side.fitting(tags, rows)
+    unclaimed = np.array([claim is None for claim in claims], bool) & present & (together.total > 0)
     assigned = np.where(unclaimed, together.likeness.tag, -1)
     return np.where(unclaimed, assigned, judged), assigned
 
 
-def row_languages(
-    batch: Batch, features: Features, policy: GovernancePolicy
-) -> tuple[list[str | None], ...]:
-    """Per text column the language each row claims, as this package writes it, else the one it is assigned; None: neither."""
+def row_languages(batch: Batch, features: Features, policy: GovernancePolicy) -> tuple[list[str | None], ...]:
+    """Per text column the language each row claims, as this package writes it, else the one it is assigned; None:
+    neither."""
     languages = []
     for i, claims in enumerate(_claims(batch)):
         judged = features[f"judged_{i}"]
-        sure = features[f"assigned_probability_{i}"] >= policy.language.min_assigned
+        probability: NDArray[Any] = features[f"assigned_probability_{i}"]
+        sure = probability >= policy.language.min_assigned
         written = {claim: str(read_tag(claim) or claim.strip()) for claim in set(claims) if claim is not None}
         languages.append(
             [
@@ -209,12 +219,10 @@ def row_languages(
     return tuple(languages)
 
 
-def objections(
-    batch: Batch, features: Features, policy: GovernancePolicy, bounds: Bounds
-) -> list[Objection]:
+def objections(batch: Batch, features: Features, policy: GovernancePolicy, bounds: Bounds) -> list[Objection]:
     """At most one a text: outside the wanted languages, undetermined (a pair: the row), romanised, wrong script, wrong
-    language, code-switched. Rows that the policy keeps though they are romanised, in the wrong script or code-switched are
-    flagged."""
+    language, code-switched. Rows that the policy keeps though they are romanised, in the wrong script or
+    code-switched are flagged."""
     pair = batch.columns.kind == "pair"
     found: list[Objection] = []
     for i, (column, claims) in enumerate(zip(batch.columns.texts, _claims(batch), strict=True)):

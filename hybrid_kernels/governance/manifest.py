@@ -144,27 +144,29 @@ def as_json(document: Mapping[str, Any]) -> str:
 
 
 def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
-    """The command that makes the result again where its inputs are, with its policy.yaml; None for rows from memory.
+    """The command, in several lines, that makes the result again where its inputs are, with its policy.yaml.
+
+    None for rows from memory.
 
     `out`: the folder it writes to.
     """
     sources, columns = [*made["inputs"], *made["evaluation"]], made["columns"]
     if not all("sha256" in source or source["name"].startswith("hub:") for source in sources):
         return None
-    words = ["hybrid-kernels", "govern", *(source["name"] for source in made["inputs"])]
-    words += ["--languages", ",".join(made["languages"]), "--text", ",".join(columns["texts"])]
+    lines = [["hybrid-kernels", "govern", *(source["name"] for source in made["inputs"])]]
+    lines += [["--languages", ",".join(made["languages"])], ["--text", ",".join(columns["texts"])]]
     if claims := columns["expected"]:
         fixed = all(claim.startswith("=") for claim in claims)
-        words += [
-            "--expected" if fixed else "--language-column",
-            ",".join(c.removeprefix("=") for c in claims),
-        ]
-    words += ["--translation"] if columns["translation"] else []
-    words += ["--id-column", columns["id"]] if columns["id"] is not None else []
-    for source in made["evaluation"]:
-        words += ["--evaluation", source["name"]]
-    words += ["--encoding", made["encoding"]] if made["encoding"] != "utf-8" else []
-    return shlex.join([*words, "--policy", POLICY, *made["run"]["options"], "--out", out])
+        lines.append(
+            ["--expected" if fixed else "--language-column", ",".join(c.removeprefix("=") for c in claims)]
+        )
+    lines += [["--translation"]] if columns["translation"] else []
+    lines += [["--id-column", columns["id"]]] if columns["id"] is not None else []
+    lines += [["--evaluation", source["name"]] for source in made["evaluation"]]
+    lines += [["--encoding", made["encoding"]]] if made["encoding"] != "utf-8" else []
+    lines += [] if made["outputs"] else [["--dry-run"]]
+    lines += [["--policy", POLICY], [*made["run"]["options"], "--out", out]]
+    return " \\\n  ".join(map(shlex.join, lines))
 
 
 @lru_cache(maxsize=1)
@@ -189,6 +191,7 @@ def _version(library: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=1)
 def _commit() -> str | None:
     from hybrid_kernels.benchmarking.machine import commit
 
@@ -327,7 +330,9 @@ def _inputs(made: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _versions_differ(made: Mapping[str, Any]) -> list[str]:
-    here = {library: _version(library) for library in made["versions"]} | {"python": platform.python_version()}
+    here = {library: _version(library) for library in made["versions"]} | {
+        "python": platform.python_version()
+    }
     notes = [
         f"made with {library} {version or '(not installed)'}, here is {here[library] or 'none'}"
         for library, version in made["versions"].items()
@@ -335,5 +340,7 @@ def _versions_differ(made: Mapping[str, Any]) -> list[str]:
     ]
     package = made["package"]
     if package["code"] != revision():
-        notes.append(f"made with other code of governance (version {package['version']}, {package['code'][:12]})")
+        notes.append(
+            f"made with other code of governance (version {package['version']}, {package['code'][:12]})"
+        )
     return notes

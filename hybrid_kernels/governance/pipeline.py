@@ -9,7 +9,7 @@ The work folder (it holds the texts, and may be deleted when no run is to go on 
     duplicates/KEY/                     which rows are copies of which
 
 Every file is whole or not there, and its path has a key of all it depends on: content of the sources, columns,
-languages, the fields of the policy that count, code and libraries. So what is there is right, and is not computed again.
+languages, the fields of the policy that count, code and libraries. So what is there is right, and not computed again.
 """
 
 from __future__ import annotations
@@ -372,9 +372,10 @@ def masked_batch(batch: Batch, verdict: Verdict, policy: GovernancePolicy) -> Ba
     texts = tuple(list(column) for column in batch.texts)
     for objection in verdict.objections:
         if objection.step == "personal data":
-            column = texts[batch.columns.texts.index(str(objection.column))]
+            number = batch.columns.texts.index(str(objection.column))
+            column, claims = texts[number], batch.expected[number]
             for row in objection.rows.tolist():
-                column[row] = personal.masked(column[row], policy)
+                column[row] = personal.masked(column[row] or "", policy, claims[row])
     return replace(batch, texts=texts)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance.identify import model, walks
+from hybrid_kernels.governance.identify import model, posterior, walks
 from hybrid_kernels.governance.scripts import SCRIPTS, Letters, Tag, letters, read_tag
 from hybrid_kernels.governance.switching import switching
 
@@ -36,12 +36,13 @@ class Wanted:
         return tuple(i for i, tag in enumerate(self.tags) if tag.is_romanised)
 
     def tags_of(self, language: str) -> list[int]:
-        """Positions of the tags of a language that the model can tell: several where it is wanted in several scripts."""
+        """Positions of the tags of a language that the model can tell: several where it is wanted in several
+        scripts."""
         return [i for i, tag in enumerate(self.tags) if tag.language == language and not tag.is_romanised]
 
     def claimed(self, claim: str | None) -> list[int] | None:
-        """Positions of the tags that a claim may mean: none where it is outside, several where it leaves the script open
-        and several are wanted. None: it claims nothing."""
+        """Positions of the tags that a claim may mean: none where it is outside, several where it leaves the script
+        open and several are wanted. None: it claims nothing."""
         if claim is None or not claim.strip():
             return None
         tag = read_tag(claim)
@@ -81,17 +82,23 @@ class Reading:
     Attributes:
         wanted: the wanted languages.
         place: of each row its distinct text.
-        posterior: by distinct text and language of the model.
+        scores, sizes: by distinct text and class of the model; bytes of each.
         letters: of the distinct texts.
         switched, switched_to: see `switching`; of the distinct texts.
     """
 
     wanted: Wanted
     place: NDArray[np.intp]
-    posterior: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    sizes: NDArray[np.int64]
     letters: Letters
     switched: NDArray[np.float64]
     switched_to: NDArray[np.intp]
+
+    @cached_property
+    def posterior(self) -> NDArray[np.float64]:
+        """By distinct text and language of the model."""
+        return posterior(self.scores, self.sizes).astype(np.float64)
 
     @cached_property
     def total(self) -> NDArray[np.int64]:
@@ -121,8 +128,8 @@ class Reading:
         return Likeness(tag[place], probability[place], confidence[place])
 
     def probability(self, tag: int, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Of a wanted language among the wanted ones. Of a romanised one: that its rows are in no other wanted language and
-        not in English."""
+        """Of a wanted language among the wanted ones. Of a romanised one: that its rows are in no other wanted
+        language and not in English."""
         place = self.place[rows]
         if tag in self.wanted.romanised:
             return self._romanised[place]
@@ -190,23 +197,55 @@ def read(texts: Sequence[str | None], claims: Sequence[str | None], wanted: Want
     ]
     distinct = [text for text, _ in places]
     own = _claimed_columns([claim for _, claim in places], wanted)
-    posterior = np.empty((len(distinct), len(model().languages)))
+    scores = np.empty((len(distinct), len(model().language)), np.float32)
+    sizes = np.empty(len(distinct), np.int64)
     switched, switched_to = np.zeros(len(distinct)), np.full(len(distinct), -1, np.intp)
     for first, walk in walks(distinct):
         block = slice(first, first + walk.texts)
-        posterior[block] = walk.posterior(walk.owner, walk.texts)
+        scores[block], sizes[block] = walk.scores(walk.owner, walk.texts)
         if wanted.languages:
-            best = wanted.columns[posterior[block][:, wanted.columns].argmax(1)]
-            switched[block], switched_to[block] = switching(walk, np.where(own[block] == -2, best, own[block]))
-    return Reading(wanted, np.array(place, np.intp), posterior, letters(distinct), switched, switched_to)
+            likely = posterior(scores[block], sizes[block])[:, wanted.columns]
+            best = wanted.columns[likely.argmax(1)]
+            switched[block], switched_to[block] = switching(
+                walk, np.where(own[block] == -2, best, own[block])
+            )
+    return Reading(wanted, np.array(place, np.intp), scores, sizes, letters(distinct), switched, switched_to)
+
+
+def read_together(first: Reading, second: Reading, rows: NDArray[np.bool_], texts: Sequence[str]) -> Reading:
+    """Some rows of two columns as one text each; all other rows have none.
+
+    Naive Bayes adds the evidence of both. (What it makes of n-grams that both have, the logarithm of 1 + their
+    number, is added up too; that is a little more than if the texts had been read as one.)
+
+    Args:
+        rows: which.
+        texts: both texts of each of them, in one.
+    """
+    places = first.place[rows], second.place[rows]
+    scores = first.scores[places[0]] + second.scores[places[1]]
+    scores[(first.sizes[places[0]] > 0) & (second.sizes[places[1]] > 0)] -= model().log_prior
+    sizes = first.sizes[places[0]] + second.sizes[places[1]]
+    place = np.zeros(len(rows), np.intp)
+    place[rows] = np.arange(1, len(texts) + 1)
+    nothing = np.zeros(len(texts) + 1)
+    return Reading(
+        first.wanted,
+        place,
+        np.concatenate((np.zeros((1, scores.shape[1]), np.float32), scores)),
+        np.concatenate((np.zeros(1, np.int64), sizes)),
+        letters(["", *texts]),
+        nothing,
+        nothing.astype(np.intp) - 1,
+    )
 
 
 def _claimed_columns(claims: Sequence[str | None], wanted: Wanted) -> NDArray[np.intp]:
-    """Position of each claimed language in the model's; −2 without a claim, −1 where it is none that the model can tell."""
+    """Position of each claimed language in the model's; −2 without a claim, −1 where it is none that the model can
+    tell."""
     known: dict[str | None, int] = {}
     for claim in set(claims):
         tags = wanted.claimed(claim)
         told = [wanted.tags[tag] for tag in tags or () if tag not in wanted.romanised]
         known[claim] = -2 if tags is None else model().position(told[0].language) if told else -1
     return np.array([known[claim] for claim in claims], np.intp)
-

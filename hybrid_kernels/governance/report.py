@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +55,11 @@ def page(
     """HTML text.
 
     Args:
-        summary: of `Tally.to_json`.
+        summary: of `Tally.to_json`; with "duplicate_ids": {"ids", "rows", "first": a few of them} or None.
         histograms: of the features; None: no step measured any.
         bounds: what was held against the features.
-        what_if: of `what_if.table`, with `what_if.duplicate_lines` as "duplicates" where these were looked for; None: it
-            was not made.
+        what_if: of `what_if.table`, with `what_if.duplicate_lines` as "duplicates" where these were looked for; None:
+            it was not made.
         manifest: of `manifest.manifest`.
     """
     import jinja2
@@ -73,8 +75,11 @@ def page(
     )
     environment.filters |= {"count": count, "share": share, "figure": figure}
     settings = list(_settings(manifest["policy"]))
+    lines = what_if["lines"] if what_if else ()
+    tried = [(name, list(found)) for name, found in groupby(lines, itemgetter("field"))]
+    several = len(summary["by_source"]) > 1
     return environment.get_template("report.html").render(
-        summary=summary,
+        summary={"duplicate_ids": None, **summary},
         manifest=manifest,
         outcome=outcome(summary),
         settings=settings,
@@ -92,9 +97,22 @@ def page(
         groups=list(_groups(summary["duplicate_groups"])),
         drawings=list(_drawings(histograms, bounds)),
         what_if=what_if,
+        tried=[(name, lines) for name, lines in tried if any(map(_matters, lines))],
+        idle=[(name, lines) for name, lines in tried if not any(map(_matters, lines))],
         command=command(manifest),
         drawn=histogram,
+        place=lambda row: _place(row, several or row["source"] not in summary["by_source"]),
     )
+
+
+def _place(row: Mapping[str, Any], named: bool) -> str:
+    """Where a row is: its id or its record, `named`: and its source."""
+    where = row["id"] if row["id"] is not None else f"record {row['record']:,}"
+    return f"{row['source']}, {where}" if named else where
+
+
+def _matters(line: Mapping[str, Any]) -> bool:
+    return bool(line["reasons"] or line["newly_rejected"] or line["newly_kept"])
 
 
 def outcome(summary: Mapping[str, Any]) -> str:

@@ -87,22 +87,21 @@ _WRITTEN_IN = {
 _LATIN = frozenset({"Latn"})
 
 # What else data sets call the languages of the model: ISO 639-3 (the codes of FLORES-200 among it), retired codes.
+_CODES = """
+    af=afr am=amh an=arg ar=ara,arb as=asm az=aze,azj ba=bak be=bel bg=bul bn=ben br=bre bs=bos ca=cat
+    cs=ces,cze cy=cym,wel da=dan de=deu,ger dz=dzo el=ell,gre en=eng eo=epo es=spa et=est,ekk eu=eus,baq
+    fa=fas,per,pes fi=fin fo=fao fr=fra,fre fy=fry ga=gle gd=gla gl=glg gu=guj gug=grn,gn ha=hau he=heb,iw
+    hi=hin hr=hrv ht=hat hu=hun hy=hye,arm id=ind,in ig=ibo is=isl,ice it=ita ja=jpn jv=jav ka=kat,geo kik=ki
+    kk=kaz km=khm kn=kan ko=kor ku=kur,kmr ky=kir la=lat lb=ltz lg=lug ln=lin lo=lao lt=lit lv=lav,lvs
+    mg=mlg,plt mk=mkd,mac ml=mal mn=mon,khk mr=mar ms=msa,may,zsm mt=mlt my=mya,bur ne=nep,npi nl=nld,dut
+    nn=nno no=nor,nob,nb oc=oci om=orm,gaz or=ori,ory pa=pan pl=pol ps=pus,pbt pt=por qu=que,quy ro=ron,rum
+    ru=rus rw=kin sa=san se=sme si=sin sk=slk,slo sl=slv sn=sna so=som sq=sqi,alb,als sr=srp st=sot sv=swe
+    sw=swa,swh ta=tam te=tel tg=tgk th=tha tk=tuk tl=tgl,fil tr=tur tt=tat ug=uig uk=ukr ur=urd uz=uzb,uzn
+    vi=vie vo=vol wa=wln xh=xho yo=yor zh=zho,chi,cmn zu=zul
+"""
 _OTHER_CODES = {
     other: language
-    for language, others in (
-        part.split("=")
-        for part in (
-            "af=afr am=amh an=arg ar=ara,arb as=asm az=aze,azj ba=bak be=bel bg=bul bn=ben br=bre bs=bos ca=cat cs=ces,cze "
-            "cy=cym,wel da=dan de=deu,ger dz=dzo el=ell,gre en=eng eo=epo es=spa et=est,ekk eu=eus,baq fa=fas,per,pes fi=fin "
-            "fo=fao fr=fra,fre fy=fry ga=gle gd=gla gl=glg gu=guj gug=grn,gn ha=hau he=heb,iw hi=hin hr=hrv ht=hat hu=hun hy=hye,arm "
-            "id=ind,in ig=ibo is=isl,ice it=ita ja=jpn jv=jav ka=kat,geo kik=ki kk=kaz km=khm kn=kan ko=kor ku=kur,kmr ky=kir "
-            "la=lat lb=ltz lg=lug ln=lin lo=lao lt=lit lv=lav,lvs mg=mlg,plt mk=mkd,mac ml=mal mn=mon,khk mr=mar "
-            "ms=msa,may,zsm mt=mlt my=mya,bur ne=nep,npi nl=nld,dut nn=nno no=nor,nob,nb oc=oci om=orm,gaz or=ori,ory "
-            "pa=pan pl=pol ps=pus,pbt pt=por qu=que,quy ro=ron,rum ru=rus rw=kin sa=san se=sme si=sin sk=slk,slo sl=slv "
-            "sn=sna so=som sq=sqi,alb,als sr=srp st=sot sv=swe sw=swa,swh ta=tam te=tel tg=tgk th=tha tk=tuk tl=tgl,fil "
-            "tr=tur tt=tat ug=uig uk=ukr ur=urd uz=uzb,uzn vi=vie vo=vol wa=wln xh=xho yo=yor zh=zho,chi,cmn zu=zul"
-        ).split()
-    )
+    for language, others in (item.split("=") for item in _CODES.split())
     for other in others.split(",")
 }
 _CHINESE_REGIONS = {"cn": "Hans", "sg": "Hans", "my": "Hans", "tw": "Hant", "hk": "Hant", "mo": "Hant"}
@@ -152,7 +151,7 @@ def scripts_of(language: str) -> frozenset[str]:
 
 @lru_cache(maxsize=4096)
 def read_tag(text: str) -> Tag | None:
-    """The tag that a data set's name for a language means: `EN`, `en_US`, `eng`, `zho_Hans`, `zh-TW`; None if it means none."""
+    """The tag that a data set's name for a language means, `EN`, `en_US`, `eng`, `zho_Hans`, `zh-TW`; None: none."""
     match = _TAG.fullmatch(text.strip().replace("_", "-"))
     if not match:
         return None

@@ -158,8 +158,9 @@ class Tally:
         for step, mask in by_step.items():
             _count(self.objected, step, mask)
 
-        for key, counts in _by_language(keys, by_step, count_masks(flagging, rows) > 0).items():
-            self.languages.setdefault(key, Counts()).merge(counts)
+        flagged = count_masks(flagging, rows) > 0
+        for code, counts in _by_language(keys, by_step, flagged).items():
+            self.languages.setdefault(code, Counts()).merge(counts)
             self.sources.setdefault(source, Counts()).merge(counts)
             self.total.merge(counts)
 
@@ -216,8 +217,8 @@ class Tally:
         """Add what another tally counted; the order of merging makes no difference (but to the sum of seconds)."""
         self.total.merge(other.total)
         for mine, theirs in ((self.languages, other.languages), (self.sources, other.sources)):
-            for key, counts in theirs.items():
-                mine.setdefault(key, Counts()).merge(counts)
+            for name, counts in theirs.items():
+                mine.setdefault(name, Counts()).merge(counts)
         _add(self.objected, other.objected)
         _add(self.reasons, other.reasons)
         _add(self.alone, other.alone)
@@ -264,7 +265,7 @@ class Tally:
             "by_source": {name: counts.to_json() for name, counts in self.sources.items()},
             "flags": {step: found for step in order if (found := _of_step(self.flags, step))},
             "examples": {step: self._examples_of(step, True) for step in order},
-            "flag_examples": {step: found for step in order if (found := self._examples_of(step, False))},
+            "flag_examples": {step: shown for step in order if (shown := self._examples_of(step, False))},
             "duplicate_groups": {str(size): n for size, n in sorted(self.group_sizes.items())},
             "leakage": dict(sorted(self.leaked.items())),
             "cost": {

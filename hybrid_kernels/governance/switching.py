@@ -1,7 +1,8 @@
 """Code-switching: how much of a text is in another language than the rest of it.
 
-A text is cut into segments of a few words. A segment counts as switched where the text's own language is next to impossible
-and another one nearly certain; names alone seldom are that. The segments' scores come from the walk that scored the text.
+A text is cut into segments of a few words. A segment counts as switched where the text's own language is next to
+impossible and another one nearly certain; names alone seldom are that. The segments' scores come from the walk that
+scored the text.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance.identify import Walk, model
+from hybrid_kernels.governance.identify import Walk, model, posterior
 
 # Weight of a segment: letters, where one of a script without spaces counts `_DENSE`.
 _SEGMENT, _DENSE = 20, 3
 
-# A segment is switched where its own language has at most the one and another language at least the other probability. On
-# clean news (FLORES, NTREX) that flags at most 0.2 % of the rows of any language, mostly for long foreign titles.
-_OWN, _OTHER = 0.02, 0.9
+# A segment is switched where its own language has at most the one and another language at least the other
+# probability. On clean text (FLORES, NTREX) a share of ¼ is reached by at most 0.4 % of the rows of any language,
+# mostly for foreign titles and names.
+_OWN, _OTHER = 0.005, 0.95
 
 
 def switching(walk: Walk, own: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -27,19 +29,20 @@ def switching(walk: Walk, own: NDArray[np.intp]) -> tuple[NDArray[np.float64], N
         own: of each text the position of its language in `model().languages`; −1 where it has none.
 
     Returns:
-        (share of the letters, in 0–1, 0 for a text too short to be cut; position of the language, −1 where the share is 0).
+        (share of the letters, in 0–1, 0 for a text too short to be cut; position of the language, −1 where the share
+        is 0).
     """
     share, other = np.zeros(walk.texts), np.full(walk.texts, -1, np.intp)
     segment, text, weight = _segments(walk)
     if not len(text):
         return share, other
-    posterior = walk.posterior(segment, len(text))
+    probability = posterior(*walk.scores(segment, len(text)))
     own_of_segment = own[text]
     rows = np.arange(len(text))
-    own_probability = np.where(own_of_segment >= 0, posterior[rows, own_of_segment], 1.0)
-    posterior[rows, own_of_segment] = 0
-    rival = posterior.argmax(1)
-    switched = (own_probability <= _OWN) & (posterior[rows, rival] >= _OTHER)
+    own_probability = np.where(own_of_segment >= 0, probability[rows, own_of_segment], 1.0)
+    probability[rows, own_of_segment] = 0
+    rival = probability.argmax(1)
+    switched = (own_probability <= _OWN) & (probability[rows, rival] >= _OTHER)
     # All of it in another language: that is no switch.
     switched &= (np.bincount(text[~switched], minlength=walk.texts) > 0)[text]
     total = np.bincount(text, weight, walk.texts)
@@ -57,8 +60,8 @@ def switching(walk: Walk, own: NDArray[np.intp]) -> tuple[NDArray[np.float64], N
 def _segments(walk: Walk) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """(segment of each byte, −1 in texts that are not cut; of each segment its text; its weight).
 
-    Each text is cut into as many parts of equal weight as it has times `_SEGMENT`, at the next word, or where there are no
-    spaces between words at the next character.
+    Each text is cut into as many parts of equal weight as it has times `_SEGMENT`, at the next word, or where there
+    are no spaces between words at the next character.
     """
     stream = walk.stream
     if not len(stream):
@@ -76,12 +79,18 @@ def _segments(walk: Walk) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
     starts = is_first | dense | (leads & ~space & np.append(True, space[:-1]))
     start = np.maximum.accumulate(np.where(starts, np.arange(len(stream)), 0))
     parts = np.repeat(total // _SEGMENT, sizes)
-    part = np.minimum(within[start] * parts // np.maximum(np.repeat(total, sizes), 1), np.maximum(parts - 1, 0))
+    part = np.minimum(
+        within[start] * parts // np.maximum(np.repeat(total, sizes), 1), np.maximum(parts - 1, 0)
+    )
     begins = is_first | (np.diff(part, prepend=0) != 0)
     begins &= parts >= 2
     segment = np.where(parts >= 2, np.cumsum(begins) - 1, -1)
     cut = segment >= 0
-    return segment, walk.owner[begins], np.bincount(segment[cut], weight[cut], int(begins.sum()))
+    return (
+        segment,
+        walk.owner[begins],
+        np.bincount(segment[cut], weight[cut].astype(np.float64), int(begins.sum())),
+    )
 
 
 def _is_letter(stream: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -90,8 +99,8 @@ def _is_letter(stream: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _is_dense(stream: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """By the first bytes of a character in UTF-8: kana, ideographs and Hangul aside from its syllables (E3–E9), Thai and Lao
-    (E0 B8–BB), Myanmar (E1 80–82) and Khmer (E1 9E–9F). Words of none of them are set apart by spaces."""
+    """By the first bytes of a character in UTF-8: kana, ideographs and Hangul aside from its syllables (E3–E9), Thai
+    and Lao (E0 B8–BB), Myanmar (E1 80–82) and Khmer (E1 9E–9F). Words of none of them are set apart by spaces."""
     following = np.append(stream[1:], 0)
     return (
         ((stream >= 0xE3) & (stream <= 0xE9))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance.batch import Features, Objection
+from hybrid_kernels.governance.batch import Objection
 from hybrid_kernels.governance.policy import LanguagePolicy
+from hybrid_kernels.governance.reading import wanted_of
 from hybrid_kernels.governance.scripts import (
     CHINESE_VARIANTS,
     SCRIPTS,
     Tag,
     in_words,
     name_in_words,
-    read_tag,
     scripts_of,
 )
 
@@ -25,7 +25,8 @@ from hybrid_kernels.governance.scripts import (
 # where that one is all but certain. Romanised Urdu, Hindi and Arabic are taken for Somali, Hausa or Javanese with such
 # certainty, seldom for these.
 _CERTAIN = 0.9
-_UNMISTAKABLE = frozenset("cs da de en es fi fr hu it nl no pl pt ro sv tr vi".split())
+_TOLD_APART = "cs da de en es fi fr hu it nl no pl pt ro sv tr vi"
+_UNMISTAKABLE = frozenset(_TOLD_APART.split())
 
 # Characters of only one Chinese variant from which a text is in it.
 _MIN_VARIANT = 2
@@ -46,7 +47,7 @@ class Judge:
 
     def __init__(
         self,
-        features: Features,
+        features: Mapping[str, NDArray[Any]],
         claims: Sequence[str | None],
         present: Mask,
         languages: Sequence[str],
@@ -55,10 +56,8 @@ class Judge:
         self.features, self.claims, self.present = features, claims, present
         self.languages, self.policy = languages, policy
         self.claimed = np.array([claim is not None for claim in claims], bool)
-        self.tags: dict[str | None, Tag | None] = {None: None}
-        for name in languages:
-            self.tags[name] = read_tag(name)
-        self.wanted = {tag.language for tag in self.tags.values() if tag and not tag.is_romanised}
+        tags = wanted_of(tuple(languages))
+        self.tags, self.wanted = {str(tag): tag for tag in tags.tags}, frozenset(tags.languages)
 
     def assignment(self, column: str | None) -> list[Objection]:
         """Against texts that claim no language: none of the wanted ones is probable enough to assign it."""
@@ -66,8 +65,11 @@ class Judge:
         probability, policy = self.features["assigned_probability"], self.policy
         letterless = unclaimed & np.isnan(probability)
         unsure = unclaimed & (probability < policy.min_assigned)
-        rival, rival_probability = self.features["assigned_rival"], self.features["assigned_rival_probability"]
-        unwanted = self._each(rival, lambda name: name is not None and name not in self.wanted)
+        rival, rival_probability = (
+            self.features["assigned_rival"],
+            self.features["assigned_rival_probability"],
+        )
+        unwanted = _each(lambda name: name is not None and name not in self.wanted, rival)
         outside = unsure & unwanted & (rival_probability >= policy.min_rival)
 
         def closest(row: int) -> str:
@@ -85,7 +87,12 @@ class Judge:
 
     def verification(self, column: str) -> list[Objection]:
         """Against texts that are not in the language they are judged by, or claim one that is not wanted."""
-        return [*self._claims_outside(column), *self._scripts(column), *self._languages(column), *self._switched(column)]
+        return [
+            *self._claims_outside(column),
+            *self._scripts(column),
+            *self._languages(column),
+            *self._switched(column),
+        ]
 
     @cached_property
     def judged(self) -> Mask:
@@ -96,20 +103,22 @@ class Judge:
     @cached_property
     def resembles_other(self) -> Mask:
         """Another language than the one it is judged by is the likeliest of all."""
-        language = self._each(self.features["judged"], lambda name: (tag := self.tags[name]) and tag.language, object)
-        return np.asarray(self.features["likeliest"] != language, bool) & self.judged
+        differs = _each(
+            lambda name, likeliest: name is not None and self._tag(name).language != likeliest,
+            self.features["judged"],
+            self.features["likeliest"],
+        )
+        return differs & self.judged
 
     @cached_property
     def in_foreign_script(self) -> Mask:
-        """Hardly any letters in the scripts of its language, by Chinese variant where one is asked for. The posterior knows
-        a text that is full of foreign names, but not one in a script that its language is written in too."""
+        """Hardly any letters in the scripts of its language, by Chinese variant where one is asked for. The posterior
+        knows a text that is full of foreign names, but not one in a script that its language is written in too."""
         policy, features = self.policy, self.features
-        native = np.array(
-            [
-                tag is not None and script is not None and any(SCRIPTS[s] == script for s in scripts_of(tag.language))
-                for tag, script in zip(self._each_tag(), features["script"].tolist(), strict=True)
-            ],
-            bool,
+        native = _each(
+            lambda name, script: name is not None and _is_written_in(self._tag(name).language, script),
+            features["judged"],
+            features["script"],
         )
         improbable = features["probability"] * features["wanted"] < 0.5
         foreign = (features["own_script"] < policy.min_script) & (
@@ -122,24 +131,27 @@ class Judge:
         """Chinese of the variant that is not asked for."""
         simplified, traditional = self.features["simplified"], self.features["traditional"]
         total = simplified + traditional
-        variant = self._each(
-            self.features["judged"], lambda name: {"Hans": 1, "Hant": 2}.get((tag := self.tags[name]) and tag.script or "", 0), int
+        is_simplified = _each(lambda name: name == "zh-Hans", self.features["judged"])
+        is_traditional = _each(lambda name: name == "zh-Hant", self.features["judged"])
+        own = np.where(is_simplified, simplified, traditional) / np.maximum(total, 1)
+        return (
+            self.judged
+            & (is_simplified | is_traditional)
+            & (total >= _MIN_VARIANT)
+            & (own < self.policy.min_script)
         )
-        own = np.where(variant == 1, simplified, traditional) / np.maximum(total, 1)
-        return self.judged & (variant > 0) & (total >= _MIN_VARIANT) & (own < self.policy.min_script)
 
     @cached_property
     def is_other_language(self) -> Mask:
         """Texts in a foreign script that are certainly in another language, one that is written in it."""
         features = self.features
-        fits = np.array(
-            [
-                language is not None
-                and any(SCRIPTS[s] == script for s in scripts_of(language))
-                and (script != SCRIPTS["Latn"] or language in self.wanted or language in _UNMISTAKABLE)
-                for language, script in zip(features["likeliest"].tolist(), features["script"].tolist(), strict=True)
-            ],
-            bool,
+        tellable = self.wanted | _UNMISTAKABLE
+        fits = _each(
+            lambda language, script: (
+                _is_written_in(language, script) and (script != SCRIPTS["Latn"] or language in tellable)
+            ),
+            features["likeliest"],
+            features["script"],
         )
         certain = features["likeliest_probability"] >= _CERTAIN
         return self.in_foreign_script & ~self.in_other_variant & self.resembles_other & fits & certain
@@ -148,13 +160,13 @@ class Judge:
     def in_wrong_language(self) -> Mask:
         features, policy = self.features, self.policy
         improbable = features["probability"] < policy.min_expected
-        romanised = self._each(features["judged"], lambda name: (tag := self.tags[name]) is not None and tag.is_romanised, bool)
+        romanised = _each(lambda name: name is not None and self._tag(name).is_romanised, features["judged"])
         improbable |= (features["wanted"] < policy.min_wanted) & ~romanised
         rival = self.resembles_other & (features["likeliest_probability"] >= policy.min_rival)
         return self.judged & ((~self.in_foreign_script & improbable & rival) | self.is_other_language)
 
     def _claims_outside(self, column: str) -> list[Objection]:
-        judged_by_none = self._each(self.features["judged"], lambda name: name is None)
+        judged_by_none = _each(lambda name: name is None, self.features["judged"])
         rows = self.claimed & self.present & judged_by_none
         wanted = ", ".join(self.languages)
         none = np.full(len(rows), np.nan)
@@ -170,20 +182,24 @@ class Judge:
     def _scripts(self, column: str) -> list[Objection]:
         features, policy = self.features, self.policy
         rows = self.in_foreign_script & ~self.is_other_language
-        romanised = np.array(
-            [
-                tag is not None and script == SCRIPTS["Latn"] and "Latn" not in scripts_of(tag.language)
-                for tag, script in zip(self._each_tag(), features["script"].tolist(), strict=True)
-            ],
-            bool,
+        romanised = ~self.in_other_variant & _each(
+            lambda name, script: (
+                name is not None
+                and script == SCRIPTS["Latn"]
+                and not _is_written_in(self._tag(name).language, script)
+            ),
+            features["judged"],
+            features["script"],
         )
-        romanised &= ~self.in_other_variant
         variants = features["simplified"], features["traditional"]
-        own = np.where(self.in_other_variant, np.minimum(*variants) / np.maximum(sum(variants), 1), features["own_script"])
+        own = np.where(
+            self.in_other_variant,
+            np.minimum(*variants) / np.maximum(sum(variants), 1),
+            features["own_script"],
+        )
 
         def sentence(row: int) -> str:
-            tag = self.tags[features["judged"][row]]
-            assert tag is not None
+            tag = self._tag(features["judged"][row])
             if self.in_other_variant[row]:
                 written = CHINESE_VARIANTS["Hans" if tag.script == "Hant" else "Hant"]
                 return f"{written} Chinese, expected {in_words(tag.scripts)}"
@@ -192,14 +208,24 @@ class Judge:
 
         least, rejected = policy.min_script, "reject"
         return [
-            *_objection("romanised", column, rows & romanised, own, least, sentence, policy.romanised == rejected),
-            *_objection("wrong script", column, rows & ~romanised, own, least, sentence, policy.wrong_script == rejected),
+            *_objection(
+                "romanised", column, rows & romanised, own, least, sentence, policy.romanised == rejected
+            ),
+            *_objection(
+                "wrong script",
+                column,
+                rows & ~romanised,
+                own,
+                least,
+                sentence,
+                policy.wrong_script == rejected,
+            ),
         ]
 
     def _languages(self, column: str) -> list[Objection]:
         features, policy = self.features, self.policy
         likeliest, probability = features["likeliest"], features["likeliest_probability"]
-        unwanted = ~self._each(likeliest, lambda name: name in self.wanted)
+        unwanted = _each(lambda name: name not in self.wanted, likeliest)
         by_mass = features["wanted"] < policy.min_wanted
         score = np.where(by_mass, features["wanted"], features["probability"])
         bound = np.where(by_mass, policy.min_wanted, policy.min_expected)
@@ -220,20 +246,27 @@ class Judge:
 
         def sentence(row: int) -> str:
             other = self.features["switched_to"][row]
-            return f"expected {self.features['judged'][row]}, {share[row]:.0%} of the letters look like {other}"
+            return (
+                f"expected {self.features['judged'][row]}, {share[row]:.0%} of the letters look like {other}"
+            )
 
         rejects = policy.code_switched == "reject"
         return _objection("code-switched", column, rows, share, policy.min_switched, sentence, rejects)
 
-    def _each_tag(self) -> list[Tag | None]:
-        return [self.tags[name] for name in self.features["judged"].tolist()]
+    def _tag(self, name: str) -> Tag:
+        return self.tags[name]
 
-    @staticmethod
-    def _each(values: NDArray[Any], function: Callable[[Any], Any], dtype: Any = bool) -> NDArray[Any]:
-        """`function` of each value, called once for each distinct one."""
-        listed = values.tolist()
-        results = {value: function(value) for value in set(listed)}
-        return np.array([results[value] for value in listed], dtype)
+
+def _is_written_in(language: str | None, script: str | None) -> bool:
+    """`script`: by Unicode's name."""
+    return language is not None and any(SCRIPTS[code] == script for code in scripts_of(language))
+
+
+def _each(function: Callable[..., bool], *values: NDArray[Any]) -> Mask:
+    """`function` row by row, called once for each distinct combination."""
+    rows = list(zip(*(column.tolist() for column in values), strict=True))
+    results = {row: function(*row) for row in set(rows)}
+    return np.array([results[row] for row in rows], bool)
 
 
 def _objection(
@@ -251,7 +284,9 @@ def _objection(
         return []
     bounds = np.broadcast_to(np.asarray(bound, np.float64), mask.shape)[rows]
     details = [sentence(row) for row in rows.tolist()]
-    return [Objection("language", reason, column, rows.astype(np.int64), score[rows], bounds, details, rejects)]
+    return [
+        Objection("language", reason, column, rows.astype(np.int64), score[rows], bounds, details, rejects)
+    ]
 
 
 def _shown(probability: float) -> str:

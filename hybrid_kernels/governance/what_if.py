@@ -6,20 +6,31 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance.batch import Batch, Bounds, Features, Objection
+from hybrid_kernels.governance.engine import Engine
 from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.steps import Job, Rows, Shard, batch_of, input_objections
+from hybrid_kernels.governance.storage import read_table
 from hybrid_kernels.governance.summary import by_key, count_masks, language_key, reason_masks
 
-#: Shards that are judged under other policies; of more, as many at even distances.
-MAX_SHARDS = 32
+if TYPE_CHECKING:
+    from hybrid_kernels.governance.pipeline import Judgement
+
+#: Of `thresholds.spread`.
+SPREADS = (4.0, 6.0, 8.0, 12.0)
+#: Similarities to try, those above the policy's.
+SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+#: Rows that are judged under other policies, and shards that they are taken from; of more, as many at even distances.
+MAX_ROWS, MAX_SHARDS = 16384, 64
 
 
-class Step(Protocol):
+class Judging(Protocol):
     """A module of governance, as far as its objections go (see `hybrid_kernels.governance.batch`)."""
 
     def objections(
@@ -64,9 +75,11 @@ def alternatives(
     return found
 
 
-def sample(shards: int, most: int = MAX_SHARDS) -> list[int]:
-    """The shards to look at: all, or `most` of them at even distances, always the same."""
-    return list(range(shards)) if shards <= most else [i * shards // most for i in range(most)]
+def sample(rows: Sequence[int]) -> tuple[list[int], int]:
+    """(the shards to look at, of how many rows to look at one), always the same, for shards with so many rows."""
+    most = min(len(rows), MAX_SHARDS)
+    chosen = [i * len(rows) // most for i in range(most)]
+    return chosen, max(1, -(-sum(rows[i] for i in chosen) // MAX_ROWS))
 
 
 @dataclass
@@ -96,13 +109,11 @@ class WhatIf:
     of them added."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    shards: int = 0
     in_force: Outcome = field(default_factory=Outcome)
     others: list[Outcome] = field(default_factory=list)
 
     def merge(self, other: WhatIf) -> None:
         """Add what another shard, or other shards, came to under the same alternatives."""
-        self.shards += other.shards
         for key, number in other.rows.items():
             self.rows[key] = self.rows.get(key, 0) + number
         self.in_force.merge(other.in_force)
@@ -116,7 +127,7 @@ def judge(
     features: Features,
     languages: Sequence[str | None],
     fixed: Sequence[Objection],
-    steps: Mapping[str, Step],
+    steps: Mapping[str, Judging],
     policy: GovernancePolicy,
     bounds: Bounds,
     others: Sequence[Alternative],
@@ -134,7 +145,7 @@ def judge(
     keys = [language_key(language) for language in languages]
     current = {name: step.objections(batch, features, policy, bounds) for name, step in steps.items()}
     rejected, in_force = _outcome([*fixed, *_all(current)], keys, None)
-    found = WhatIf(dict(Counter(keys)), 1, in_force)
+    found = WhatIf(dict(Counter(keys)), in_force)
     for other in others:
         section = other.field.partition(".")[0]
         again = [section] if section in steps else list(steps)
@@ -167,22 +178,22 @@ def _outcome(
 
 
 def table(
-    found: WhatIf, others: Sequence[Alternative], policy: GovernancePolicy, shards: int
+    found: WhatIf, others: Sequence[Alternative], policy: GovernancePolicy, rows: int
 ) -> dict[str, Any]:
     """What the report shows.
 
     Args:
-        found: the merged outcomes of the shards that were looked at.
+        found: the merged outcomes of what was looked at.
         others: the alternatives they were judged under.
         policy: the one in force.
-        shards: how many shards there are.
+        rows: how many there are.
 
     Returns:
-        JSON: {"rows", "shards", "of_shards": what was looked at; "rejected": under the policy in force; "lines"}.
+        JSON: {"rows": looked at, "of_rows": that there are; "rejected": under the policy in force; "lines"}.
         A line has a "field" and a "value" of it, whether it is "in_force", the rows "rejected" by all steps but
-        duplicates and leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language of which
-        the largest share of rows changes ("worst": {"language", "rows", "change": a signed share} or None), and the
-        "reasons" that the field decides: {"step: reason": {"rows", "alone": those nothing else speaks against}}.
+        duplicates and leakage, those "newly_rejected" and "newly_kept" against the policy in force, the language of
+        which the largest share of rows changes ("worst": {"language", "rows", "change": a signed share} or None), and
+        the "reasons" that the field decides: {"step: reason": {"rows", "alone": nothing else speaks against these}}.
     """
     lines: list[dict[str, Any]] = []
     for name in dict.fromkeys(other.field for other in others):
@@ -200,8 +211,7 @@ def table(
         ]
     return {
         "rows": sum(found.rows.values()),
-        "shards": found.shards,
-        "of_shards": shards,
+        "of_rows": rows,
         "rejected": sum(found.in_force.rejected.values()),
         "lines": lines,
     }
@@ -247,49 +257,96 @@ def _worst(
 
 
 def duplicate_lines(
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
+    row: NDArray[np.int64],
+    linked_to: NDArray[np.int64],
     similarity: NDArray[np.float64],
     thresholds: Sequence[float],
     in_force: float,
-    language: Callable[[NDArray[np.int64]], Sequence[str | None]],
 ) -> list[dict[str, Any]]:
-    """Rows that near-duplicates cost at each threshold, from the verified pairs.
+    """Rows that duplicates cost at each threshold above the one in force.
 
-    At a threshold the pairs that reach it form groups, and all rows of a group but one go. Below the threshold in force
-    the numbers are lower bounds: pairs that were no candidates were not verified.
+    A removed row stays removed only if the row that it is most similar to is as similar as the threshold asks, so that
+    no more go than there are such rows. At least so many go as these links bring into groups, less a row for each:
+    groups may also hang together by pairs that were not the most similar ones.
 
     Args:
-        left, right: row numbers of the pairs, both of one language.
-        similarity: of each pair, verified.
-        thresholds: to try; the one in force is added.
+        row, linked_to, similarity: the removed rows, to which row each is most similar, and how much.
+        thresholds: to try.
         in_force: the threshold in force.
-        language: of rows, by their numbers.
 
     Returns:
-        [{"threshold", "in_force", "removed": rows, "by_language": {code: rows}, "lower_bound"}], ascending.
+        [{"threshold", "in_force", "at_least", "at_most"}], ascending.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    rows, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
+    nodes, ends = np.unique(np.concatenate([row, linked_to]), return_inverse=True)
     ends = ends.reshape(2, -1)
-    keys = np.array([language_key(code) for code in language(rows)], object)
     lines = []
-    for threshold in sorted({*thresholds, in_force}):
+    for threshold in sorted({in_force, *(value for value in thresholds if value > in_force)}):
         of = similarity >= threshold
-        links = coo_array((np.ones(of.sum(), bool), (ends[0, of], ends[1, of])), shape=(len(rows), len(rows)))
-        # Rows are numbered through by group, so that the first row of each is where its number first occurs.
-        _, group = connected_components(links, directed=False)
-        gone = np.ones(len(rows), bool)
-        gone[np.unique(group, return_index=True)[1]] = False
-        lines.append(
-            {
-                "threshold": threshold,
-                "in_force": threshold == in_force,
-                "removed": int(gone.sum()),
-                "by_language": dict(sorted(Counter(keys[gone].tolist()).items())),
-                "lower_bound": threshold < in_force,
-            }
-        )
+        links = coo_array((np.ones(of.sum(), bool), (ends[0, of], ends[1, of])), shape=2 * (len(nodes),))
+        groups = connected_components(links, directed=False)[0] if len(nodes) else 0
+        here = threshold == in_force
+        most = int(of.sum())
+        least = most if here else min(most, len(nodes) - int(groups))
+        lines.append({"threshold": threshold, "in_force": here, "at_least": least, "at_most": most})
     return lines
+
+
+@dataclass(frozen=True)
+class _Task:
+    job: Job
+    shard: Shard
+    every: int
+    bounds: Bounds
+    others: Sequence[Alternative]
+
+
+def _judge(task: _Task) -> WhatIf:
+    job, rows = task.job, Rows(task.job, task.shard)
+    chosen = np.arange(-task.shard.first % task.every, task.shard.rows, task.every)
+    part = rows.table.take(chosen)
+    features = {name: values[chosen] for name, values in rows.features().items()}
+    return judge(
+        batch_of(part, job.columns, job.languages),
+        features,
+        list(features["row_language_0"]),
+        input_objections(part),
+        {step.section: step.load() for step in job.steps},
+        job.policy,
+        task.bounds,
+        task.others,
+    )
+
+
+def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
+    """What the report shows, of a run that has judged its rows: `table`, and `duplicate_lines` as "duplicates".
+
+    The values to try are the steps' ``VARIATIONS``: field → values.
+    """
+    from hybrid_kernels.governance import thresholds
+
+    job = judgement.decisions.job
+    sections = {step.section: getattr(step.load(), "VARIATIONS", {}) for step in job.steps}
+
+    def bounds(policy: GovernancePolicy) -> Bounds:
+        found = thresholds.bounds(judgement.histograms, policy)
+        return judgement.bounds if found == judgement.bounds else found  # one object is pickled once
+
+    others = alternatives(job.policy, sections | {"thresholds": {"spread": SPREADS}}, bounds)
+    shards = [shard for shard in judgement.shards if not shard.evaluation]
+    chosen, every = sample([shard.rows for shard in shards])
+    tasks = [_Task(job, shards[i], every, judgement.bounds, others) for i in chosen]
+    found = WhatIf()
+    for _, one in engine.map(_judge, tasks, "other thresholds"):
+        found.merge(one)
+    duplicates = []
+    if judgement.decisions.copies is not None and job.policy.duplicates.enabled:
+        copies = read_table(judgement.decisions.copies)
+        copies = copies.filter(pc.invert(copies["leaked"]))
+        row, linked_to, similarity = (copies[name].to_numpy() for name in ("row", "linked_to", "similarity"))
+        duplicates = duplicate_lines(
+            row, linked_to, similarity, SIMILARITIES, job.policy.duplicates.threshold
+        )
+    return table(found, others, job.policy, sum(shard.rows for shard in shards)) | {"duplicates": duplicates}

@@ -1,59 +1,70 @@
-"""Near-duplicates: candidates, exact verification, representatives, and pairs that share a premise."""
+"""Which rows are duplicates, of which row, and which leak from the evaluation rows."""
 
-import math
 import random
 
 import numpy as np
 import pytest
 
-from hybrid_kernels.governance import DuplicatePolicy, band_keys, find_duplicates, pair_similarity, shingles
-from hybrid_kernels.governance.duplicates import exact_keys, rows_per_band
+from hybrid_kernels.governance.duplicates import signatures, verify
+from hybrid_kernels.governance.text import normalise, shingles
+from tests.governance.duplicates_support import (
+    SENTENCE,
+    expected,
+    instead,
+    policy,
+    search,
+    similarities,
+)
 
-POLICY = DuplicatePolicy()
-SENTENCE = "The old bridge over the river was closed for repairs until the end of spring."
+EDITED = SENTENCE.replace("closed", "closes")
+OTHER = "Nobody answered when we rang the bell twice, so we left the parcel with a neighbour."
 
 
-def duplicates(rows, policy=POLICY, groups=None):
-    columns = list(zip(*rows, strict=True))
-    return find_duplicates(
-        exact_keys(columns),
-        band_keys(columns, policy),
-        groups or ["en"] * len(rows),
-        rows.__getitem__,
-        policy,
+def chain_of_edits():
+    """Each like the next, the first not like the third."""
+    texts = [SENTENCE]
+    for old, new in [("bridge", "fridge"), ("river", "rifle"), ("repairs", "repaints"), ("spring", "sprint")]:
+        texts.append(texts[-1].replace(old, new))
+    rows = [(text,) for text in texts]
+    near = [[similarities(a, b)[0] >= 0.8 for b in rows] for a in rows]
+    assert all(near[i][i + 1] for i in range(4))
+    assert not near[0][2]
+    return rows
+
+
+def test_exact_after_normalisation(tmp_path):
+    found = search(tmp_path, [(SENTENCE,), (f"  {SENTENCE.upper()} !! ",), (OTHER,)])
+    assert (found.row.tolist(), found.duplicate_of.tolist(), found.linked_to.tolist()) == ([1], [0], [0])
+    assert (found.similarity.tolist(), found.exact.tolist(), found.kind.tolist()) == (
+        [1.0],
+        [True],
+        ["duplicates"],
     )
 
 
-def found(rows, **options):
-    return {d.row: d.duplicate_of for d in duplicates(rows, **options)}
+def test_symbols_and_marks_are_content(tmp_path):
+    assert instead(search(tmp_path / "a", [("5 < 7",), ("5 > 7",)])) == {}
+    assert instead(search(tmp_path / "b", [("मैं",), ("मे",)])) == {}
 
 
-def test_shingles_of_scripts_without_spaces():
-    assert shingles("Ab, cd!", 3) == {"abc", "bcd"}
-    assert shingles("渡轮取消了。", 3) == {"渡轮", "轮取", "取消", "消了"}
-    assert shingles("ฝนตก", 3) == {"ฝนต", "นตก"}
-    assert shingles("a", 3) == {"a"}
+def test_near_duplicate_is_verified_exactly(tmp_path):
+    found = search(tmp_path / "a", [(SENTENCE,), (EDITED,)])
+    (similarity,) = similarities((SENTENCE,), (EDITED,))
+    assert 0.8 <= similarity < 0.95
+    assert (instead(found), found.similarity.tolist(), found.exact.tolist()) == (
+        {1: 0},
+        [similarity],
+        [False],
+    )
+    rules = policy(duplicates={"threshold": 0.95})
+    assert instead(search(tmp_path / "b", [(SENTENCE,), (EDITED,)], rules=rules)) == {}
 
 
-def test_exact_after_normalisation():
-    rows = [(SENTENCE,), (f"  {SENTENCE.upper()} !! ",), ("Something else entirely was written here.",)]
-    (duplicate,) = duplicates(rows)
-    assert (duplicate.row, duplicate.duplicate_of, duplicate.similarity, duplicate.exact) == (1, 0, 1.0, True)
-
-
-def test_symbols_and_marks_are_content():
-    assert found([("5 < 7",), ("5 > 7",)]) == {}
-    assert found([("मैं",), ("मे",)]) == {}
-
-
-def test_near_duplicate_is_verified_exactly():
-    edited = SENTENCE.replace("closed", "closes")
-    (duplicate,) = duplicates([(SENTENCE,), (edited,)])
-    a, b = shingles(SENTENCE, 3), shingles(edited, 3)
-    assert duplicate.similarity == len(a & b) / len(a | b)
-    assert duplicate.similarity >= POLICY.threshold
-    assert not duplicate.exact
-    assert found([(SENTENCE,), (edited,)], policy=DuplicatePolicy(threshold=0.95)) == {}
+def test_equal_sets_of_unequal_texts_are_near_not_exact(tmp_path):
+    rows = [("Kuna haki za kupiga kura.",), ("Hakuna haki za kupiga kura.",)]
+    assert shingles(rows[0][0], 3) == shingles(rows[1][0], 3)
+    found = search(tmp_path, rows)
+    assert (instead(found), found.similarity.tolist(), found.exact.tolist()) == ({1: 0}, [1.0], [False])
 
 
 @pytest.mark.parametrize(
@@ -63,93 +74,203 @@ def test_near_duplicate_is_verified_exactly():
         ("เพราะลมแรงมาก เรือข้ามฟากไปเกาะเช้านี้จึงถูกยกเลิก ผู้โดยสารผิดหวัง", "เช้านี้", "เช้านั้น"),
     ],
 )
-def test_chinese_and_thai(text, old, new):
+def test_chinese_and_thai(tmp_path, text, old, new):
     assert old in text
-    assert found([(text,), (text.replace(old, new),)]) == {1: 0}
+    assert instead(search(tmp_path, [(text,), (text.replace(old, new),)])) == {1: 0}
 
 
-def test_a_premise_with_several_hypotheses_is_kept():
+def test_switches(tmp_path):
+    rows = [(SENTENCE,), (EDITED,), (SENTENCE,), (SENTENCE,)]
+    dropped = {}
+    for name, section in {"all": {}, "exact": {"near": False}, "off": {"enabled": False}}.items():
+        rules = policy(duplicates=section)
+        dropped[name] = instead(search(tmp_path / name, rows, rules=rules))
+        with_evaluation = search(tmp_path / f"{name}-leak", rows, rules=rules, evaluation=[3])
+        assert with_evaluation.kind.tolist() == ["leakage"] * 3
+    assert dropped == {"all": {1: 0, 2: 0, 3: 0}, "exact": {2: 0, 3: 0}, "off": {}}
+    off = policy(leakage={"enabled": False})
+    assert instead(search(tmp_path / "leak-off", rows, rules=off, evaluation=[3])) == {1: 0, 2: 0}
+
+
+def test_languages_are_apart(tmp_path):
+    assert instead(search(tmp_path / "a", [(SENTENCE,), (EDITED,), (SENTENCE,)], ["en", "fr", "de"])) == {}
+    assert instead(search(tmp_path / "b", [(SENTENCE,), (EDITED,), (SENTENCE,)], [None, "en", None])) == {
+        2: 0
+    }
+    assert instead(search(tmp_path / "c", [(SENTENCE,), (SENTENCE,)], ["en", "fr"], evaluation=[0])) == {}
+
+
+def test_dead_and_incomplete_rows_take_no_part(tmp_path):
+    rows = [(SENTENCE,), (EDITED,), (None,), (SENTENCE,), (None,)]
+    assert instead(search(tmp_path, rows, dead=[0])) == {3: 1}
+
+
+def test_a_premise_with_several_hypotheses_is_kept(tmp_path):
     hypotheses = ["Kuna haki za kupiga kura.", "Hakuna haki za kupiga kura.", "Kura zinapigwa kila mwaka."]
     rows = [(SENTENCE, hypothesis) for hypothesis in hypotheses]
-    assert shingles(hypotheses[0], 3) == shingles(hypotheses[1], 3)  # the trap: sets alone cannot tell
-    assert found(rows) == {}
-    assert found([*rows, rows[1]]) == {3: 1}
+    assert instead(search(tmp_path / "a", rows)) == {}
+    assert instead(search(tmp_path / "b", [*rows, rows[1]])) == {3: 1}
+    leak = search(tmp_path / "c", [*rows, rows[1]], evaluation=[3])
+    assert instead(leak) == {1: 3}
 
 
-def test_a_hypothesis_with_several_premises_is_kept():
-    rows = [(SENTENCE, "It is closed."), ("Nobody answered when we rang the bell twice.", "It is closed.")]
-    assert found(rows) == {}
-
-
-def test_every_column_must_reach_the_threshold():
+@pytest.mark.parametrize("translation", [False, True])
+def test_every_column_must_reach_the_threshold(tmp_path, translation):
     hypothesis, other = (
         "People could not cross the bridge in winter.",
         "A new bridge was opened to the public.",
     )
-    edited = SENTENCE.replace("closed", "closes")
-    assert found([(SENTENCE, hypothesis), (edited, hypothesis)]) == {1: 0}
-    assert found([(SENTENCE, hypothesis), (edited, other)]) == {}
+    rows = [(SENTENCE, hypothesis), (EDITED, hypothesis), (EDITED, other), (OTHER, hypothesis)]
+    assert instead(search(tmp_path, rows, translation=translation)) == {1: 0}
 
 
-def test_first_row_represents_and_chains_do_not_merge():
-    words = SENTENCE.split()
-    chain = [SENTENCE]
-    for i in (2, 6, 9, 13):
-        words[i] = "grey"
-        chain.append(" ".join(words))
-    rows = [(text,) for text in chain]
-    dropped = duplicates(rows)
-    assert pair_similarity(rows[0], rows[4], POLICY)[0] < POLICY.threshold
-    for duplicate in dropped:
-        assert pair_similarity(rows[duplicate.row], rows[duplicate.duplicate_of], POLICY)[1]
-        assert duplicate.duplicate_of not in {d.row for d in dropped}
-    assert 0 not in {d.row for d in dropped}
-    assert 0 < len(dropped) < 4
+def test_alternative_translations_are_kept_and_edited_ones_are_not(tmp_path):
+    german = "Die alte Brücke über den Fluss war bis zum Ende des Frühlings gesperrt."
+    rows = [(SENTENCE, german), (SENTENCE, "Bis Ende Mai konnte niemand den Fluss dort überqueren.")]
+    rows.append((SENTENCE, german.replace("gesperrt", "gesperrte")))
+    languages = [("en", "de")] * 3
+    assert instead(search(tmp_path, rows, languages, translation=True)) == {2: 0}
 
 
-def test_exact_copy_of_a_near_duplicate_names_the_kept_row():
-    edited = SENTENCE.replace("closed", "closes")
-    assert found([(SENTENCE,), (edited,), (edited.upper(),)]) == {1: 0, 2: 0}
+def test_a_chain_is_one_group_and_links_name_what_was_compared(tmp_path):
+    chain = chain_of_edits()
+    found = search(tmp_path, chain)
+    assert instead(found) == {1: 0, 2: 0, 3: 0, 4: 0}
+    for row, link, similarity in zip(found.row, found.linked_to, found.similarity, strict=True):
+        others = [i for i in range(5) if i != row]
+        assert similarity == similarities(chain[row], chain[link])[0]
+        assert similarity == max(similarities(chain[row], chain[i])[0] for i in others)
 
 
-def test_languages_are_apart():
-    assert found([(SENTENCE,), (SENTENCE,)], groups=["en", "fr"]) == {}
+def test_a_third_row_does_not_drop_a_hypothesis_of_the_representatives_premise(tmp_path):
+    yes = "The people of both towns were able to cross the river there in winter."
+    no = yes.replace("able", "unable")
+    rows = [(SENTENCE, yes), (EDITED, yes), (SENTENCE, no)]
+    found = search(tmp_path / "a", rows)
+    assert (instead(found), found.linked_to.tolist()) == ({1: 0}, [0])
+    # Verified against the representative itself, both go.
+    assert instead(search(tmp_path / "b", [rows[1], rows[0], rows[2]])) == {1: 0, 2: 0}
+    # Of what leaves the group the first row stands for what only it connects.
+    beyond = (EDITED, no.replace("winter", "water"))
+    near = [min(similarities(row, beyond)) >= 0.8 for row in rows]
+    assert near == [False, False, True]
+    assert instead(search(tmp_path / "c", [*rows, beyond])) == {1: 0, 3: 2}
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
-def test_banding_finds_rows_at_the_threshold(columns, threshold):
-    """Candidate recall on random pairs whose similarity is just the threshold in every column."""
-    policy = DuplicatePolicy(threshold=threshold)
-    generator = random.Random(0)
-
-    def letters(n):
-        return "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=n))
-
-    # A common prefix with s of n shingles: J = s / (2n − s).
-    n = 200
-    prefix = math.ceil(2 * n * threshold / (1 + threshold)) + 2
-    hits = trials = 0
-    for _ in range(300):
-        prefixes = [letters(prefix) for _ in range(columns)]
-        pair = [[common + letters(n + 2 - prefix) for common in prefixes] for _ in range(2)]
-        if threshold <= pair_similarity(*pair, policy)[0] < threshold + 0.02:
-            keys = band_keys(list(zip(*pair, strict=True)), policy)
-            trials += 1
-            hits += bool((keys[0] == keys[1]).any())
-    assert trials > 100
-    assert hits / trials >= 0.98
+def test_copies_follow_what_they_copy(tmp_path):
+    rows = [(SENTENCE,), (EDITED,), (EDITED.upper(),), (OTHER,)]
+    found = search(tmp_path / "a", rows)
+    assert instead(found) == {1: 0, 2: 0}
+    assert (found.linked_to.tolist(), found.exact.tolist(), found.similarity[1]) == (
+        [0, 1],
+        [False, True],
+        1.0,
+    )
+    leak = search(tmp_path / "b", [*rows, (SENTENCE,)], evaluation=[4])
+    assert (instead(leak), leak.exact.tolist()) == ({0: 4, 1: 4, 2: 4}, [True, False, False])
+    assert leak.similarity[1] == leak.similarity[2] == similarities((SENTENCE,), (EDITED,))[0]
 
 
-def test_rows_per_band_follow_from_the_threshold():
-    assert [rows_per_band(DuplicatePolicy(threshold=t), 1) for t in (0.5, 0.8, 0.9)] == [2, 6, 13]
-    assert rows_per_band(DuplicatePolicy(threshold=0.8), 2) == 3
-    assert found([(SENTENCE,), (SENTENCE + "!",)], policy=DuplicatePolicy(threshold=1.0)) == {1: 0}
+def test_leaks_go_before_groups_form(tmp_path):
+    chain = chain_of_edits()
+    rows = [*chain[1:4], chain[0], chain[0]]
+    found = search(tmp_path, rows, evaluation=[3, 4])
+    # Row 0 leaks; it can represent row 1 no more. Equal evaluation rows stay, and the first is named.
+    assert instead(found) == {0: 3, 2: 1}
+    assert found.kind.tolist() == ["leakage", "duplicates"]
 
 
-def test_keys_depend_on_the_row_alone():
-    rows = [(SENTENCE, "a b c"), ("Ganz etwas anderes steht hier geschrieben.", "d e f")]
-    both = band_keys(list(zip(*rows, strict=True)), POLICY)
-    assert both.dtype == np.uint64
-    assert both.shape == (2, POLICY.bands)
-    assert (band_keys([[SENTENCE], ["a b c"]], POLICY)[0] == both[0]).all()
+def test_an_evaluation_row_counts_even_if_other_steps_object(tmp_path):
+    assert instead(search(tmp_path, [(SENTENCE,), (EDITED,)], evaluation=[1], dead=[1])) == {0: 1}
+
+
+def test_leakage_has_a_threshold_of_its_own(tmp_path):
+    (similarity,) = similarities((SENTENCE,), (EDITED,))
+    rows = [(SENTENCE,), (EDITED,), (SENTENCE,)]
+    rules = policy(leakage={"threshold": similarity + 0.01})
+    found = search(tmp_path / "a", rows, rules=rules, evaluation=[2])
+    assert instead(found) == {0: 2}
+    rules = policy(duplicates={"threshold": similarity + 0.01})
+    assert instead(search(tmp_path / "b", rows, rules=rules, evaluation=[2])) == {0: 2, 1: 2}
+    assert instead(search(tmp_path / "c", rows[:2], rules=rules)) == {}
+
+
+def test_one_side_of_a_translation_leaks(tmp_path):
+    german = "Die alte Brücke über den Fluss war bis zum Ende des Frühlings gesperrt."
+    rows = [
+        (SENTENCE, german),
+        (EDITED, "Ganz anders."),
+        (OTHER, german),
+        (OTHER, "Auch anders."),
+        ("Yes.", "Ja."),
+    ]
+    rows += [("Yes.", "Jawohl, so ist es gewesen."), ("Yes.", "Ja!"), (german, SENTENCE)]
+    languages = [("en", "de")] * len(rows)
+    languages[-1] = ("de", "en")
+    options = {"translation": True, "evaluation": [0, 4]}
+    found = search(tmp_path / "any", rows, languages, **options)
+    assert instead(found) == {1: 0, 2: 0, 6: 4}
+    assert found.exact.tolist() == [False, True, True]
+    assert found.similarity.tolist() == [similarities((SENTENCE,), (EDITED,))[0], 1.0, 1.0]
+    every = search(tmp_path / "all", rows, languages, rules=policy(leakage={"match": "all"}), **options)
+    assert instead(every) == {6: 4}
+    fewer = search(tmp_path / "few", rows, languages, rules=policy(leakage={"min_shingles": 1}), **options)
+    assert instead(fewer) == {1: 0, 2: 0, 5: 4, 6: 4}
+
+
+def test_the_most_similar_evaluation_row_is_named(tmp_path):
+    rows = [(SENTENCE.replace("old", "odd"),), (EDITED,), (SENTENCE,)]
+    found = search(tmp_path, rows, evaluation=[0, 2])
+    assert (instead(found), found.similarity.tolist()) == ({1: 2}, similarities(rows[1], rows[2]))
+
+
+def variants(generator, texts, count, edits):
+    letters = "abcdefgh"
+    result = []
+    for _ in range(count):
+        row = [list(generator.choice(column)) for column in texts]
+        for text in row:
+            for _ in range(generator.randrange(edits)):
+                text[generator.randrange(len(text))] = generator.choice(letters)
+        result.append(tuple("".join(text) for text in row))
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["text", "pair", "translation"])
+def test_agrees_with_comparing_every_pair(tmp_path, monkeypatch, kind, seed):
+    """Families of close variants, copies, shared premises, two languages, dead rows and evaluation rows."""
+    monkeypatch.setattr(signatures, "_MISS", 1e-9)
+    monkeypatch.setattr(verify, "MOST", 100)
+    generator = random.Random(seed)
+    texts = [
+        [SENTENCE, OTHER],
+        ["People could not cross the bridge in winter.", "No one was at home that day."],
+    ]
+    rows = variants(generator, texts[: 1 if kind == "text" else 2], 40, 4)
+    rows += generator.choices(rows, k=10)
+    if kind != "text":
+        premises = generator.choices([row[0] for row in rows], k=20)
+        rows += [(p, row[1]) for p, row in zip(premises, generator.choices(rows, k=20), strict=True)]
+    generator.shuffle(rows)
+    languages = generator.choices(["en", "sw"], [3, 1], k=len(rows))
+    evaluation, dead = generator.sample(range(len(rows)), 6), generator.sample(range(len(rows)), 6)
+    rules = policy(leakage={"match": "all"})
+    found = search(
+        tmp_path,
+        rows,
+        languages,
+        rules=rules,
+        evaluation=evaluation,
+        dead=dead,
+        translation=kind == "translation",
+    )
+    decisions = zip(found.row.tolist(), found.duplicate_of.tolist(), found.kind, strict=True)
+    result = {row: (other, reason) for row, other, reason in decisions}
+    truth = expected(rows, languages, evaluation=evaluation, dead=dead, pair=kind == "pair")
+    assert result == truth
+    assert {"leakage", "duplicates"} <= {reason for _, reason in truth.values()}
+    assert len(truth) < len(rows) - len(evaluation) - len(dead)
+    assert (np.diff(found.row) > 0).all()
+    for row, link, exact in zip(found.row, found.linked_to, found.exact, strict=True):
+        assert exact == (list(map(normalise, rows[row])) == list(map(normalise, rows[link])))

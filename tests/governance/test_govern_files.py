@@ -248,3 +248,12 @@ def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in output, output
     assert "Traceback" not in output and not (out / "manifest.json").exists()
+
+
+def test_ray_decides_the_same(undisturbed, tmp_path):
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    inputs, evaluation, expected = undisturbed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
+        run(inputs, tmp_path / "out", evaluation=[evaluation], engine="ray")
+    assert result_files(tmp_path / "out") == result_files(expected)

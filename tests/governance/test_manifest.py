@@ -22,7 +22,7 @@ def source(name, rows, content=b"x" * 10):
 def made(inputs=None, policy=None, seconds=1.0, engine="local", **changes):
     arguments = {
         "inputs": [source("a.jsonl", 3)] if inputs is None else inputs,
-        "outputs": [],
+        "outputs": [{"name": "kept/a.jsonl", "bytes": 1, "sha256": "2" * 64, "rows": 2}],
         "columns": COLUMNS,
         "languages": ["en", "sw"],
         "policy": policy or GovernancePolicy(),
@@ -108,7 +108,8 @@ def test_a_result_as_it_was_written_passes(result):
 
 
 @pytest.mark.parametrize(
-    "name", ["kept/a.jsonl", "rejected.jsonl", "verdicts.parquet", "summary.json", "report.html", "policy.yaml"]
+    "name",
+    ["kept/a.jsonl", "rejected.jsonl", "verdicts.parquet", "summary.json", "report.html", "policy.yaml"],
 )
 def test_a_changed_or_missing_file_is_found(result, name):
     with (result / name).open("ab") as file:
@@ -116,6 +117,12 @@ def test_a_changed_or_missing_file_is_found(result, name):
     assert [problem.split(" has changed")[0] for problem in manifest.check(result).problems] == [name]
     (result / name).unlink()
     assert [problem.split(" cannot")[0] for problem in manifest.check(result).problems] == [name]
+
+
+def test_a_change_that_leaves_the_size_is_found(result):
+    path = result / "kept" / "a.jsonl"
+    path.write_text(path.read_text().replace("three", "eerht"))
+    assert manifest.check(result).problems == ["kept/a.jsonl has changed: 40 bytes, 40 in the manifest"]
 
 
 def test_a_file_that_the_run_did_not_write_is_found(result):
@@ -195,13 +202,17 @@ def test_a_manifest_is_not_written_before_the_rest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def words(found, out="OUT"):
+    return shlex.split(manifest.command(found, out).replace("\\\n", ""))
+
+
 def test_the_command_makes_the_same_run():
     found = made(
         [source("my data/a.jsonl", 3)],
         evaluation=[source("test.jsonl", 1), source("dev.jsonl", 1)],
         encoding="utf-16",
     )
-    assert shlex.split(manifest.command(found, "again")) == [
+    assert words(found, "again") == [
         *("hybrid-kernels", "govern", "my data/a.jsonl", "--languages", "en,sw"),
         *("--text", "premise,hypothesis", "--language-column", "language", "--id-column", "uid"),
         *("--evaluation", "test.jsonl", "--evaluation", "dev.jsonl", "--encoding", "utf-16"),
@@ -211,10 +222,19 @@ def test_the_command_makes_the_same_run():
 
 def test_claims_of_a_translation_are_constants_in_its_command():
     found = made(columns=Columns(("en", "de"), ("=en", "=de"), translation=True))
-    assert "--text en,de --expected en,de --translation --policy" in manifest.command(found)
+    assert "--text en,de --expected en,de --translation --policy" in " ".join(words(found))
+
+
+def test_a_dry_run_is_made_again_as_one():
+    assert " --dry-run " in manifest.command(made(outputs=[])) and " --dry-run " not in manifest.command(
+        made()
+    )
 
 
 def test_rows_from_memory_have_no_command():
-    assert manifest.command(made([{"name": "dataset", "format": "dataset", "rows": 3, "fingerprint": "a"}])) is None
+    assert (
+        manifest.command(made([{"name": "dataset", "format": "dataset", "rows": 3, "fingerprint": "a"}]))
+        is None
+    )
     hub = {"name": "hub:owner/set:train", "format": "dataset", "rows": 3, "fingerprint": "a"}
-    assert "govern hub:owner/set:train " in manifest.command(made([hub]))
+    assert words(made([hub]))[:3] == ["hybrid-kernels", "govern", "hub:owner/set:train"]

@@ -61,7 +61,10 @@ def test_a_row_counts_for_the_first_step_that_objects_and_for_each_of_its_reason
 
 def test_both_columns_of_a_row_are_one_row():
     tally, _ = shard(
-        0, 3, objection("quality", "too short", [0, 1]), objection("quality", "too short", [1], column="other")
+        0,
+        3,
+        objection("quality", "too short", [0, 1]),
+        objection("quality", "too short", [1], column="other"),
     )
     assert tally.to_json()["by_step"]["quality"]["reasons"] == {"too short": 2}
     assert tally.to_json()["by_step"]["quality"]["alone"] == {"too short": 2}
@@ -113,6 +116,9 @@ def test_shards_merge_in_any_order():
         shard(10 * i, 10, objection("quality", "too short", [1, 3, 5, 9]), languages=["en", "sw"] * 5)[0]
         for i in range(3)
     ]
+    for i in (0, 1):
+        flag = objection("language", "code-switched", [0, 1], rejects=False)
+        parts[i].merge(shard(30 + 10 * i, 2, flag)[0])
     parts[1].add_groups([2, 2, 5])
     parts[2].add_groups([2])
     parts[0].add_cost("quality", 10, 1.0)
@@ -126,6 +132,7 @@ def test_shards_merge_in_any_order():
     assert len(set(found)) == 1
     summary = json.loads(found[0])
     assert [example["row"] for example in summary["examples"]["quality"]] == [1, 3, 5, 9, 11]
+    assert summary["flags"] == {"language": {"code-switched": 4}}
     assert summary["duplicate_groups"] == {"2": 3, "5": 1}
     assert summary["cost"] == {"quality": {"rows": 20, "seconds": 2.0, "rows_per_second": 10.0}}
 
@@ -176,5 +183,5 @@ def test_the_study_reads_the_summary():
 
 
 def test_an_unknown_step_is_an_error():
-    with pytest.raises(ValueError, match="a step is one of input, quality.*got 'speling'"):
+    with pytest.raises(ValueError, match=r"a step is one of input, quality.*got 'speling'"):
         shard(0, 1, objection("speling", "wrong", [0]))

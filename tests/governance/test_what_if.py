@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hybrid_kernels.governance import what_if
 from hybrid_kernels.governance.batch import Batch, Columns, Objection, Range
 from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
+from hybrid_kernels.governance.steps import Rows, Shard, make_job
+from hybrid_kernels.governance.storage import row_schema, write_table
 
 
 @dataclass
@@ -48,10 +51,17 @@ def judged(variations, *, bounds=lambda policy: {}, parts=1, policy=POLICY):
     for part in np.array_split(np.arange(10), parts):
         features = {name: values[part] for name, values in FEATURES.items()}
         one = what_if.judge(
-            batch(len(part)), features, [LANGUAGES[i] for i in part], [], steps, policy, bounds(policy), others
+            batch(len(part)),
+            features,
+            [LANGUAGES[i] for i in part],
+            [],
+            steps,
+            policy,
+            bounds(policy),
+            others,
         )
         found.merge(pickle.loads(pickle.dumps(one)))
-    return what_if.table(found, others, policy, parts), others
+    return what_if.table(found, others, policy, 10), others
 
 
 def line(table, field, value):
@@ -83,7 +93,7 @@ def test_a_row_that_another_rule_rejects_is_not_rejected_alone():
 def test_shards_add_up():
     variations = {"quality": {"max_digits": [0.2, 0.8]}, "language": {"min_rival": [0.95]}}
     whole, parted = judged(variations)[0], judged(variations, parts=4)[0]
-    assert parted["shards"] == parted["of_shards"] == 4
+    assert parted["rows"] == parted["of_rows"] == 10
     assert whole["lines"] == parted["lines"]
 
 
@@ -116,33 +126,70 @@ def test_what_is_off_is_not_tried_and_what_is_not_possible_is_an_error():
         what_if.alternatives(POLICY, {"quality": {"max_digits": [2.0]}}, lambda policy: {})
 
 
-@pytest.mark.parametrize("shards", [0, 1, 32, 33, 1000])
-def test_the_sample_of_shards_is_spread_over_all(shards):
-    found = what_if.sample(shards)
-    assert len(found) == min(shards, what_if.MAX_SHARDS) and len(set(found)) == len(found)
-    assert found == sorted(found) and all(0 <= shard < shards for shard in found)
-    if shards > 32:
-        assert max(np.diff([*found, shards])) <= -(-shards // 32)
+@pytest.mark.parametrize(
+    ("rows", "shards", "every"),
+    [
+        ([], 0, 1),
+        ([5], 1, 1),
+        ([8192, 8192], 2, 1),
+        ([8192] * 3, 3, 2),
+        ([8192] * 64, 64, 32),
+        ([8192] * 65, 64, 32),
+        ([8192] * 12_800, 64, 32),
+    ],
+)
+def test_the_sample_is_spread_over_all_rows(rows, shards, every):
+    chosen, step = what_if.sample(rows)
+    assert (len(chosen), step) == (shards, every)
+    assert chosen == sorted(set(chosen)) and sum(rows[i] for i in chosen) / step <= what_if.MAX_ROWS
+    if rows:
+        assert max(np.diff([*chosen, len(rows)])) <= -(-len(rows) // what_if.MAX_SHARDS)
 
 
 def test_duplicates_at_each_threshold_are_groups_less_one_row():
-    # A chain 1 – 4 – 9 that breaks at 0.85, a pair of another language, one below the threshold in force.
-    left = np.array([4, 1, 20, 30])
-    right = np.array([9, 4, 21, 31])
-    similarity = np.array([0.84, 0.95, 1.0, 0.7])
-    lines = what_if.duplicate_lines(
-        left, right, similarity, [0.7, 0.9], 0.8, lambda rows: ["en" if row < 10 else "sw" for row in rows]
-    )
-    assert [(one["threshold"], one["removed"], one["by_language"]) for one in lines] == [
-        (0.7, 4, {"en": 2, "sw": 2}),
-        (0.8, 3, {"en": 2, "sw": 1}),
-        (0.9, 2, {"en": 1, "sw": 1}),
+    # 4 and 9 repeat 1; 9 is linked to 4. 21 repeats 20.
+    row, linked_to = np.array([4, 9, 21]), np.array([1, 4, 20])
+    similarity = np.array([0.95, 0.84, 1.0])
+    lines = what_if.duplicate_lines(row, linked_to, similarity, [0.7, 0.9, 0.97], 0.8)
+    assert [(one["threshold"], one["at_least"], one["at_most"]) for one in lines] == [
+        (0.8, 3, 3),
+        (0.9, 2, 2),
+        (0.97, 1, 1),
     ]
-    assert [one["in_force"] for one in lines] == [False, True, False]
-    assert [one["lower_bound"] for one in lines] == [True, False, False]
+    assert [one["in_force"] for one in lines] == [True, False, False]
+
+
+def test_rows_linked_to_each_other_may_lose_their_group():
+    # 2 and 3 are most similar to each other, and in the group of 1 by a pair of 0.85 that is no link.
+    lines = what_if.duplicate_lines(np.array([2, 3]), np.array([3, 2]), np.array([0.95, 0.95]), [0.9], 0.8)
+    assert [(one["at_least"], one["at_most"]) for one in lines] == [(2, 2), (1, 2)]
 
 
 def test_no_duplicates_are_no_rows_at_any_threshold():
     none = np.array([], np.int64)
-    lines = what_if.duplicate_lines(none, none, np.array([]), [0.9], 0.8, lambda rows: [])
-    assert [one["removed"] for one in lines] == [0, 0]
+    lines = what_if.duplicate_lines(none, none, np.array([]), [0.9], 0.8)
+    assert [(one["at_least"], one["at_most"]) for one in lines] == [(0, 0), (0, 0)]
+
+
+def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_path):
+    texts = ["Ninapenda kusoma vitabu vya historia kila jioni nyumbani."] * 13
+    texts[6] = "I would like to read a few more books about history in the evening."
+    texts[7] = None
+    policy = GovernancePolicy(quality=QualityPolicy(enabled=False))
+    job = make_job(tmp_path, Columns(("text",), ("=sw",)), ["en", "sw"], policy, None)
+    found = what_if.WhatIf()
+    for part, first, rows in (("a.arrow", 0, 5), ("b.arrow", 5, 8)):
+        shard = Shard(part, 0, False, rows, first)
+        here = texts[first : first + rows]
+        problems = [None if text else "no text: missing" for text in here]
+        columns = [range(rows), [None] * rows, problems, here, ["sw"] * rows]
+        arrays = [
+            pa.array(column, kind.type) for column, kind in zip(columns, row_schema(job.columns), strict=True)
+        ]
+        write_table(pa.table(arrays, schema=row_schema(job.columns)), job.rows(shard))
+        for step in job.steps:
+            Rows(job, shard).measure(step)
+        found.merge(what_if._judge(what_if._Task(job, shard, 3, {}, [])))
+    assert found.rows == {"sw": 5}  # 0, 3, 6, 9 and 12
+    assert sum(found.in_force.rejected.values()) == 1
+    assert [step for step, _ in found.in_force.reasons] == ["language"]

@@ -20,9 +20,9 @@ that it was verified against (`linked_to`).
 
 *Leakage*: a training row that equals an evaluation row, or is near it by `leakage.threshold`, is removed and names that
 row; this happens before groups are formed. By `leakage.match` all columns must match, under the rule of pairs above, or
-one suffices. In the latter case a text of fewer than `leakage.min_shingles` shingles is no evidence by itself, or "Yes."
-would remove every row that has it; it counts if all columns match. Evaluation rows are never removed, are not compared
-with one another, and count whatever other steps say about them.
+one suffices. In the latter case a text of fewer than `leakage.min_shingles` shingles is no evidence by itself, or
+"Yes." would remove every row that has it; it counts if all columns match. Evaluation rows are never removed, are not
+compared with one another, and count whatever other steps say about them.
 
 *Bounds*: within an LSH bucket all rows are compared up to `candidates.FULL` rows, and each with a bounded number beyond
 (`candidates.py`); of each row at most `verify.MOST` candidates are verified, those with the most similar sketches. So a

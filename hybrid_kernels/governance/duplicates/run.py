@@ -88,6 +88,8 @@ def find(
     _check(store, signatures, alive, evaluation)
     search = Search(store, tuple(signatures), columns, policy, folder)
     state = _state(search, alive, evaluation)
+    if not state.any():
+        return _decide(search, state, np.arange(len(store)), np.zeros(0, EDGE))
     write_array(folder / "state.npy", state)
     leaking = policy.leakage.enabled and bool((state == EVALUATION).any())
 

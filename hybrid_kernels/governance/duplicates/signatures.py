@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance.batch import Batch, Columns
+from hybrid_kernels.governance.duplicates.shingles import ideographic, mix, window_hashes
 from hybrid_kernels.governance.policy import GovernancePolicy, LeakagePolicy
-from hybrid_kernels.governance.text import normalise, script
+from hybrid_kernels.governance.text import normalise
 
 #: The fields of the policy that `sign` depends on.
 MEASURED = ("duplicates", "leakage", "seed")
@@ -24,8 +25,6 @@ _MISS = 0.005
 _MOST_ROWS = 16
 # Windows that are hashed at once: what 120 passes read should stay in the cache.
 _BLOCK = 1 << 15
-# The first block of Unicode with characters whose script is CJK.
-_FIRST_IDEOGRAPH = 0x2E80
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,6 @@ def _odd(generator: np.random.Generator) -> np.uint64:
     return generator.integers(0, 2**64, dtype=np.uint64) | np.uint64(1)
 
 
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64, a bijection (Steele et al. 2014, *Fast splittable pseudorandom number generators*)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def minhash(texts: Sequence[str], size: int, length: int, seed: int) -> NDArray[np.uint32]:
     """(texts, length) MinHash values of the shingles of normalised texts, as `text.shingles` defines these.
 
@@ -201,7 +193,7 @@ def minhash(texts: Sequence[str], size: int, length: int, seed: int) -> NDArray[
             positions = np.flatnonzero(chosen)
             if not len(positions):
                 continue
-            hashes, starts = _window_hashes([part[i] for i in positions.tolist()], width)
+            hashes, starts = window_hashes([part[i] for i in positions.tolist()], width)
             values = np.empty((length, len(positions)), np.uint32)
             permuted = np.empty_like(hashes)
             for i in range(length):
@@ -221,43 +213,3 @@ def _blocks(lengths: Sequence[int]) -> Iterator[slice]:
         total += length
     if start < len(lengths):
         yield slice(start, len(lengths))
-
-
-def _points(texts: Sequence[str]) -> NDArray[np.uint32]:
-    return np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def ideographic(texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Whether ideographs make up more than half of each normalised text, whose shingles are shorter then."""
-    result = np.zeros(len(texts), bool)
-    points = _points(texts)
-    high = points >= _FIRST_IDEOGRAPH
-    if high.any():
-        distinct = np.unique(points[high])
-        ideographs = [point for point in distinct.tolist() if script(chr(point)) == "CJK"]
-        counts = np.concatenate([[0], np.cumsum(np.isin(points, ideographs))])
-        ends = np.cumsum([len(text) for text in texts])
-        starts = np.concatenate([[0], ends[:-1]])
-        result = 2 * (counts[ends] - counts[starts]) > ends - starts
-    return result
-
-
-def _window_hashes(texts: Sequence[str], size: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Hashes of all windows of `size` characters, text after text, and where each text's start.
-
-    Three characters of 21 bits are one integer exactly. A text that is shorter than a window fills it up with NULs,
-    which no normalised text holds.
-    """
-    points = _points([text if len(text) >= size else text.ljust(size, "\0") for text in texts])
-    lengths = np.array([max(len(text), size) for text in texts])
-    count = len(points) - size + 1
-    codes = points[:count].astype(np.uint64)
-    for i in range(1, size):
-        if i % 3 == 0:
-            codes = mix(codes)
-        codes ^= points[i : i + count].astype(np.uint64) << np.uint64(21 * (i % 3))
-    inside = np.ones(len(points), bool)
-    for i in range(1, size):
-        inside[np.cumsum(lengths) - i] = False
-    starts = np.concatenate([[0], np.cumsum(lengths - size + 1)[:-1]])
-    return (mix(codes)[inside[:count]] >> np.uint64(32)).astype(np.uint32), starts

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
-from hybrid_kernels.governance.duplicates.candidates import unpack
+from hybrid_kernels.governance.duplicates.candidates import unique, unpack
 from hybrid_kernels.governance.duplicates.files import EVALUATION, Rows, Search, read_array, write_array
-from hybrid_kernels.governance.duplicates.signatures import ideographic, matches_any
+from hybrid_kernels.governance.duplicates.shingles import ShingleSets
+from hybrid_kernels.governance.duplicates.signatures import matches_any
 from hybrid_kernels.governance.text import normalise
 
 #: Candidates of a row, of either kind, that are verified: those with the most similar sketches.
-MOST = 8
+MOST = 4
 #: A verified pair: `row` duplicates `other`, which comes before it or is an evaluation row.
 EDGE = np.dtype([("row", np.int64), ("other", np.int64), ("similarity", np.float64), ("exact", np.bool_)])
 
@@ -60,7 +61,7 @@ def verify(task: Verify) -> None:
     found = []
     for kind in (False, True):
         a, b = rows[leakage == kind], others[leakage == kind]
-        for part in portions(search.gather("length", a) + search.gather("length", b), _CHARACTERS):
+        for part in portions(_lengths(search, a, b), _CHARACTERS):
             found.append(_edges(search, a[part], b[part], kind))
     write_array(task.path, np.concatenate([np.zeros(0, EDGE), *found]))
 
@@ -71,7 +72,7 @@ def _pairs(task: Verify) -> NDArray[np.uint64]:
         pairs = read_array(path)
         low, high = np.searchsorted(pairs, np.array([task.low, task.high], np.uint64) << np.uint64(32))
         parts.append(pairs[low:high])
-    return np.unique(np.concatenate(parts))
+    return unique(parts)
 
 
 def portions(weights: NDArray[np.generic], limit: int) -> Iterator[slice]:
@@ -83,7 +84,16 @@ def portions(weights: NDArray[np.generic], limit: int) -> Iterator[slice]:
 
 @lru_cache(maxsize=64)
 def _bound(values: int, threshold: float) -> float:
-    return binom.ppf(_MISS, values, threshold) / values
+    """The share of equal values from which a pair may be at the threshold: equal values are binomially distributed."""
+    if threshold == 1.0:
+        return 1.0
+    missed, chance, rival = 0.0, math.log(threshold), math.log1p(-threshold)
+    for equal in range(values):
+        ways = math.lgamma(values + 1) - math.lgamma(equal + 1) - math.lgamma(values - equal + 1)
+        missed += math.exp(ways + equal * chance + (values - equal) * rival)
+        if missed > _MISS:
+            return equal / values
+    return 1.0
 
 
 def _estimate(search: Search, rows: Rows, others: Rows, leakage: Flags) -> Floats:
@@ -95,7 +105,7 @@ def _estimate(search: Search, rows: Rows, others: Rows, leakage: Flags) -> Float
         share, values = sketches.mean(axis=1), sketches.shape[1]
         bounds = [_bound(values, part.threshold) for part in (policy.duplicates, policy.leakage)]
         passed = share >= np.where(leakage, bounds[1], bounds[0])
-        passed &= search.gather(f"language_{i}", rows) == search.gather(f"language_{i}", others)
+        passed &= _same_language(search, i, rows, others)
         share = np.where(passed, share, -1.0)
         lowest, highest = np.minimum(lowest, share), np.maximum(highest, share)
     if columns.kind == "pair":
@@ -133,7 +143,7 @@ def _all_columns(search: Search, rows: Rows, others: Rows, threshold: float) -> 
     result = np.ones(len(rows))
     for i in range(len(search.columns.texts)):
         left = np.flatnonzero(result >= threshold)
-        similarity = Shingles(search, i, rows[left], others[left]).similarity()
+        similarity = _Pairs(search, i, rows[left], others[left]).similarity()
         result[left] = np.minimum(result[left], similarity)
     return result
 
@@ -143,10 +153,9 @@ def _any_column(search: Search, rows: Rows, others: Rows, threshold: float) -> t
     every, best, exact = np.ones(len(rows), bool), np.zeros(len(rows)), np.zeros(len(rows), bool)
     columns = []
     for i in range(len(search.columns.texts)):
-        shingles = Shingles(search, i, rows, others)
-        same = search.gather(f"language_{i}", rows) == search.gather(f"language_{i}", others)
-        similarity = np.where(same, shingles.similarity(), 0.0)
-        columns.append((similarity, shingles.enough(search.policy.leakage.min_shingles), shingles.equal()))
+        pairs = _Pairs(search, i, rows, others)
+        similarity = np.where(_same_language(search, i, rows, others), pairs.similarity(), 0.0)
+        columns.append((similarity, pairs.enough(search.policy.leakage.min_shingles), pairs.equal()))
         every &= similarity >= threshold
     for similarity, enough, equal in columns:
         counts = (similarity >= threshold) & (enough | every)
@@ -155,52 +164,45 @@ def _any_column(search: Search, rows: Rows, others: Rows, threshold: float) -> t
     return best, exact
 
 
-class Shingles:
-    """The texts of one column for some pairs, and the sets of their shingles; each text is read once."""
+class _Pairs:
+    """The texts of one column for some pairs of rows; each text is read once."""
 
     def __init__(self, search: Search, column: int, rows: Rows, others: Rows) -> None:
         distinct, places = np.unique(np.concatenate([rows, others]), return_inverse=True)
+        self.left, self.right = places.reshape(2, -1)
         self.texts = [normalise(text) for text in search.texts(column, distinct)]
-        self.ideographic = ideographic(self.texts)
-        self.pairs = list(zip(*places.reshape(2, -1).tolist(), strict=True))
-        size = search.policy.duplicates.shingle_size
-        widths = np.where(self.ideographic, (size + 1) // 2, size).tolist()
-        self.sets = [_shingles(text, width) for text, width in zip(self.texts, widths, strict=True)]
+        self.size = search.policy.duplicates.shingle_size
+
+    @cached_property
+    def sets(self) -> ShingleSets:
+        return ShingleSets(self.texts, self.size)
 
     def similarity(self) -> Floats:
-        """Jaccard similarities."""
-        sets, result = self.sets, []
-        for a, b in self.pairs:
-            left, right = sets[a], sets[b]
-            common = len(left & right)
-            result.append(common / (len(left) + len(right) - common))
-        return np.array(result, np.float64)
+        return self.sets.similarity(self.left, self.right)
 
     def equal(self) -> Flags:
-        return np.array([self.texts[a] == self.texts[b] for a, b in self.pairs], bool)
+        pairs = zip(self.left.tolist(), self.right.tolist(), strict=True)
+        return np.fromiter((self.texts[a] == self.texts[b] for a, b in pairs), bool, len(self.left))
 
     def enough(self, shingles: int) -> Flags:
         """Whether both texts have that many; half of it where ideographs dominate, which say twice as much."""
-        needed = np.where(self.ideographic, (shingles + 1) // 2, shingles)
-        sufficient = [len(s) >= n for s, n in zip(self.sets, needed.tolist(), strict=True)]
-        return np.array([sufficient[a] and sufficient[b] for a, b in self.pairs], bool)
-
-
-def _shingles(text: str, width: int) -> set[str]:
-    return {text[i : i + width] for i in range(max(1, len(text) - width + 1))}
+        sufficient = self.sets.sizes >= np.where(self.sets.ideographic, (shingles + 1) // 2, shingles)
+        return sufficient[self.left] & sufficient[self.right]
 
 
 def equal(search: Search, rows: Rows, others: Rows) -> Flags:
     """Whether the rows of each pair have the same normalised texts in the same languages."""
     result = np.ones(len(rows), bool)
-    lengths = search.gather("length", rows) + search.gather("length", others)
-    for part in portions(lengths, _CHARACTERS):
+    for part in portions(_lengths(search, rows, others), _CHARACTERS):
         a, b = rows[part], others[part]
-        distinct, places = np.unique(np.concatenate([a, b]), return_inverse=True)
-        left, right = places.reshape(2, -1).tolist()
         for i in range(len(search.columns.texts)):
-            texts = [normalise(text) for text in search.texts(i, distinct)]
-            same = [texts[x] == texts[y] for x, y in zip(left, right, strict=True)]
-            languages = search.gather(f"language_{i}", a) == search.gather(f"language_{i}", b)
-            result[part] &= np.array(same, bool) & languages
+            result[part] &= _Pairs(search, i, a, b).equal() & _same_language(search, i, a, b)
     return result
+
+
+def _lengths(search: Search, rows: Rows, others: Rows) -> NDArray[np.int64]:
+    return 1 + search.gather("length", rows) + search.gather("length", others)
+
+
+def _same_language(search: Search, column: int, rows: Rows, others: Rows) -> Flags:
+    return search.gather(f"language_{column}", rows) == search.gather(f"language_{column}", others)
