@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from hybrid_kernels.governance.duplicates import candidates, find, run, verify
 from hybrid_kernels.governance.duplicates.candidates import pack, unpack
@@ -176,3 +177,9 @@ def test_bad_arguments_are_named(tmp_path):
     other, _ = prepare(tmp_path / "other", rows[:1])
     with pytest.raises(ValueError, match="has 2 rows; its shard has 1"):
         find(other, signatures, all_[:1], none[:1], columns, rules, InProcess(), tmp_path / "found")
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("values", [1, 120, 3200])
+def test_bound_of_sketches_loses_one_pair_in_ten_thousand(values, threshold):
+    assert verify._bound(values, threshold) == binom.ppf(1e-4, values, threshold) / values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
 
 from hybrid_kernels.governance.duplicates.candidates import unique, unpack
 from hybrid_kernels.governance.duplicates.files import EVALUATION, Rows, Search, read_array, write_array
@@ -84,8 +84,16 @@ def portions(weights: NDArray[np.generic], limit: int) -> Iterator[slice]:
 
 @lru_cache(maxsize=64)
 def _bound(values: int, threshold: float) -> float:
-    # The quantile of the binomial distribution; scipy.stats has it too, and takes most of a second to import.
-    return int(np.searchsorted(bdtr(np.arange(values + 1), values, threshold), _MISS)) / values
+    """The share of equal values from which a pair may be at the threshold: equal values are binomially distributed."""
+    if threshold == 1.0:
+        return 1.0
+    missed, chance, rival = 0.0, math.log(threshold), math.log1p(-threshold)
+    for equal in range(values):
+        ways = math.lgamma(values + 1) - math.lgamma(equal + 1) - math.lgamma(values - equal + 1)
+        missed += math.exp(ways + equal * chance + (values - equal) * rival)
+        if missed > _MISS:
+            return equal / values
+    return 1.0
 
 
 def _estimate(search: Search, rows: Rows, others: Rows, leakage: Flags) -> Floats:
