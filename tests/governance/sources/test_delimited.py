@@ -69,6 +69,8 @@ def test_unquoted_tsv_keeps_its_quotes_and_its_rows(tmp_path):
         ('said "yes"', '5" of snow'),
         ("it's 5\"", '"'),
         ('""', 'a"b'),
+        ("x", '"Well'),
+        ("y", 'it is 5"'),
     ] * 3
     content = "".join(f"{a}\t{b}\n" for a, b in [("premise", "hypothesis"), *rows]).encode()
     source = opened(tmp_path / "a.tsv", content, PAIR)
@@ -78,12 +80,12 @@ def test_unquoted_tsv_keeps_its_quotes_and_its_rows(tmp_path):
 
 
 def test_one_column_of_tsv_is_a_line_a_row(tmp_path):
-    source = opened(tmp_path / "a.tsv", b'text\n"a\nb\n"c"\n')
-    assert texts(source) == ['"a', "b", "c"]
+    source = opened(tmp_path / "a.tsv", b'text\n"a\nb"\n"c"\n')
+    assert texts(source) == ['"a', 'b"', "c"]
 
 
 def test_tsv_fields_that_are_too_few_or_too_many(tmp_path):
-    content = b'premise\thypothesis\na\tb\n"one\ntwo\tthree\tfour\na\t"two\nlines"\n"x\ty"\tz\n'
+    content = b'premise\thypothesis\na\tb\n"one\ntwo\tthree\tfour\na\t"two\nlines"\n"x\t\ty\nx"\tz\n'
     source = opened(tmp_path / "a.tsv", content, PAIR)
     found = [(row["text_0"], row["text_1"], row["problem"]) for row in read(source)]
     assert found == [
@@ -91,7 +93,7 @@ def test_tsv_fields_that_are_too_few_or_too_many(tmp_path):
         (None, None, "1 fields instead of 2"),
         (None, None, "3 fields instead of 2"),
         ("a", "two\nlines", None),
-        ("x\ty", "z", None),
+        ("x\t\ty\nx", "z", None),
     ]
 
 

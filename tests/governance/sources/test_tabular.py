@@ -141,7 +141,8 @@ def test_features_of_a_data_set_stay(tmp_path):
     assert again.to_list() == [{"text": "a", "label": 1, "new": 1}, {"text": "b", "label": 0, "new": 1}]
 
 
-def test_columns_set_and_added(tmp_path):
+def test_columns_set_and_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "MAX_ROWS", 1)  # each row's types are found alone
     changes = {
         0: {"text": "new", "score": 1},
         4: {"score": 0.5, "flags": ["a", "b"]},
