@@ -8,16 +8,18 @@
     hk.use_backend, hk.info         which implementation runs
     hk.validation                   every function on every backend against the reference, on this machine
 
-Subpackages are imported at first use, so that importing this package costs little more than importing torch.
+All are imported at first use: importing this package costs nothing, and what needs no torch does not load it, as the
+worker processes of `hk.governance` do not.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hybrid_kernels import functional, reference
-from hybrid_kernels.ops.backend import use_backend
+if TYPE_CHECKING:
+    from hybrid_kernels import functional, reference
+    from hybrid_kernels.ops.backend import use_backend
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,8 +41,10 @@ __all__ = [
 _SUBPACKAGES = {
     "adapters": "peft",
     "evaluation": "study",
+    "functional": "",
     "governance": "study",
     "nn": "",
+    "reference": "",
     "training": "study",
     "validation": "",
 }
@@ -71,6 +75,10 @@ def info() -> dict[str, Any]:
 def __getattr__(name: str) -> Any:
     if name in ("accelerate", "restore"):
         return getattr(__getattr__("adapters"), name)
+    if name == "use_backend":
+        from hybrid_kernels.ops.backend import use_backend
+
+        return use_backend
     if name in _SUBPACKAGES:
         try:
             return importlib.import_module(f"hybrid_kernels.{name}")

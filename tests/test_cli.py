@@ -103,7 +103,10 @@ def test_user_errors_are_one_message(command, values, write_config, tmp_path):  
         (["run", path, "--demo"], "give either --demo or a configuration"),
         (["evaluate", str(tmp_path / "nothing")], "is no folder of a run"),
         (["report", str(tmp_path / "nothing")], "has no results.json"),
-        (["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)], "no file"),
+        (
+            ["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)],
+            "no such file",
+        ),
     ):
         code, _, err = command(*arguments)
         assert code == 2 and message in err, err
@@ -131,16 +134,3 @@ def test_interrupt(command, values, write_config, monkeypatch):  # noqa: F811
     monkeypatch.setattr("hybrid_kernels.training.trainer.predict", interrupt)
     code, _, err = command("train", str(write_config(values)))
     assert code == 130 and "run the same command again" in err
-
-
-def test_govern_a_file(command, tmp_path):
-    good = {"text": "The committee will publish its yearly findings on Tuesday morning.", "language": "en"}
-    lines = [json.dumps(good), json.dumps(good), "{broken", json.dumps(good | {"text": "#### !!!! ----"})]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    out = tmp_path / "out"
-    arguments = ["--languages", "en,de", "--text", "text", "--language-field", "language", "--out", str(out)]
-    code, text, _ = command("govern", str(tmp_path / "in.jsonl"), *arguments)
-    assert code == 0 and "kept 1 of 3 rows, 1 malformed" in text
-    assert len((out / "kept.jsonl").read_text().splitlines()) == 1
-    assert len((out / "rejected.jsonl").read_text().splitlines()) == 2
-    assert json.loads((out / "malformed.jsonl").read_text())["line"] == 3

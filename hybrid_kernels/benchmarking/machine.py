@@ -8,11 +8,12 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import hybrid_kernels as hk
+
+if TYPE_CHECKING:
+    import torch
 
 COMMIT_VARIABLE = "HYBRID_KERNELS_COMMIT"
 #: What runs when something is measured, beside the package in its repository.
@@ -24,6 +25,8 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
 
     ``gpu`` is the name of ``device``, or of the first GPU that torch sees, or None.
     """
+    import torch
+
     gpu = None
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_name(device if device is not None and device.type == "cuda" else 0)
@@ -38,6 +41,8 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """{"hybrid_kernels", "torch", "triton", "peft", "transformers", "python"}; None for what is not installed."""
+    import torch
+
     found: dict[str, str | None] = {"hybrid_kernels": hk.__version__, "torch": torch.__version__}
     for package in ("triton", "peft", "transformers"):
         try:

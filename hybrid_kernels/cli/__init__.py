@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import sys
 
-from hybrid_kernels.cli import adapters, base, bench, compare, information, plot, study, tune, validate
+from hybrid_kernels.cli import (
+    adapters,
+    base,
+    bench,
+    compare,
+    govern,
+    information,
+    plot,
+    study,
+    tune,
+    validate,
+)
 
 __all__ = [
     "adapters",
     "base",
     "bench",
     "compare",
+    "govern",
     "information",
     "main",
     "plot",

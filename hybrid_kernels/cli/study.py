@@ -1,4 +1,4 @@
-"""run, train, evaluate, report, govern: the study."""
+"""run, train, evaluate, report: the study."""
 
 from __future__ import annotations
 
@@ -87,42 +87,6 @@ def report(run_dir: RunFolder) -> None:
     from hybrid_kernels.training.run import write_report_of
 
     write_report_of(run_dir, cli.console)
-
-
-@cli.app.command()
-def govern(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A JSONL file.")],
-    languages: Annotated[str, typer.Option(help="The languages wanted, such as en,de,sw.")],
-    out: Annotated[Path, typer.Option(help="Folder for the result; see below.")],
-    text: Annotated[str, typer.Option(help="The text fields.")] = "premise,hypothesis",
-    language_field: Annotated[
-        str | None,
-        typer.Option(help="The field with a row's language. Without it languages are found, not checked."),
-    ] = None,
-) -> None:
-    """Clean a JSONL file: language identification, near-duplicate removal, quality filter.
-
-    Writes kept.jsonl, rejected.jsonl (with the reason of each decision), summary.json and malformed.jsonl.
-    """
-    from rich.table import Table
-
-    from hybrid_kernels.governance import govern as govern_rows
-    from hybrid_kernels.training.data import read_jsonl, write_jsonl
-
-    rows, malformed = read_jsonl(source)
-    result = govern_rows(
-        rows, cli.names(languages), text_columns=cli.names(text), language_column=language_field
-    )
-    result.write(out)
-    write_jsonl(malformed, out / "malformed.jsonl")
-    table = Table("step", "reason", "rejected")
-    for step, counts in result.summary["by_step"].items():
-        for reason, count in counts["reasons"].items():
-            table.add_row(step, reason, str(count))
-    cli.console.print(table)
-    cli.console.print(
-        f"kept {result.summary['kept']} of {result.summary['rows']} rows, {len(malformed)} malformed: {out}"
-    )
 
 
 def _load(

@@ -1,43 +1,39 @@
-"""Label-free data governance: language identification, near-duplicate removal and a quality filter.
+"""Label-free data governance: languages, near-duplicates, leakage, quality, personal data; every rejection explained.
 
->>> from hybrid_kernels.governance import govern
+>>> from hybrid_kernels.governance import govern, govern_files
 >>> result = govern(rows, ["en", "sw"], text_columns=["premise", "hypothesis"], language_column="language")
 >>> result.kept, result.rejected, result.summary
->>> result.write("cleaned/")
+>>> govern_files("data/*.jsonl.gz", ["en", "sw"], "cleaned/", text_columns=["text"], evaluation="test.jsonl")
 
-The per-document rules (`quality_decision`, `language_decision`, `assign_language`, `shingles`, `band_keys`)
-are pure functions of texts and policy, so that an engine other than `datasets` reaches the same decisions.
+`govern` is for a data set in memory or of Hugging Face `datasets`; `govern_files` for files of any size: parallel,
+bounded in memory, resumed where it was stopped. Both run the same steps (`pipeline`) and decide the same.
+
+What is named here is imported at first use, so that a worker process imports what its own tasks need.
 """
 
-from hybrid_kernels.governance.duplicates import band_keys, find_duplicates, pair_similarity
-from hybrid_kernels.governance.govern import GovernanceResult, govern
-from hybrid_kernels.governance.language import assign_language, language_decision, supported_languages
-from hybrid_kernels.governance.policy import (
-    Decision,
-    DuplicatePolicy,
-    GovernancePolicy,
-    LanguagePolicy,
-    QualityPolicy,
-)
-from hybrid_kernels.governance.quality import quality_decision
-from hybrid_kernels.governance.text import normalise, script_counts, shingles
+from __future__ import annotations
 
-__all__ = [
-    "Decision",
-    "DuplicatePolicy",
-    "GovernancePolicy",
-    "GovernanceResult",
-    "LanguagePolicy",
-    "QualityPolicy",
-    "assign_language",
-    "band_keys",
-    "find_duplicates",
-    "govern",
-    "language_decision",
-    "normalise",
-    "pair_similarity",
-    "quality_decision",
-    "script_counts",
-    "shingles",
-    "supported_languages",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybrid_kernels.governance.api import GovernanceResult, govern, govern_files
+    from hybrid_kernels.governance.language import supported_languages
+    from hybrid_kernels.governance.policy import GovernancePolicy
+
+_MODULES = {
+    "GovernancePolicy": "policy",
+    "GovernanceResult": "api",
+    "govern": "api",
+    "govern_files": "api",
+    "supported_languages": "language",
+}
+__all__ = ["GovernancePolicy", "GovernanceResult", "govern", "govern_files", "supported_languages"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

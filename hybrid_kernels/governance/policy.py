@@ -20,34 +20,37 @@ class Section(BaseModel):
 
 
 class LanguagePolicy(Section):
-    """Thresholds on the posterior of `py3langid`, tempered by the length of the text.
+    """Thresholds on probabilities of languages, which are calibrated by the length of the text.
 
-    A row is rejected on strong evidence only: its language must be improbable *and* another one probable. Tempering
-    keeps the posterior of a short text flat, so a short text seldom yields that evidence and passes, while a long one in
-    the wrong language always does.
+    A text is rejected on strong evidence only: its language must be improbable *and* another one probable. Most
+    claims are right, which these probabilities know nothing of; hence the low bounds. A short text seldom falls below
+    them and passes, while a long one in the wrong language always does.
     """
 
     enabled: bool = True
     min_expected: float = Field(
-        default=0.2, ge=0, le=1, description="lowest posterior of the expected language among the wanted ones"
-    )
-    min_wanted: float = Field(
-        default=0.2,
+        default=0.001,
         ge=0,
         le=1,
-        description="lowest posterior of all wanted languages together, among all known languages",
+        description="lowest probability of the expected language among the wanted ones",
+    )
+    min_wanted: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="lowest probability of all wanted languages together, among all known languages",
     )
     min_rival: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="posterior another language must have for a row to be rejected in its favour",
+        description="probability another language must have for a row to be rejected in its favour",
     )
     min_assigned: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="lowest posterior, among all known languages, of an assigned language",
+        description="lowest probability, among all known languages, of an assigned language",
     )
     min_script: float = Field(
         default=0.2, ge=0, le=1, description="lowest share of letters in the language's own script"
@@ -57,13 +60,20 @@ class LanguagePolicy(Section):
         ge=1,
         description="letters of another script from which the script check applies (names are short)",
     )
-    romanised: Action = Field(default="reject", description="rows in Latin letters of a language of another script")
+    romanised: Action = Field(
+        default="reject", description="rows in Latin letters of a language of another script"
+    )
     wrong_script: Action = Field(
         default="reject", description="rows in another script, Traditional Chinese for zh-Hans say"
     )
-    code_switched: Action = Field(default="keep", description="rows that change language; kept ones are flagged")
+    code_switched: Action = Field(
+        default="keep", description="rows that change language; kept ones are flagged"
+    )
     min_switched: float = Field(
-        default=0.25, ge=0, le=1, description="share of the letters in another language from which a row is code-switched"
+        default=0.25,
+        ge=0,
+        le=1,
+        description="share of the letters in another language from which a row is code-switched",
     )
 
 
@@ -75,7 +85,9 @@ class DuplicatePolicy(Section):
     """
 
     enabled: bool = True
-    near: bool = Field(default=True, description="near-duplicates too; off: only texts equal after normalisation")
+    near: bool = Field(
+        default=True, description="near-duplicates too; off: only texts equal after normalisation"
+    )
     threshold: float = Field(
         default=0.8, gt=0, le=1, description="Jaccard similarity that *every* text column must reach"
     )
@@ -145,7 +157,9 @@ class QualityPolicy(Section):
         default=True, description="rows whose text columns are all equal after normalisation"
     )
     max_length_ratio: float = Field(
-        default=6.0, gt=1, description="translations: largest ratio of the sides' lengths, after their languages' usual one"
+        default=6.0,
+        gt=1,
+        description="translations: largest ratio of the sides' lengths, after their languages' usual one",
     )
     min_number_agreement: float = Field(
         default=0.5, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
@@ -154,7 +168,10 @@ class QualityPolicy(Section):
         default=6, ge=0, description="translations: most sentence marks that one side has more than the other"
     )
     max_copied: float = Field(
-        default=0.8, ge=0, le=1, description="translations: largest share of shingles both sides have; more is a copy"
+        default=0.8,
+        ge=0,
+        le=1,
+        description="translations: largest share of shingles both sides have; more is a copy",
     )
 
 
@@ -165,8 +182,12 @@ class ThresholdPolicy(Section):
     """
 
     enabled: bool = True
-    spread: float = Field(default=8.0, gt=0, description="robust standard deviations (1.4826 · MAD) from the median")
-    min_rows: int = Field(default=500, ge=2, description="rows of a language from which its own bounds are used")
+    spread: float = Field(
+        default=8.0, gt=0, description="robust standard deviations (1.4826 · MAD) from the median"
+    )
+    min_rows: int = Field(
+        default=500, ge=2, description="rows of a language from which its own bounds are used"
+    )
 
 
 class PerplexityPolicy(Section):
@@ -174,7 +195,9 @@ class PerplexityPolicy(Section):
 
     enabled: bool = False
     model: str | None = Field(default=None, description="a Transformers folder or hub name")
-    spread: float = Field(default=6.0, gt=0, description="robust standard deviations above the language's median")
+    spread: float = Field(
+        default=6.0, gt=0, description="robust standard deviations above the language's median"
+    )
     max_tokens: int = Field(default=512, ge=2, description="tokens of a text that are read")
 
 
@@ -182,8 +205,12 @@ class PersonalDataPolicy(Section):
     """E-mail addresses, phone numbers, IBANs and IP addresses."""
 
     enabled: bool = False
-    action: Literal["mask", "reject", "flag"] = "mask"
-    kinds: tuple[Literal["email", "phone", "iban", "ip"], ...] = ("email", "phone", "iban", "ip")
+    action: Literal["mask", "reject", "flag"] = Field(
+        default="mask", description="what becomes of a row with any; masked and flagged ones are kept"
+    )
+    kinds: tuple[Literal["email", "phone", "iban", "ip"], ...] = Field(
+        default=("email", "phone", "iban", "ip"), description="what is looked for"
+    )
 
 
 class GovernancePolicy(Section):
@@ -198,6 +225,10 @@ class GovernancePolicy(Section):
     personal_data: PersonalDataPolicy = PersonalDataPolicy()
     duplicates: DuplicatePolicy = DuplicatePolicy()
     leakage: LeakagePolicy = LeakagePolicy()
-    repair: bool = Field(default=False, description="a column <text>_repaired beside each text, mended by ftfy")
-    annotate: bool = Field(default=False, description="columns with language, confidence and flags in the kept rows")
+    repair: bool = Field(
+        default=False, description="a column <text>_repaired beside each text, mended by ftfy"
+    )
+    annotate: bool = Field(
+        default=False, description="columns with language, confidence and flags in the kept rows"
+    )
     seed: int = Field(default=0, ge=0, description="of the hash functions of MinHash")

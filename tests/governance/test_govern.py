@@ -47,7 +47,7 @@ def test_rows_are_kept_unchanged_and_rejections_say_why():
         ("r4", "language", "wrong language", None),
         ("r5", "duplicates", "exact duplicate", "r2"),
         ("r6", "quality", "markup", None),
-        ("r7", "quality", "not text", None),
+        ("r7", "input", "no text", None),
         ("r8", "language", "outside the wanted languages", None),
     ]
     assert result.rejected[0]["detail"].startswith("premise: expected en, looks like es (p = ")
@@ -58,12 +58,16 @@ def test_summary_counts_everything_once():
     summary = run(rows()).summary
     assert (summary["rows"], summary["kept"], summary["rejected"]) == (9, 4, 5)
     assert {step: part["rejected"] for step, part in summary["by_step"].items()} == {
-        "quality": 2,
+        "input": 1,
+        "quality": 1,
         "language": 2,
         "duplicates": 1,
     }
-    assert summary["by_step"]["quality"]["reasons"] == {"markup": 1, "not text": 1}
-    assert summary["by_language"] == {
+    assert summary["by_step"]["quality"]["reasons"] == {"markup": 1}
+    assert {
+        language: {key: counts[key] for key in ("rows", "kept", "rejected")}
+        for language, counts in summary["by_language"].items()
+    } == {
         "en": {"rows": 5, "kept": 3, "rejected": 2},
         "es": {"rows": 3, "kept": 1, "rejected": 2},
         "xx": {"rows": 1, "kept": 0, "rejected": 1},
@@ -86,15 +90,16 @@ def test_languages_are_assigned_where_none_is_claimed():
     assert result.kept["language"][:] == ["en", "en", "es"]
     assert result.kept.remove_columns("language").to_list() == data[:3]
     assert result.rejected["reason"][:] == ["outside the wanted languages"]
-    assert result.summary["by_language"]["und"] == {"rows": 1, "kept": 0, "rejected": 1}
+    (foreign,) = result.rejected["language"]
+    assert result.summary["by_language"][foreign or "und"]["rejected"] == 1
 
 
 @pytest.mark.parametrize("step", ["quality", "language", "duplicates"])
 def test_steps_switch_off(step):
     result = run(rows(), policy=GovernancePolicy.model_validate({step: {"enabled": False}}))
     by_step = result.summary["by_step"]
-    assert by_step[step]["rejected"] == (1 if step == "quality" else 0)  # what is no text is never kept
-    assert all(by_step[other]["rejected"] for other in by_step if other != step)
+    assert set(by_step) == {"input", "quality", "language", "duplicates"} - {step}
+    assert all(by_step[other]["rejected"] for other in by_step)  # what is no text is never kept
 
 
 def test_dataset_list_and_processes_agree():
@@ -106,31 +111,50 @@ def test_dataset_list_and_processes_agree():
         assert other.summary == one.summary
 
 
-@pytest.mark.timeout(120)  # against a hang: threads started by the first run do not exist in forked workers
-def test_worker_processes_after_a_run_in_this_process():
-    data = [row("en", (f"The train number {i} reached the station.", "It was late.")) for i in range(1200)]
-    off = {"enabled": False}
+def test_every_reason_of_a_row_is_told():
+    data = [
+        *rows()[:4],
+        row("en", ("<p>El tren llegó a la estación con una hora de retraso.</p>", "Yes, it did.")),
+    ]
+    (rejected,) = run(data).rejected
+    assert (rejected["rejected_by"], rejected["reason"]) == ("quality", "markup")
+    reasons = json.loads(rejected["reasons"])
+    assert [(one["step"], one["reason"], one["column"]) for one in reasons] == [
+        ("quality", "markup", "premise"),
+        ("language", "wrong language", "premise"),
+    ]
+
+
+def test_copies_of_evaluation_rows_go():
+    data = rows()[:4]
+    result = run(data, evaluation=[{name: data[1][name] for name in COLUMNS}], id_column="id")
+    (leaked,) = result.rejected
+    assert (leaked["id"], leaked["rejected_by"], leaked["duplicate_of"]) == ("r1", "leakage", None)
+    assert ENGLISH[1][1] in leaked["detail"]
+    assert result.summary["leakage"] == {"evaluation": 1}
+    assert result.summary["rows"] == 4
+
+
+def test_kept_rows_are_repaired_masked_and_annotated():
+    text = "Écrivez à anna@example.org si le cafÃ© est encore fermé demain matin."
+    data = [{"text": text, "n": 1}, {"text": "Le musée ouvre ses portes à neuf heures.", "n": 2}]
     policy = GovernancePolicy.model_validate(
-        {"quality": off, "language": off, "duplicates": {"threshold": 0.95}}
+        {
+            "quality": {"reject_mojibake": False},
+            "personal_data": {"enabled": True, "action": "mask"},
+            "repair": True,
+            "annotate": True,
+        }
     )
-    first = run(data, policy=policy)
-    second = run(data, policy=policy, num_proc=2)
-    assert second.rejected["duplicate_of"][:] == first.rejected["duplicate_of"][:]
-    assert len(first.kept) > 0
-
-
-def test_an_interrupted_run_continues_from_its_cache(tmp_path, monkeypatch):
-    Dataset.from_list(rows()).save_to_disk(tmp_path / "data")
-    first = run(Dataset.load_from_disk(tmp_path / "data"))
-
-    def unreachable(*_, **__):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr("py3langid.langid.LanguageIdentifier.rank", unreachable)
-    second = run(Dataset.load_from_disk(tmp_path / "data"))
-    assert second.summary == first.summary
-    with pytest.raises(AssertionError, match="computed again"):
-        run(Dataset.load_from_disk(tmp_path / "data"), languages=["en", "es", "fr"])
+    result = govern(data, ["fr"], text_columns=["text"], policy=policy, progress=False)
+    first, second = result.kept
+    assert "anna@example.org" not in first["text"] and "cafÃ©" in first["text"]
+    assert "anna@example.org" not in first["text_repaired"] and "café" in first["text_repaired"]
+    assert second["text"] == second["text_repaired"] == data[1]["text"]
+    assert (second["governance_language"], second["governance_flags"]) == ("fr", "")
+    assert first["governance_flags"] == "personal data: e-mail address"
+    assert "anna@example.org" not in json.dumps(result.summary)
+    assert list(first)[:2] == ["text", "n"] and first["n"] == 1
 
 
 def test_values_that_are_no_text_are_recorded():
@@ -138,12 +162,12 @@ def test_values_that_are_no_text_are_recorded():
     data += [{"language": "en", "premise": "There is no hypothesis here."}, row("en", ([1], None))]
     result = run(data)
     assert len(result.kept) == 1
-    assert result.rejected["reason"][:] == ["not text"] * 4
+    assert result.rejected["reason"][:] == ["no text", "malformed", "no text", "no text"]
     details = result.rejected["detail"][:]
-    assert details[0] == "premise is int: 5"
+    assert details[0] == "premise is int"
     assert details[1].startswith("premise holds a lone surrogate")
     assert details[2] == "hypothesis is missing"
-    assert details[3] == "premise is list: [1]"
+    assert details[3] == "premise is list"
 
 
 def test_write_is_complete_and_atomic(tmp_path, monkeypatch):
@@ -170,11 +194,11 @@ def test_write_is_complete_and_atomic(tmp_path, monkeypatch):
         (
             {"text_columns": ["premise", "nothing"]},
             ValueError,
-            r"text_columns: no column 'nothing'.*'hypothesis'",
+            r"no text column 'nothing'.*'hypothesis'",
         ),
-        ({"language_column": "lang"}, ValueError, "language_column: no column 'lang'"),
-        ({"id_column": "key"}, ValueError, "id_column: no column 'key'"),
-        ({"languages": ["en", "klingon"]}, ValueError, r"unknown language codes \['klingon'\].*'zu'"),
+        ({"language_column": "lang"}, ValueError, "no column of the expected language 'lang'"),
+        ({"id_column": "key"}, ValueError, "no id column 'key'"),
+        ({"languages": ["en", "klingon"]}, ValueError, "unknown language code 'klingon' in languages.* zu"),
         ({"languages": []}, ValueError, "languages is empty"),
         ({"languages": "en"}, TypeError, "languages must be a sequence of strings"),
         ({"text_columns": "premise"}, TypeError, "text_columns must be a sequence"),

@@ -1,0 +1,400 @@
+"""`govern` for rows in memory, `govern_files` for files of any size: the same stages, the same decisions."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Value
+from rich.console import Console
+
+from hybrid_kernels.governance import manifest, report, what_if
+from hybrid_kernels.governance.arguments import (
+    VERDICT_COLUMNS,
+    check_additions,
+    check_claims,
+    check_free,
+    checked_languages,
+    checked_policy,
+    checked_rows,
+    listed,
+    make_columns,
+)
+from hybrid_kernels.governance.batch import Columns
+from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
+from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
+from hybrid_kernels.governance.pipeline import Judgement, Pipeline, processor_seconds
+from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.progress import Reporter
+from hybrid_kernels.governance.sources import InMemory, Source, open_sources
+from hybrid_kernels.governance.sources.streams import partial_file
+from hybrid_kernels.governance.steps import Rows, make_job
+from hybrid_kernels.governance.storage import read_table
+from hybrid_kernels.governance.workspace import DRY_RUN, remove_result, workspace
+
+
+@dataclass(frozen=True)
+class GovernanceResult:
+    """The rows kept and the rows rejected, each in input order with its original columns, and a summary.
+
+    `kept` gains a column `language` where languages were assigned, and what the policy has repaired or annotated;
+    `rejected` gains `language` likewise and
+
+    * `rejected_by`, `reason`, `detail`, `score`: of the step that rejected the row, the first to object;
+    * `duplicate_of`: of a duplicate the id, or without an id column the index, of the row that is kept in its place; a
+      leaked row has none, the evaluation row's text is in its `detail`;
+    * `reasons`: everything that speaks against it, as JSON.
+
+    `summary` is plain JSON.
+    """
+
+    kept: Dataset
+    rejected: Dataset
+    summary: dict[str, Any]
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write kept.jsonl, rejected.jsonl and summary.json (last) into `folder`, each file atomically."""
+        folder = Path(folder)
+        for name, rows in (("kept.jsonl", self.kept), ("rejected.jsonl", self.rejected)):
+            with (
+                partial_file(folder / name) as partial,
+                partial.open("w", encoding="utf-8", newline="\n") as file,
+            ):
+                for row in _rows(rows):
+                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        manifest.write_summary(folder, self.summary)
+        return folder
+
+
+def govern(
+    dataset: Dataset | Sequence[Mapping[str, Any]],
+    languages: Sequence[str],
+    *,
+    text_columns: Sequence[str],
+    language_column: str | Sequence[str] | None = None,
+    translation: bool = False,
+    policy: GovernancePolicy | None = None,
+    id_column: str | None = None,
+    evaluation: Dataset | Sequence[Mapping[str, Any]] | None = None,
+    num_proc: int | None = None,
+    progress: bool = True,
+) -> GovernanceResult:
+    """Sort the rows of `dataset` into kept and rejected, without looking at labels.
+
+    Every step that is on judges every row; duplicates, and copies of evaluation rows, are looked for among the rows
+    that nothing else speaks against.
+
+    Args:
+        dataset: rows; kept rows are handed back unchanged.
+        languages: wanted language codes; see `supported_languages`.
+        text_columns: the column, or the two, that make up a row's text, the shared one (an NLI premise) first. A row
+            in which one of them is no text is rejected (by "input"), whatever the policy.
+        language_column: column with each row's language, or one for each text column; it is then verified. Without it
+            a language is assigned (new column `language`).
+        translation: the two text columns are translations of each other.
+        policy: by default `GovernancePolicy()`.
+        id_column: column that names a row in `duplicate_of`; without it the row's index does.
+        evaluation: rows that no kept row may be a copy of; they have the same text columns.
+        num_proc: worker processes; None computes in this one.
+        progress: show progress.
+
+    Raises:
+        TypeError: `dataset` is neither a Dataset nor a sequence of mappings, a text column holds no strings,
+            or a column of a sequence mixes types.
+        ValueError: a column is missing or has a name that govern adds, a language is unknown, or there are no
+            rows or languages.
+    """
+    policy = checked_policy(policy)
+    columns = make_columns(text_columns, language_column, None, translation, id_column)
+    languages = checked_languages(languages)
+    source = InMemory(checked_rows("dataset", dataset), "dataset", "dataset", columns, evaluation=False)
+    sources: list[Source] = [source]
+    if evaluation is not None:
+        rows = checked_rows("evaluation", evaluation)
+        sources.append(InMemory(rows, "evaluation", "evaluation", columns, evaluation=True))
+    check_free(source.dataset, columns, policy)
+    reporter = Reporter(Console(stderr=True) if progress else None)
+    engine: Engine = InProcess(reporter) if num_proc is None else LocalEngine(num_proc, reporter)
+    with (
+        closing(engine),
+        tempfile.TemporaryDirectory(prefix="hybrid-kernels-govern-") as folder,
+        _own_tables(),
+        _no_bars(),
+    ):
+        job = make_job(Path(folder), columns, languages, policy, None)
+        judgement = Pipeline(sources, job, engine, None).run()
+        return _result(source.dataset, judgement, languages)
+
+
+def govern_files(
+    inputs: str | Path | Sequence[str | Path],
+    languages: Sequence[str],
+    out: str | Path,
+    *,
+    text_columns: Sequence[str],
+    language_column: str | Sequence[str] | None = None,
+    expected: Sequence[str] | None = None,
+    translation: bool = False,
+    id_column: str | None = None,
+    policy: GovernancePolicy | None = None,
+    evaluation: str | Path | Sequence[str | Path] = (),
+    encoding: str = "utf-8",
+    engine: Literal["local", "ray"] = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    dry_run: bool = False,
+    progress: bool | Console = True,
+) -> dict[str, Any]:
+    """Sort the rows of files into kept and rejected ones.
+
+    `out` receives kept/ (a file for each input, its rows byte for byte), rejected.jsonl, verdicts.parquet (a row for
+    each row read), summary.json, report.html, policy.yaml and manifest.json; and work/, with what a run that was
+    stopped goes on from: call again with the same arguments. work/ holds the texts, and may be deleted at the end.
+
+    Args:
+        inputs: files, folders, globs and `hub:` names; see `sources.open_sources`.
+        languages, text_columns, language_column, translation, id_column, policy: as of `govern`.
+        expected: instead of a column: the language of all texts, or one for each text column.
+        evaluation: more such inputs, of which no kept row may be a copy.
+        encoding: of files that are not Parquet.
+        engine: worker processes of this machine, or Ray.
+        workers: tasks that run at once; None: as many as there are cores.
+        ray_address: of a Ray cluster; None: Ray on this machine.
+        dry_run: write summary.json and report.html alone, into `out`/dry-run.
+        progress: show progress, on this console.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        TypeError, ValueError, OSError: an argument or an input is wrong; the message names it.
+    """
+    started = time.monotonic()
+    policy = checked_policy(policy)
+    columns = make_columns(text_columns, language_column, expected, translation, id_column)
+    languages = checked_languages(languages)
+    check_claims(columns, languages)
+    console = Console(stderr=True) if progress is True else progress or None
+    reporter = Reporter(console)
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
+    sources = open_sources(listed(inputs), columns, encoding=encoding)
+    if listed(evaluation):
+        sources += open_sources(listed(evaluation), columns, encoding=encoding, evaluation=True)
+    check_additions(sources, columns, policy)
+    out = Path(out)
+    revision = [manifest.revision(), manifest.versions(policy), encoding]
+    runner: Engine = (
+        LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
+    )
+    with closing(runner), workspace(out) as work, _own_tables():
+        job = make_job(work.resolve(), columns, languages, policy, revision)
+        pipeline = Pipeline(sources, job, runner, revision)
+        judgement = pipeline.run()
+        result = _Files(out, sources, judgement, runner, encoding, engine, started)
+        summary = result.write(pipeline, dry_run)
+        if not dry_run:
+            pipeline.remove_leftovers()
+    return summary
+
+
+@dataclass(frozen=True)
+class _Files:
+    out: Path
+    sources: Sequence[Source]
+    judgement: Judgement
+    engine: Engine
+    encoding: str
+    engine_name: str
+    started: float
+
+    def write(self, pipeline: Pipeline, dry_run: bool) -> dict[str, Any]:
+        judgement, job = self.judgement, self.judgement.decisions.job
+        judged = [shard for shard in judgement.shards if not shard.evaluation]
+        rows = sum(shard.rows for shard in judged)
+        outputs: list[dict[str, Any]] = []
+        if not dry_run:
+            remove_result(self.out)
+            before = processor_seconds(self.engine)
+            with pipeline.stage("write") as count:
+                outputs = write_rows(judgement, self.sources, self.out, self.engine)
+                count(rows)
+            judgement.tally.add_cost("writing", rows, processor_seconds(self.engine) - before)
+        with pipeline.stage("what if") as count:
+            before = processor_seconds(self.engine)
+            alternatives = what_if.run(judgement, self.engine)
+            judgement.tally.add_cost("what if", rows, processor_seconds(self.engine) - before)
+            count(rows)
+        summary = summary_of(judgement, job.languages)
+        summary["duplicate_ids"] = duplicate_ids(judgement) if job.columns.id else None
+        summary["stages"] = pipeline.stages
+        made = manifest.manifest(
+            inputs=self._described(evaluation=False),
+            evaluation=self._described(evaluation=True),
+            outputs=outputs,
+            columns=job.columns,
+            languages=job.languages,
+            policy=job.policy,
+            counts={key: summary[key] for key in ("rows", "kept", "rejected")},
+            encoding=self.encoding,
+            run=manifest.Run(
+                engine=self.engine_name,
+                workers=self.engine.workers,
+                seconds=time.monotonic() - self.started,
+                cost=summary["cost"],
+            ),
+        )
+        folder = self.out / DRY_RUN if dry_run else self.out
+        manifest.write_summary(folder, summary)
+        report.write_report(folder, summary, judgement.histograms, judgement.bounds, alternatives, made)
+        if not dry_run:
+            manifest.write_policy(folder, job.policy)
+            manifest.write_manifest(folder, made)
+        return summary
+
+    def _described(self, evaluation: bool) -> list[dict[str, Any]]:
+        return [
+            source.fingerprint() | {"rows": sum(shard.rows for shard in self.judgement.shards_of(number))}
+            for number, source in enumerate(self.sources)
+            if source.evaluation == evaluation
+        ]
+
+
+def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]:
+    job = judgement.decisions.job
+    steps = ["input", *(step.name for step in job.steps)]
+    steps += ["duplicates"] if job.policy.duplicates.enabled else []
+    steps += ["leakage"] if any(shard.evaluation for shard in judgement.shards) else []
+    counted = judgement.tally.to_json(languages if job.policy.language.enabled else (), steps)
+    summary = {**counted, "policy": job.policy.model_dump(mode="json"), "languages": list(languages)}
+    plain: dict[str, Any] = json.loads(json.dumps(summary))
+    return plain
+
+
+def duplicate_ids(judgement: Judgement) -> dict[str, Any]:
+    """{"ids": those that several judged rows have, "rows": rows with one of them, "first": the first few}."""
+    import pandas as pd
+
+    job = judgement.decisions.job
+    parts = []
+    for shard in judgement.shards:
+        if not shard.evaluation:
+            ids = read_table(job.rows(shard))["id"].combine_chunks().drop_null()
+            values = ids.to_numpy(zero_copy_only=False)
+            parts.append(pd.util.hash_array(values, categorize=False))
+    hashes = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    again = counts > 1
+    places = np.sort(first[again])[:5].tolist()
+    ends = np.cumsum([len(part) for part in parts])
+    found = []
+    judged = [shard for shard in judgement.shards if not shard.evaluation]
+    for place in places:
+        number = int(np.searchsorted(ends, place, side="right"))
+        ids = read_table(job.rows(judged[number]))["id"].combine_chunks().drop_null()
+        found.append(ids[place - int(ends[number]) + len(parts[number])].as_py())
+    return {"ids": int(again.sum()), "rows": int(counts[again].sum()), "first": found}
+
+
+def _result(rows: Dataset, judgement: Judgement, languages: Sequence[str]) -> GovernanceResult:
+    job = judgement.decisions.job
+    judged = [shard for shard in judgement.shards if not shard.evaluation]
+    names: list[str | None] = []
+    verdicts: dict[str, list[Any]] = {name: [] for name in VERDICT_COLUMNS}
+    changes: dict[int, dict[str, Any]] = {}
+    ids = None if job.columns.id is None else rows[job.columns.id][:]
+    for shard in judged:
+        verdict, copies = judgement.decisions.of(shard)
+        names += verdict.languages[0]
+        reasons = verdict.reasons()
+        for position in np.flatnonzero(~verdict.kept).tolist():
+            told = explained(reasons[position])
+            link = copies.link(position)
+            first = None if link is None or link[0] >= len(rows) else link[0]
+            told["duplicate_of"] = first if ids is None or first is None else ids[first]
+            told["reasons"] = json.dumps(told["reasons"], ensure_ascii=False)
+            for name, values in verdicts.items():
+                values.append(told[name])
+        changed = row_changes(Rows(job, shard), verdict, job.policy)
+        changes |= {shard.first + position: columns for position, columns in changed.items()}
+    if not job.columns.expected and job.policy.language.enabled:
+        rows = rows.add_column("language", pa.array(names, pa.string()), feature=Value("string"))
+    mask = judgement.kept[: len(rows)]
+    kept, rejected = _selected(rows, mask), _selected(rows, ~mask)
+    for name, values in verdicts.items():
+        kind = {"score": pa.float64(), "duplicate_of": pa.int64()}.get(name, pa.string())
+        if name == "duplicate_of" and job.columns.id is not None:
+            rejected = rejected.add_column(name, values, feature=rows.features[job.columns.id])
+        else:
+            rejected = rejected.add_column(name, pa.array(values, kind))
+    summary = summary_of(judgement, languages)
+    del summary["cost"]
+    return GovernanceResult(_changed(kept, mask, changes, job.columns, job.policy), rejected, summary)
+
+
+def _selected(rows: Dataset, mask: Any) -> Dataset:
+    if not mask.any():  # no column could be added to what `select` has of no rows
+        return Dataset.from_dict({name: [] for name in rows.column_names}, features=rows.features)
+    return rows.select(np.flatnonzero(mask))
+
+
+def _changed(
+    kept: Dataset,
+    mask: Any,
+    changes: Mapping[int, Mapping[str, Any]],
+    columns: Columns,
+    policy: GovernancePolicy,
+) -> Dataset:
+    if not changes:
+        return kept
+    order = np.flatnonzero(mask).tolist()
+    for name in columns.texts:
+        if any(name in found for found in changes.values()):
+            values = [
+                changes.get(row, {}).get(name, text) for row, text in zip(order, kept[name][:], strict=True)
+            ]
+            place = kept.column_names
+            kept = kept.remove_columns(name).add_column(name, pa.array(values, pa.string()))
+            kept = kept.select_columns(place)
+    for name in added_columns(policy, columns.texts):
+        values = [changes.get(row, {}).get(name) for row in order]
+        kind = pa.float64() if name.endswith("_confidence") else pa.string()
+        kept = kept.add_column(name, pa.array(values, kind))
+    return kept
+
+
+@contextmanager
+def _own_tables() -> Iterator[None]:
+    """Tables that stay mapped keep their files on the disk; those of a run are let go with it."""
+    read_table.cache_clear()
+    try:
+        yield
+    finally:
+        read_table.cache_clear()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Of `datasets`, whose bars for single steps of ours would say nothing."""
+    were_there = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_there:
+            datasets.enable_progress_bars()
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for batch in dataset.iter(batch_size=1000):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))

@@ -1,0 +1,64 @@
+"""The folder of a result while a run is at work in it: it is one of ours, one run at a time, no halves of files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybrid_kernels.governance.manifest import KEPT, MANIFEST, REJECTED, SUMMARY, VERDICTS
+
+WORK, DRY_RUN = "work", "dry-run"
+_OURS = (MANIFEST, SUMMARY, WORK, DRY_RUN)
+
+
+@contextlib.contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """Takes the folder `out` for a run, and makes it if needed; yields its work folder.
+
+    Raises:
+        FileExistsError: it has files, and none is of a result of governance.
+        NotADirectoryError: it is a file.
+        BlockingIOError: another run is at work in it.
+    """
+    import fcntl
+
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is to be the folder of the result, and is a file")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in _OURS):
+        raise FileExistsError(f"{out} is not empty and holds no result of governance; name another folder")
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "lock"
+    with path.open("a+", encoding="utf-8") as file:
+        # The system gives the lock back when the process ends, however it ends: what is left is never in the way.
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"process {file.read().strip()} is at work in {out}; wait for it, or end it"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        for partial in out.rglob(".*.partial"):
+            partial.unlink()
+        yield work
+        file.truncate(0)
+
+
+def remove_result(out: Path) -> None:
+    """Removes what an earlier run has written, the manifest first, so that no mixture passes for a result."""
+    manifest, written = out / MANIFEST, [REJECTED, VERDICTS]
+    if manifest.exists():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            written += [file["name"] for file in json.loads(manifest.read_text(encoding="utf-8"))["outputs"]]
+        manifest.unlink()
+    inside = out.resolve()
+    for name in written:
+        path = (out / name).resolve()
+        if path.parent in (inside, inside / KEPT):
+            path.unlink(missing_ok=True)

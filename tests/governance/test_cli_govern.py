@@ -1,0 +1,126 @@
+"""The commands govern, govern-check and govern-policy."""
+
+import json
+
+import pytest
+import yaml
+
+from hybrid_kernels.governance import GovernancePolicy
+
+GOOD = {
+    "text": "The committee will publish its yearly findings on Tuesday morning.",
+    "language": "en",
+    "key": "a",
+}
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    lines = [json.dumps(GOOD), json.dumps(GOOD), "{broken", json.dumps(GOOD | {"text": "#### !!!! ----"})]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "in.jsonl"
+
+
+@pytest.fixture
+def govern(command, inputs, tmp_path):
+    """Runs govern on the input: (exit code, stdout, stderr)."""
+
+    def call(*more, out=tmp_path / "out"):
+        options = ["--languages", "en,de", "--text", "text", "--workers", "1", "--out", str(out)]
+        claims = [] if "--expected" in more else ["--language-column", "language"]
+        return command("govern", str(inputs), *options, *claims, *more)
+
+    return call
+
+
+def test_a_file_is_governed_and_checked(govern, command, tmp_path):
+    code, text, err = govern("--id-column", "key")
+    assert code == 0, err
+    assert "kept 1 of 4 rows" in text and "1 ids name more than one row: 'a'" in text
+    assert "exact duplicate" in text and "malformed" in text
+    out = tmp_path / "out"
+    assert (out / "kept" / "in.jsonl").read_text() == json.dumps(GOOD) + "\n"
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [row["record"] for row in rejected] == [1, 2, 3]
+    assert rejected[1]["row"] == "{broken\n"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["duplicate_ids"] == {"ids": 1, "rows": 3, "first": ["a"]}
+    assert {"reading", "quality", "language", "duplicates", "writing"} <= set(summary["cost"])
+
+    code, text, _ = command("govern-check", str(out))
+    assert (
+        code == 0
+        and "is as it was written: 1 of 4 rows kept" in text
+        and "made again by: hybrid-kernels" in text
+    )
+    (out / "kept" / "in.jsonl").write_text("")
+    code, text, _ = command("govern-check", str(out))
+    assert code == 1 and "wrong: kept/in.jsonl has changed" in text
+
+
+def test_a_dry_run_writes_no_rows(govern, tmp_path):
+    code, text, _ = govern("--dry-run")
+    assert code == 0 and "kept 1 of 4 rows" in text and "dry run" in text
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["dry-run", "work"]
+    assert sorted(path.name for path in (out / "dry-run").iterdir()) == ["report.html", "summary.json"]
+    assert govern()[0] == 0 and (out / "manifest.json").exists()
+
+
+def test_another_result_takes_the_place_of_the_first(govern, tmp_path):
+    out = tmp_path / "out"
+    assert govern()[0] == 0
+    first = json.loads((out / "manifest.json").read_text())
+    code, text, _ = govern("--set", "duplicates.enabled=false")
+    assert code == 0 and "kept 2 of 4 rows" in text and "done before" in text
+    assert json.loads((out / "manifest.json").read_text())["result_id"] != first["result_id"]
+    assert len((out / "kept" / "in.jsonl").read_text().splitlines()) == 2
+    (out / "kept" / "notes").write_text("mine")
+    assert govern("--expected", "de")[0] == 0
+    assert (out / "kept" / "in.jsonl").read_text() == "" and (out / "kept" / "notes").read_text() == "mine"
+
+
+def test_the_policy_is_a_file_and_changes_to_it(govern, command, tmp_path):
+    code, text, _ = command("govern-policy")
+    assert code == 0 and GovernancePolicy.model_validate(yaml.safe_load(text)) == GovernancePolicy()
+    path = tmp_path / "policy.yaml"
+    path.write_text("duplicates: {enabled: false}\nseed: 4\n")
+    code, _, err = govern("--policy", str(path), "--set", "quality.max_symbols=1", "--seed", "7", "--dry-run")
+    assert code == 0, err
+    policy = json.loads((tmp_path / "out" / "dry-run" / "summary.json").read_text())["policy"]
+    assert (policy["duplicates"]["enabled"], policy["quality"]["max_symbols"], policy["seed"]) == (
+        False,
+        1,
+        7,
+    )
+
+
+def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("")
+    for arguments, message in (
+        (["--set", "quality.nothing=1"], "--set takes SECTION.FIELD=VALUE"),
+        (["--set", "quality.max_symbols=3"], "max_symbols"),
+        (["--engine", "spark"], "engine must be 'local' or 'ray', got 'spark'"),
+        (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--expected", "fr"], "expected names fr, wanted are only en, de"),
+        (["--translation"], "translation needs two text columns"),
+        (["--id-column", "name"], "no id column 'name'"),
+        (["--encoding", "utf-99"], "utf-99"),
+        (["--evaluation", str(tmp_path / "absent.jsonl")], "no such file"),
+        (["--policy", str(tmp_path / "absent.yaml")], "absent.yaml"),
+    ):
+        code, _, err = govern(*arguments)
+        assert code == 2 and message in err, err
+    code, _, err = govern(out=full)
+    assert code == 2 and "is not empty and holds no result of governance" in err
+    code, _, err = govern(out=inputs)
+    assert code == 2 and "is a file" in err
+    assert command("govern-check", str(full))[0] == 2
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    code, _, err = command(
+        "govern", str(empty), "--languages", "en", "--text", "text", "--out", str(tmp_path / "e")
+    )
+    assert code == 2 and "there are no rows in" in err

@@ -1,0 +1,259 @@
+"""Files in, files out: nothing changed that is kept, every row accounted for, the same whatever stops or runs it."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hybrid_kernels.governance import GovernancePolicy, govern, govern_files, manifest
+
+SAMPLE = Path(str(files("hybrid_kernels.samples").joinpath("nli", "train.jsonl")))
+PAIR = ["premise", "hypothesis"]
+
+
+def sample():
+    return [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+
+
+LANGUAGES = sorted({row["language"] for row in sample()})
+OPTIONS = {
+    "policy": GovernancePolicy.model_validate({"quality": {"enabled": False}}),
+    "text_columns": PAIR,
+    "language_column": "language",
+    "id_column": "id",
+}
+
+
+def write_lines(path, rows):
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def run(inputs, out, languages=LANGUAGES, **options):
+    options = OPTIONS | {"workers": 2, "progress": False} | options
+    return govern_files(inputs, languages, out, **options)
+
+
+def result_files(out):
+    """Content of all files of a result that every run makes the same."""
+    names = [
+        "rejected.jsonl",
+        "verdicts.parquet",
+        "policy.yaml",
+        *(f"kept/{p.name}" for p in (out / "kept").iterdir()),
+    ]
+    content = {name: (out / name).read_bytes() for name in names}
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    content["summary"] = {key: value for key, value in summary.items() if key not in ("cost", "stages")}
+    content["result"] = json.loads((out / "manifest.json").read_text())["result_id"]
+    return content
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(inputs, evaluation, result) of a run that nothing happened to: two files, malformed lines, leaked rows."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    rows = sample()
+    inputs = [
+        write_lines(folder / "a.jsonl", [*rows[: len(rows) // 2], "{broken", {"premise": "No hypothesis."}]),
+        write_lines(folder / "b.jsonl", rows[len(rows) // 2 :]),
+    ]
+    evaluation = write_lines(folder / "test.jsonl", [row for row in rows if not row["planted"]][5:15])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
+        run(inputs, folder / "out", evaluation=[evaluation])
+    return inputs, evaluation, folder / "out"
+
+
+def test_every_row_is_accounted_for(undisturbed):
+    inputs, _, out = undisturbed
+    lines = [line for path in inputs for line in path.read_text(encoding="utf-8").splitlines()]
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    rejected = [
+        json.loads(line) for line in (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    verdicts = pq.read_table(out / "verdicts.parquet").to_pylist()
+    assert len(verdicts) == summary["rows"] == len(lines) == summary["kept"] + summary["rejected"]
+    assert [row["kept"] for row in verdicts].count(False) == len(rejected) == summary["rejected"]
+
+    for path in inputs:
+        own = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        keeps = [row["kept"] for row in verdicts if row["source"] == str(path)]
+        kept = "".join(line for line, keep in zip(own, keeps, strict=True) if keep)
+        assert (out / "kept" / path.name).read_text(encoding="utf-8") == kept and 0 < len(kept) < len(
+            "".join(own)
+        )
+
+    by_place = {(row["source"], row["record"]): row for row in verdicts}
+    for row in rejected:
+        line = dict(
+            zip(map(str, inputs), (p.read_text(encoding="utf-8").splitlines() for p in inputs), strict=True)
+        )[row["source"]][row["record"]]
+        assert row["row"] == (line + "\n" if row["reason"] == "malformed" else json.loads(line))
+        verdict = by_place[row["source"], row["record"]]
+        assert f"{row['rejected_by']}: {row['reason']}" == verdict["reasons"][0]
+        assert row["reasons"][0]["step"] == row["rejected_by"] and row["reasons"][0]["rejects"]
+        assert row["id"] == verdict["id"]
+    counted = {}
+    for row in rejected:
+        counted[row["rejected_by"]] = counted.get(row["rejected_by"], 0) + 1
+    assert counted == {step: c["rejected"] for step, c in summary["by_step"].items() if c["rejected"]}
+
+
+def test_copies_name_the_row_they_duplicate(undisturbed):
+    inputs, evaluation, out = undisturbed
+    rejected = [
+        json.loads(line) for line in (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    kept = {str(path): (out / "kept" / path.name).read_text(encoding="utf-8").splitlines() for path in inputs}
+    copies = [row for row in rejected if row["rejected_by"] == "duplicates"]
+    leaked = [row for row in rejected if row["rejected_by"] == "leakage"]
+    assert copies and len(leaked) >= 10
+    for row in copies:
+        first = row["duplicate_of"]
+        line = Path(first["source"]).read_text(encoding="utf-8").splitlines()[first["record"]]
+        assert line in kept[first["source"]] and json.loads(line)["id"] == first["id"]
+        assert row["similarity"] == row["score"] >= 0.8 and row["linked_to"] is not None
+    assert {row["duplicate_of"]["source"] for row in leaked} == {str(evaluation)}
+    assert all(
+        row["duplicate_of"] is None for row in rejected if row["rejected_by"] not in ("duplicates", "leakage")
+    )
+
+
+def test_memory_and_files_decide_the_same(undisturbed):
+    inputs, evaluation, out = undisturbed
+    rows = [
+        json.loads(line)
+        for path in inputs
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "{b" not in line
+    ]
+    test = [json.loads(line) for line in evaluation.read_text(encoding="utf-8").splitlines()]
+    names = ("id", "language", *PAIR)
+    result = govern(
+        [{name: row[name] for name in names if name in row} for row in rows],
+        LANGUAGES,
+        evaluation=test,
+        progress=False,
+        **OPTIONS,
+    )
+    rejected = [
+        json.loads(line) for line in (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    mine = [
+        (row["id"], row["rejected_by"], row["reason"], row["detail"], row["score"]) for row in result.rejected
+    ]
+    assert mine == [
+        (row["id"], row["rejected_by"], row["reason"], row["detail"], row["score"])
+        for row in rejected
+        if row["reason"] != "malformed"
+    ]
+
+
+def test_the_manifest_is_that_of_the_result(undisturbed, tmp_path):
+    _, _, out = undisturbed
+    assert manifest.check(out).problems == []
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out" / "kept" / "a.jsonl").write_text("")
+    assert not manifest.check(tmp_path / "out").passed
+
+
+def inodes(work):
+    return {path: path.stat().st_ino for path in work.rglob("*.arrow")}
+
+
+COMMAND = """
+import sys
+if __name__ == "__main__":
+    from hybrid_kernels.cli import main
+    from hybrid_kernels.governance import storage
+    storage.MAX_ROWS = int(sys.argv[1])
+    main(sys.argv[2:])
+"""
+
+
+def start(tmp_path, inputs, evaluation, out, *more):
+    script = tmp_path / "script.py"
+    script.write_text(COMMAND)
+    arguments = ["20", "govern", *map(str, inputs), "--languages", ",".join(LANGUAGES), "--out", str(out)]
+    arguments += [
+        "--language-column",
+        "language",
+        "--id-column",
+        "id",
+        "--evaluation",
+        str(evaluation),
+        "--workers",
+        "2",
+    ]
+    more = ("--set", "quality.enabled=false", *more)
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments, *more],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_files(process, out, number):
+    while process.poll() is None and sum(1 for _ in out.rglob("*.arrow")) < number:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_at_any_point_it_goes_on(undisturbed, tmp_path, seed):
+    inputs, evaluation, expected = undisturbed
+    out = tmp_path / "out"
+    random_ = random.Random(seed)
+    killed, before = 0, {}
+    while True:
+        process = start(tmp_path, inputs, evaluation, out)
+        wait_for_files(process, out, len(before) + random_.randint(1, 60))
+        if killed == 3:
+            output, _ = process.communicate(timeout=120)
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        killed += 1
+        now = inodes(out / "work")
+        assert before.items() <= now.items()
+        before = now
+    assert process.returncode == 0, output
+    assert killed == 3 and before.items() <= inodes(out / "work").items()
+    assert result_files(out) == result_files(expected)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
+    inputs, evaluation, _ = undisturbed
+    out = tmp_path / "out"
+    process = start(tmp_path, inputs, evaluation, out)
+    wait_for_files(process, out, 4)
+    second = start(tmp_path, inputs, evaluation, out)
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 2 and f"process {process.pid} is at work in {out}" in output
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in output, output
+    assert "Traceback" not in output and not (out / "manifest.json").exists()
+
+
+def test_ray_decides_the_same(undisturbed, tmp_path):
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    inputs, evaluation, expected = undisturbed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
+        run(inputs, tmp_path / "out", evaluation=[evaluation], engine="ray")
+    assert result_files(tmp_path / "out") == result_files(expected)
