@@ -42,6 +42,15 @@ def test_exact_after_normalisation(tmp_path):
     )
 
 
+def test_equal_hashes_of_unequal_texts_are_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        signatures, "_row_hashes", lambda texts, languages: np.zeros((len(texts[0]), 16), np.uint8)
+    )
+    rows = [(SENTENCE,), (OTHER,), (SENTENCE,), (SENTENCE,)]
+    languages = ["en", "en", "en", "fr"]
+    assert instead(search(tmp_path, rows, languages, rules=policy(duplicates={"near": False}))) == {2: 0}
+
+
 def test_symbols_and_marks_are_content(tmp_path):
     assert instead(search(tmp_path / "a", [("5 < 7",), ("5 > 7",)])) == {}
     assert instead(search(tmp_path / "b", [("मैं",), ("मे",)])) == {}
@@ -85,8 +94,10 @@ def test_switches(tmp_path):
     for name, section in {"all": {}, "exact": {"near": False}, "off": {"enabled": False}}.items():
         rules = policy(duplicates=section)
         dropped[name] = instead(search(tmp_path / name, rows, rules=rules))
-        with_evaluation = search(tmp_path / f"{name}-leak", rows, rules=rules, evaluation=[3])
-        assert with_evaluation.kind.tolist() == ["leakage"] * 3
+        others = [*rows, (OTHER,), (OTHER,)]
+        found = search(tmp_path / f"{name}-leak", others, rules=rules, evaluation=[3])
+        assert instead(found) == {0: 3, 1: 3, 2: 3} | ({} if name == "off" else {5: 4})
+        assert found.kind.tolist()[:3] == ["leakage"] * 3
     assert dropped == {"all": {1: 0, 2: 0, 3: 0}, "exact": {2: 0, 3: 0}, "off": {}}
     off = policy(leakage={"enabled": False})
     assert instead(search(tmp_path / "leak-off", rows, rules=off, evaluation=[3])) == {1: 0, 2: 0}

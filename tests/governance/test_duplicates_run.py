@@ -4,16 +4,18 @@ import pickle
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
 from hybrid_kernels.governance.duplicates import candidates, find, run, verify
-from hybrid_kernels.governance.duplicates.candidates import pack, unpack
+from hybrid_kernels.governance.duplicates.candidates import Band, pack, unpack
 from hybrid_kernels.governance.duplicates.files import TRAINING, Search, write_array
 from hybrid_kernels.governance.duplicates.groups import representatives
+from hybrid_kernels.governance.duplicates.signatures import Family
 from hybrid_kernels.governance.engine import InProcess
 from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.storage import RowStore
+from hybrid_kernels.governance.storage import RowStore, write_table
 from tests.governance.duplicates_support import SENTENCE, columns_of, instead, policy, prepare, search
 
 
@@ -99,8 +101,8 @@ def test_pairs_of_a_bucket(size):
 
 
 def test_pairs_do_not_leave_their_bucket():
-    keys = np.repeat(np.array([1, 2, 3], np.uint64), [2, 3, 50])
-    rows = np.concatenate([[10, 20], [0, 5, 30], np.arange(100, 150)])
+    keys = np.repeat(np.array([1, 2, 3, 4], np.uint64), [2, 3, 50, 50])
+    rows = np.concatenate([[10, 20], [0, 5, 30], np.arange(100, 200)])
     bucket = dict(zip(rows.tolist(), keys.tolist(), strict=True))
     later, earlier = unpack(candidates._within(keys, rows, lambda which: which.astype(np.uint64)))
     assert all(bucket[a] == bucket[b] for a, b in zip(later.tolist(), earlier.tolist(), strict=True))
@@ -110,7 +112,7 @@ def test_pairs_do_not_leave_their_bucket():
     found = set(zip(training.tolist(), known.tolist(), strict=True))
     assert all(bucket[a] == bucket[b] and a % 10 and b % 10 == 0 for a, b in found)
     assert {(5, 0), (5, 30)} <= found
-    assert {row for row, _ in found} == {5} | {row for row in range(100, 150) if row % 10}
+    assert {row for row, _ in found} == {5} | {row for row in range(100, 200) if row % 10}
 
 
 def test_a_training_row_meets_a_bounded_number_of_evaluation_rows():
@@ -123,6 +125,24 @@ def test_a_training_row_meets_a_bounded_number_of_evaluation_rows():
     assert np.bincount(training).tolist() == [candidates.NEAREST] * 200
     # The nearest by the next band's key is the one that shares it.
     assert {(i, i + 200) for i in range(200)} <= set(zip(training.tolist(), known.tolist(), strict=True))
+
+
+def test_rows_of_a_large_bucket_meet_by_the_next_band(tmp_path):
+    size = 10 * candidates.FULL
+    partner = (np.arange(size) + size // 2) % size
+    bands = {
+        "row_0": np.zeros(size, np.uint64),
+        "row_1": np.minimum(np.arange(size), partner).astype(np.uint64),
+    }
+    write_table(pa.table(bands), tmp_path / "signatures.arrow")
+    store = RowStore([tmp_path / "unread.arrow"], [size], 1)
+    job = Search(store, (tmp_path / "signatures.arrow",), columns_of([("",)]), GovernancePolicy(), tmp_path)
+    write_array(tmp_path / "distinct.npy", np.full(size, TRAINING, np.uint8))
+    task = Band(job, Family("row", (0,), 6, 2, duplicates=True, leakage=False), 0, 0, 1)
+    candidates.band_pairs(task)
+    assert set(pack(np.arange(size // 2, size), np.arange(size // 2)).tolist()) <= set(
+        np.load(task.path).tolist()
+    )
 
 
 def test_candidates_are_judged_by_their_texts_and_languages(tmp_path):
