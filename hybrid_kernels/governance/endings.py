@@ -61,14 +61,6 @@ _LEADING = {
     "vi": "của và những các cho với ở để khi như rằng bị được đang đã sẽ rất vì nên hoặc nếu trong từ là một thì "
     "mà tại bởi do về đến vào",
 }
-#: Language → last letters that its own words do not have.
-_NEVER_LAST = {
-    "el": "βγδζθκλμπστφχψ",
-    "es": "bcfghjkmpqtvwñ",
-    "sw": "bcdfghjkpqrstvwxyz",
-    "tr": "bcdgj",
-    "vi": "bdđfjklqrsvwxz",
-}
 #: Characters of Chinese that need another behind, and Thai words that do.
 _LEADING_ENDS = {
     "th": ("และ", "ซึ่ง", "ใน", "โดย", "เพื่อ", "เพราะ", "แต่", "ถ้า", "เมื่อ", "ระหว่าง", "สำหรับ", "เกี่ยวกับ", "กับ"),
@@ -80,10 +72,6 @@ for _language, _words in _LEADING.items():
     for _word in _words.split():
         _WORDS[_word] = _WORDS.get(_word, 0) | 2 << LANGUAGES.index(_language)
 _ENDS = {end: 2 << LANGUAGES.index(language) for language, ends in _LEADING_ENDS.items() for end in ends}
-_LETTERS: dict[str, int] = {}
-for _language, _letters in _NEVER_LAST.items():
-    for _letter in _letters:
-        _LETTERS[_letter] = _LETTERS.get(_letter, 0) | 2 << LANGUAGES.index(_language)
 
 
 def languages_bits(language: str | None) -> int:
@@ -145,5 +133,4 @@ def _in_languages(text: str) -> int:
     word = word.lstrip(_OPENING)
     if not before or word != word.lower():
         return bits
-    never = _LETTERS.get(word[-1], 0) if len(word) > 2 and word.isalpha() else 0
-    return bits | _WORDS.get(word, 0) | never
+    return bits | _WORDS.get(word, 0)

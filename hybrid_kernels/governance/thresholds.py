@@ -4,7 +4,7 @@ Data bounds are robust: median ± `spread` · 1.4826 · MAD (the standard deviat
 influence curve*, 1974), so that up to half of the rows may be noise and they hardly move. They come from histograms of
 fixed bins, which add up exactly and in any order, so memory does not grow with the rows. A data bound is used where
 `min_rows` rows of a language speak, where it is stricter than the fixed one, and never beyond the point that `GUARD` of the
-language's rows exceed: what is skewed by nature (digits: most texts have none) is not cut for it.
+language's rows exceed: what is skewed by nature is not cut for it. Shares that most texts have nothing of (digits, links) have no spread to go by.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _TEXT = {
     "repetition": Feature("share of repeated shingles", _SHARES, high="quality.max_repetition", adapts=True),
     "run": Feature("longest run of one character", _COUNTS, high="quality.max_character_run"),
     "symbols": Feature("share of punctuation and symbols", _SHARES, high="quality.max_symbols", adapts=True),
-    "digits": Feature("share of digits", _SHARES, high="quality.max_digits", adapts=True),
+    "digits": Feature("share of digits", _SHARES, high="quality.max_digits"),
     "links": Feature("share of characters in links", _SHARES, high="quality.max_links"),
     "vowels": Feature("share of vowels", _SHARES, low="quality.min_vowels", adapts=True),
     "terminal": Feature("sentence mark at the end", np.array([0.0, 0.5, 1.0])),
