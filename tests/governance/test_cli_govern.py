@@ -109,6 +109,7 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
         (["--id-column", "name"], "no id column 'name'"),
         (["--encoding", "utf-99"], "utf-99"),
         (["--evaluation", str(tmp_path / "absent.jsonl")], "no such file"),
+        (["--evaluation", str(inputs)], "in.jsonl are the same"),
         (["--policy", str(tmp_path / "absent.yaml")], "absent.yaml"),
     ):
         code, _, err = govern(*arguments)
