@@ -128,12 +128,9 @@ def policy() -> None:
 
 def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
     from hybrid_kernels.governance.policy import GovernancePolicy
+    from hybrid_kernels.governance.policy_file import load_policy, policy_of
 
-    loaded = GovernancePolicy()
-    if path is not None:
-        from hybrid_kernels.governance.policy_file import load_policy
-
-        loaded = load_policy(path)
+    loaded = GovernancePolicy() if path is None else load_policy(path)
     if seed is not None:
         changes = [*changes, f"seed={seed}"]
     if not changes:
@@ -150,7 +147,7 @@ def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
         if not equals or not isinstance(place, dict) or field not in place:
             raise ValueError(f"--set takes SECTION.FIELD=VALUE with a field of the policy, got {change!r}")
         place[field] = yaml.safe_load(value)
-    return GovernancePolicy.model_validate(values)
+    return policy_of(values, "--set")
 
 
 def _show(summary: Mapping[str, Any], out: Path, dry_run: bool) -> None:
