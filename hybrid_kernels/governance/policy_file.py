@@ -45,7 +45,7 @@ def load_policy(path: str | Path) -> GovernancePolicy:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8")
         values = yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
