@@ -298,6 +298,16 @@ def test_bins_of_one_shade_are_one_rectangle_and_bounds_of_all_go_through_all():
     assert [text for _, text in found.ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
+def test_narrow_bins_are_drawn_together_and_bounds_where_they_were():
+    edges, counts = np.linspace(0, 1, 201), np.ones(200, int)
+    found = histogram.draw("digits", "Share", edges, {"en": counts}, {"en": Range(high=0.503)})
+    assert len(found.bars) == 50 and found.bars[0].title == "0 to 0.02: 4 rows" and found.rows == 200
+    assert sum(bar.width for bar in found.bars) == pytest.approx(histogram.WIDTH)
+    assert found.shared == [pytest.approx(0.503 * histogram.WIDTH)]
+    odd = histogram.draw("digits", "Share", np.linspace(0, 1, 98), {"en": np.ones(97, int)}, {})
+    assert [bar.title for bar in odd.bars][-1] == "0.99 to 1: 1 rows"
+
+
 def test_the_fullest_bin_has_the_darkest_shade_whatever_its_count():
     shades = {drawing({}, en=[n] + [0] * 9).strips[0].bars[0].shade for n in range(1, 300)}
     assert shades == {5}
