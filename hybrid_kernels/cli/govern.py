@@ -127,10 +127,13 @@ def policy() -> None:
 
 
 def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
-    from hybrid_kernels.governance import policy_file
     from hybrid_kernels.governance.policy import GovernancePolicy
 
-    loaded = GovernancePolicy() if path is None else policy_file.load_policy(path)
+    loaded = GovernancePolicy()
+    if path is not None:
+        from hybrid_kernels.governance.policy_file import load_policy
+
+        loaded = load_policy(path)
     if seed is not None:
         changes = [*changes, f"seed={seed}"]
     if not changes:

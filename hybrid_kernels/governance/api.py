@@ -276,7 +276,9 @@ def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]
     steps += ["duplicates"] if job.policy.duplicates.enabled else []
     steps += ["leakage"] if any(shard.evaluation for shard in judgement.shards) else []
     counted = judgement.tally.to_json(languages if job.policy.language.enabled else (), steps)
-    return {**counted, "policy": job.policy.model_dump(mode="json"), "languages": list(languages)}
+    summary = {**counted, "policy": job.policy.model_dump(mode="json"), "languages": list(languages)}
+    plain: dict[str, Any] = json.loads(json.dumps(summary))
+    return plain
 
 
 def duplicate_ids(judgement: Judgement) -> dict[str, Any]:
@@ -328,8 +330,7 @@ def _result(rows: Dataset, judgement: Judgement, languages: Sequence[str]) -> Go
     if not job.columns.expected and job.policy.language.enabled:
         rows = rows.add_column("language", pa.array(names, pa.string()), feature=Value("string"))
     mask = judgement.kept[: len(rows)]
-    kept = rows.select(np.flatnonzero(mask))
-    rejected = rows.select(np.flatnonzero(~mask))
+    kept, rejected = _selected(rows, mask), _selected(rows, ~mask)
     for name, values in verdicts.items():
         kind = {"score": pa.float64(), "duplicate_of": pa.int64()}.get(name, pa.string())
         if name == "duplicate_of" and job.columns.id is not None:
@@ -339,6 +340,12 @@ def _result(rows: Dataset, judgement: Judgement, languages: Sequence[str]) -> Go
     summary = summary_of(judgement, languages)
     del summary["cost"]
     return GovernanceResult(_changed(kept, mask, changes, job.columns, job.policy), rejected, summary)
+
+
+def _selected(rows: Dataset, mask: Any) -> Dataset:
+    if not mask.any():  # no column could be added to what `select` has of no rows
+        return Dataset.from_dict({name: [] for name in rows.column_names}, features=rows.features)
+    return rows.select(np.flatnonzero(mask))
 
 
 def _changed(

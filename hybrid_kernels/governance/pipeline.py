@@ -372,9 +372,10 @@ def masked_batch(batch: Batch, verdict: Verdict, policy: GovernancePolicy) -> Ba
     texts = tuple(list(column) for column in batch.texts)
     for objection in verdict.objections:
         if objection.step == "personal data":
-            column = texts[batch.columns.texts.index(str(objection.column))]
+            number = batch.columns.texts.index(str(objection.column))
+            column, claims = texts[number], batch.expected[number]
             for row in objection.rows.tolist():
-                column[row] = personal.masked(column[row], policy)
+                column[row] = personal.masked(column[row] or "", policy, claims[row])
     return replace(batch, texts=texts)
 
 

@@ -205,8 +205,12 @@ class PersonalDataPolicy(Section):
     """E-mail addresses, phone numbers, IBANs and IP addresses."""
 
     enabled: bool = False
-    action: Literal["mask", "reject", "flag"] = "mask"
-    kinds: tuple[Literal["email", "phone", "iban", "ip"], ...] = ("email", "phone", "iban", "ip")
+    action: Literal["mask", "reject", "flag"] = Field(
+        default="mask", description="what becomes of a row with any; masked and flagged ones are kept"
+    )
+    kinds: tuple[Literal["email", "phone", "iban", "ip"], ...] = Field(
+        default=("email", "phone", "iban", "ip"), description="what is looked for"
+    )
 
 
 class GovernancePolicy(Section):

@@ -9,6 +9,7 @@ from scipy.stats import binom
 
 from hybrid_kernels.governance.duplicates import candidates, find, run, verify
 from hybrid_kernels.governance.duplicates.candidates import pack, unpack
+from hybrid_kernels.governance.duplicates.files import TRAINING, Search, write_array
 from hybrid_kernels.governance.duplicates.groups import representatives
 from hybrid_kernels.governance.engine import InProcess
 from hybrid_kernels.governance.policy import GovernancePolicy
@@ -124,6 +125,31 @@ def test_a_training_row_meets_a_bounded_number_of_evaluation_rows():
     assert {(i, i + 200) for i in range(200)} <= set(zip(training.tolist(), known.tolist(), strict=True))
 
 
+def test_candidates_are_judged_by_their_texts_and_languages(tmp_path):
+    """Whatever keys and sketches propose."""
+    rows = [(SENTENCE,), (SENTENCE.replace("closed", "closes"),), ("Something else was written here.",)]
+    rows.append(rows[1])
+    store, signatures = prepare(tmp_path, rows, ["en", "en", "en", "fr"])
+    job = Search(store, tuple(signatures), columns_of(rows), GovernancePolicy(), tmp_path)
+    write_array(tmp_path / "distinct.npy", np.full(4, TRAINING, np.uint8))
+    write_array(tmp_path / "pairs.npy", pack(np.array([1, 2, 2, 3, 3]), np.array([0, 0, 1, 0, 1])))
+    task = verify.Verify(job, (tmp_path / "pairs.npy",), 0, 256)
+    verify.verify(task)
+    assert np.load(task.path)[["row", "other"]].tolist() == [(1, 0)]
+
+
+def test_most_similar_candidates_of_each_kind_are_verified():
+    count = 2 * verify.MOST
+    rows = np.repeat([3, 8], 2 * count)
+    leakage = np.tile(np.repeat([False, True], count), 2)
+    estimate = np.tile(np.linspace(0.7, 0.9, count), 4)
+    estimate[-1] = -1
+    chosen = verify._best(rows, leakage, estimate).tolist()
+    last = list(range(count - verify.MOST, count))
+    assert chosen[: 3 * verify.MOST] == [block * count + i for block in range(3) for i in last]
+    assert chosen[3 * verify.MOST :] == [3 * count + i - 1 for i in last]
+
+
 def test_variants_of_a_template_are_one_group_at_linear_cost(tmp_path):
     generator = random.Random(0)
     body = " ".join(SENTENCE for _ in range(2)).replace("closed", "shut", 1)
@@ -146,6 +172,9 @@ def test_representatives_leave_out_what_shares_the_first_text():
     # The way around the row that is left out keeps the others in the group.
     left, right = np.append(left, 1), np.append(right, 3)
     assert representatives(left, right, first, 6).tolist() == [0, 0, 2, 0, 4, 4]
+    # Also by way of a later row.
+    left, right = np.array([0, 1, 2]), np.array([2, 2, 3])
+    assert representatives(left, right, np.array([7, 8, 9, 7], np.uint64), 4).tolist() == [0, 0, 0, 3]
 
 
 def test_no_rows_and_single_rows(tmp_path):

@@ -162,11 +162,11 @@ def test_values_that_are_no_text_are_recorded():
     data += [{"language": "en", "premise": "There is no hypothesis here."}, row("en", ([1], None))]
     result = run(data)
     assert len(result.kept) == 1
-    assert result.rejected["reason"][:] == ["no text"] * 4
+    assert result.rejected["reason"][:] == ["no text", "malformed", "no text", "no text"]
     details = result.rejected["detail"][:]
     assert details[0] == "premise is int"
     assert details[1].startswith("premise holds a lone surrogate")
-    assert details[2] == "premise is null"
+    assert details[2] == "hypothesis is missing"
     assert details[3] == "premise is list"
 
 
@@ -194,11 +194,11 @@ def test_write_is_complete_and_atomic(tmp_path, monkeypatch):
         (
             {"text_columns": ["premise", "nothing"]},
             ValueError,
-            r"text_columns: no column 'nothing'.*'hypothesis'",
+            r"no text column 'nothing'.*'hypothesis'",
         ),
-        ({"language_column": "lang"}, ValueError, "language_column: no column 'lang'"),
-        ({"id_column": "key"}, ValueError, "id_column: no column 'key'"),
-        ({"languages": ["en", "klingon"]}, ValueError, r"unknown language codes \['klingon'\].*'zu'"),
+        ({"language_column": "lang"}, ValueError, "no column of the expected language 'lang'"),
+        ({"id_column": "key"}, ValueError, "no id column 'key'"),
+        ({"languages": ["en", "klingon"]}, ValueError, "unknown language code 'klingon' in languages.* zu"),
         ({"languages": []}, ValueError, "languages is empty"),
         ({"languages": "en"}, TypeError, "languages must be a sequence of strings"),
         ({"text_columns": "premise"}, TypeError, "text_columns must be a sequence"),

@@ -1,6 +1,7 @@
 """Personal data: what is found, what is left alone, and masks."""
 
 import os
+import time
 import timeit
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_no_email_addresses(text):
         ("วันที่ 09-01-2563 นี้", "th"),
         ("costs $1,234,567.89 or 1.234.567.890 or 12 500 000", "en"),
         ("1 000 000 рублей, 15 250 000", "ru"),
-        ("ISBN 978-3-16-148410-0, 0-306-40615-2", "en"),
+        ("ISBN 978-3-16-148410-0, 0-306-40615-2", "de"),
         ("3.14159265, 0.2847123456, 52.5200 13.4050", "de"),
         ("6:4 6:3 7-6 21-19 100 200 300", "en"),
         ("1234567890123456789", "en"),
@@ -106,6 +107,12 @@ def test_no_email_addresses(text):
 )
 def test_numbers_that_are_no_phones(text, language):
     assert found(text, language) == []
+
+
+def test_numbers_beside_a_date():
+    """German grouping is free where a number starts with 0."""
+    text = "Am 03.11.2010, ISBN 0-306-40615-2: 0171-12 34 567"
+    assert found(text, "de") == [("phone", "0171-12 34 567")]
 
 
 def test_national_numbers_need_the_language():
@@ -149,7 +156,7 @@ def test_ibans(text, expected):
         ("10.20.30.40.50", None),
         ("256.10.10.10", None),
         ("127.0.0.1 ::1 0.0.0.0", None),
-        ("12:30:45, std::cout, a::b", None),
+        ("12:30:45, std::cout, a::b, dead::beef, 1::2", None),
     ],
 )
 def test_addresses(text, expected):
@@ -204,9 +211,13 @@ def test_objections_reject_only_where_asked(action):
     assert objections(rows, measure(rows, chosen), policy(enabled=False), {}) == []
 
 
-def test_a_long_table_of_numbers_takes_no_minutes():
-    numbers = " ".join(str(1_000_000 + 7919 * i) for i in range(100_000))
-    assert timeit.timeit(lambda: found(numbers, "en"), number=1) < 10
+@pytest.mark.parametrize("number", ["0171 {}", "{}", "a@b{}.org", "10.20.{0:.2}.{0:.2}"])
+def test_a_long_table_of_numbers_takes_no_minutes(number):
+    text = "; ".join(number.format(str(1_000_000 + 7919 * i)) for i in range(6000))
+    started = time.process_time()
+    once = masked(text, POLICY, "de")
+    assert time.process_time() - started < 20
+    assert (once.count("]") == 6000) == (number != "{}")
 
 
 def test_a_text_without_candidates_is_cheap():

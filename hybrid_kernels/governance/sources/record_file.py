@@ -30,7 +30,7 @@ from hybrid_kernels.governance.sources.streams import (
 
 _HEAD = 1 << 16
 _BOM = b"\xef\xbb\xbf"
-#: Of a malformed record, what `records` hands out.
+#: Of a record that is too large, what `records` hands out.
 _EXCERPT = 1 << 20
 
 
@@ -118,7 +118,7 @@ class RecordFile(Source):
                     if isinstance(content, dict) and (b"\\u" not in raw or _is_encodable(content)):
                         yield record, content
                     else:
-                        yield record, raw[:_EXCERPT]
+                        yield record, raw if len(raw) < lines.limit else raw[:_EXCERPT]
                     if (target := next(left, None)) is None:
                         break
         self._stamp.check()

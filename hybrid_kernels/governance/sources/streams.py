@@ -34,7 +34,7 @@ def reading(path: Path, compression: str, offset: int = 0) -> Iterator[tuple[Cal
         if not compression:
             file.seek(min(offset, path.stat().st_size))
         # read1: what lies before the damage is handed out, where read would lose up to a chunk of it.
-        yield lambda: file.read1(_CHUNK), offset if compression else offset - file.tell()
+        yield lambda: file.read1(_CHUNK), offset - file.tell()
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from hybrid_kernels.governance.sources.streams import Stamp, partial_file, sha25
 
 #: A row group that is written ends at the first of these.
 _GROUP_ROWS, _GROUP_BYTES = 1 << 17, 64 << 20
+#: Rows of a data set that are looked at together; where it lies on disk in order, nothing is copied.
+_STEP = 1024
 _Part: TypeAlias = tuple[pa.Table | None, int, str]
 
 
@@ -49,8 +51,10 @@ class TabularSource(Source):
                 raise TypeError(f"{self.name}: text column {name!r} holds {kind}, not strings")
 
     def batches(self, start: dict[str, int] | None = None) -> Iterator[tuple[pa.Table, dict[str, int]]]:
-        first = start["record"] if start else 0
         self._check_unchanged()
+        if start and "end" in start:
+            return
+        first = start["record"] if start else 0
         for table, position in tables(self.columns, self._contents(first), first, first):
             self._check_unchanged()
             yield table, position
@@ -100,15 +104,16 @@ class TabularSource(Source):
 
     def _contents(self, start: int) -> Iterator[tuple[Content, int]]:
         names = [name for name in dict.fromkeys(self._read_columns()) if name in self._schema().names]
-        record = start
-        for table, rows, problem in self._parts(start, names):
-            if table is None:
-                yield from ((problem, record + i) for i in range(1, rows + 1))
-            else:
+        for part, rows, problem in self._parts(start, names):
+            if part is None:
+                yield from ((problem, start + i) for i in range(1, rows + 1))
+                start += rows
+                continue
+            for table in _bounded(part):
                 lists = [_values(table[name]) for name in names]
-                for i, values in enumerate(zip(*lists, strict=True), 1):
-                    yield dict(zip(names, values, strict=True)), record + i
-            record += rows
+                for values in zip(*lists, strict=True):
+                    start += 1
+                    yield dict(zip(names, values, strict=True)), start
 
     def _read_columns(self) -> list[str]:
         identity = [self.columns.id] if self.columns.id is not None else []
@@ -146,11 +151,7 @@ class TabularSource(Source):
                         values.setdefault(name, []).append(value)
             found = pa.schema([(name, pa.infer_type(column)) for name, column in values.items()])
             added = pa.unify_schemas([added, found], promote_options="permissive")
-        if not len(added):
-            return old
-        # The description of the columns that `datasets` leaves there holds no longer.
-        metadata = {key: value for key, value in (old.metadata or {}).items() if key != b"huggingface"}
-        return pa.schema([*old, *added], metadata=metadata or None)
+        return pa.schema([*old, *added], metadata=old.metadata)
 
 
 class Parquet(TabularSource):
@@ -268,12 +269,8 @@ class InMemory(TabularSource):
 
     def _parts(self, start: int, names: list[str] | None) -> Iterator[_Part]:
         rows = self.dataset.select_columns(names) if names is not None else self.dataset
-        arrow, step = rows.with_format("arrow"), 64
-        while start < len(rows):
-            table = arrow[start : start + step]
+        for table in rows.skip(start).with_format("arrow").iter(_STEP):
             yield table, len(table), ""
-            start += len(table)
-            step = max(1, min(storage.MAX_ROWS, storage.MAX_BYTES * len(table) // max(1, table.nbytes)))
 
 
 def as_dataset(
@@ -305,6 +302,15 @@ def as_dataset(
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
             raise TypeError(f"{name}: column {column!r} cannot be stored in one type: {error}") from None
     return Dataset(pa.table(columns))
+
+
+def _bounded(table: pa.Table) -> Iterator[pa.Table]:
+    """Slices that are small enough to be made Python objects of."""
+    if len(table) > 1 and table.nbytes > storage.MAX_BYTES:
+        yield from _bounded(table[: len(table) // 2])
+        yield from _bounded(table[len(table) // 2 :])
+    else:
+        yield table
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -32,6 +32,7 @@ def test_json_lines(tmp_path):
         b"{}",
         '{"text": "С"}'.encode(),
     ]
+    assert changed(source, tmp_path / "kept", {2: {"x": 1}}, [False, False, True, False]) == b'{"x": 1}\n'
     assert changed(source, tmp_path / "kept", {1: {"x": "\ud800"}}, [False, True, False, False]) == (
         b'{"text":"b" , "n": 1e400 , "x": "\\ud800"}\n'
     )

@@ -65,7 +65,7 @@ def test_json_lines(tmp_path, line):
 
 
 def test_depth_that_is_allowed(tmp_path):
-    line = b'{"text": "a", "n": ' + b"[" * 199 + b"]" * 199 + b"}\n"
+    line = b'{"text": "[", "n": ' + b"[" * 199 + b"]" * 199 + b"}\n"
     source = opened(tmp_path / "a.jsonl", line)
     assert problems(source) == [None]
     source = opened(tmp_path / "b.jsonl", b'{"text": "' + b"[" * 500 + b'"}\n')
@@ -131,9 +131,12 @@ def test_an_undecodable_record_of_a_file_that_is_utf8(tmp_path):
     assert "a character that is cut off" in cut
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_wide_encodings_are_named(tmp_path, encoding):
-    with pytest.raises(ValueError, match=r"a\.csv looks like UTF-(16|32).*iconv"):
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("utf-32", "UTF-32")],
+)
+def test_wide_encodings_are_named(tmp_path, encoding, name):
+    with pytest.raises(ValueError, match=rf"a\.csv looks like {name}, .*iconv -f {name} "):
         opened(tmp_path / "a.csv", "premise,hypothesis\nxä,y\n".encode(encoding), PAIR)
 
 
@@ -193,13 +196,12 @@ def test_memory_does_not_grow_with_a_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
-@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
 def test_a_compressed_file_that_breaks_off(tmp_path, compression, suffix):
     rng = random.Random(2)
     rows = [f"{i} {rng.getrandbits(200):x}" for i in range(10_000)]
     rendered = {
         "txt": rows,
-        "jsonl": [json.dumps({"text": row}) for row in rows],
         "csv": ["text", *rows],
     }[suffix]
     content = "\n".join(rendered).encode()
@@ -218,6 +220,22 @@ def test_a_compressed_file_that_breaks_off(tmp_path, compression, suffix):
     assert texts(opened(tmp_path / "again" / f"a.{suffix}{compression}", written)) == rows[: len(found) - 1]
     positions = [position for _, position in source.batches()]
     assert read(source, positions[0]) == found[positions[0]["record"] :]
+
+
+def test_damage_behind_a_quote_that_is_not_closed(tmp_path):
+    data = gzip.compress(b'text\na\n"b\nc\nd')
+    found = read(opened(tmp_path / "a.csv.gz", data[:-8] + b"\0" * 8))
+    assert [row["text_0"] for row in found] == ["a", None, "c", None]
+    assert found[1]["problem"] == "a quote is opened and not closed"
+    assert found[3]["problem"].startswith("the compressed file is damaged")
+
+
+def test_a_large_malformed_record_is_handed_out_whole(tmp_path, monkeypatch):
+    line = b'{"text": "' + b"x" * (2 << 20) + b"\n"
+    source = opened(tmp_path / "a.jsonl", line)
+    assert list(source.records(np.array([0]))) == [(0, line)]
+    monkeypatch.setattr(lines, "MAX_RECORD", len(line))  # and of one beyond the bound its first MiB
+    assert list(source.records(np.array([0]))) == [(0, line[: 1 << 20])]
 
 
 def test_damage_at_the_end_of_a_line_is_a_row_too(tmp_path):
@@ -252,7 +270,7 @@ def check_whole(source, folder, content, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "txt"])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(36))
 def test_random_bytes(tmp_path, monkeypatch, suffix, seed):
     monkeypatch.setattr(lines, "MAX_RECORD", 50)
     rng = random.Random(seed)

@@ -65,6 +65,13 @@ def test_output_names_are_unique(tmp_path):
     assert len({name.casefold() for name in found}) == len(files)
 
 
+def test_output_names_that_differ_in_case_alone(tmp_path):
+    for name in ("a/x.txt", "b/X.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(LINE)
+    assert [source.output_name for source in open_sources([tmp_path], TEXT)] == ["a-x.txt", "b-X.txt"]
+
+
 @pytest.mark.parametrize("suffix", [".ndjson", ".json", ".JSONL", ".jsonl.GZ"])
 def test_other_suffixes(tmp_path, suffix):
     content = COMPRESS[".gz"](LINE) if suffix.endswith("GZ") else LINE
@@ -83,7 +90,7 @@ def test_other_suffixes(tmp_path, suffix):
             ValueError,
             r"README\.md has an unknown suffix '\.md'; known are \.jsonl .*\.zst, and \.parquet",
         ),
-        (["a.txt", "./a.txt"], ValueError, "a.txt is there twice"),
+        (["a.txt", "sub/../a.txt"], ValueError, "sub/../a.txt is there twice, as a.txt too"),
         (["sub", "**/*.gz"], ValueError, "b.jsonl.gz is there twice"),
         (["empty"], ValueError, "folder empty has no data file. Data files end in"),
         ([".git/.."], ValueError, "no text column 'other'"),

@@ -32,7 +32,8 @@ CSV = (
     '5,5" nails\n6,"二つの 文"\n7,'
 ).encode()
 TSV = (
-    b'id\ttext\n1\tplain\r\n\n2\t"all ""quoted"""\n3\t"Well, he said\n4\tit is "so\n5\t"two\nlines"\n"6\n6"\tx\n7\t5"\n'
+    b'id\ttext\n1\tplain\r\n\n2\t"all ""quoted"""\n3\t"Well, he said\n4\tit is "so\n'
+    b'5\t"two\nlines"\n"6\n6"\tx\n7\t5"\n'
 )
 TXT = "plain\n\n\r\nслово\r\n ab\u2028cd\u0085e\rf \n\n二つの 文".encode()
 FILES = {
@@ -66,6 +67,7 @@ def test_all_kept_is_the_file(tmp_path, name, compression, bom):
     assert texts(source) == expected
     data, result = kept_bytes(source, [True] * len(expected), tmp_path / "kept")
     assert DECOMPRESS[compression](data) == bom + content
+    assert compression != ".gz" or data[4:8] == b"\0" * 4  # no time
     assert result == {
         "path": str(tmp_path / "kept" / (name + compression)),
         "rows": len(expected),
@@ -250,6 +252,18 @@ def test_a_source_that_changes_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="has changed"):
         next(batches)
     assert not (tmp_path / "kept").exists() or not list((tmp_path / "kept").iterdir())
+
+
+def test_a_source_that_changes_while_it_is_copied(tmp_path):
+    source = opened(tmp_path / "a.jsonl", b'{"text": "a"}\n')
+
+    def changes(record):
+        (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n\n')
+        return {}
+
+    with pytest.raises(OSError, match=r"a\.jsonl has changed"):
+        kept_bytes(source, [True], tmp_path / "kept", changes)
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 def test_kept_of_another_length_is_an_error_and_leaves_nothing(tmp_path):
