@@ -76,11 +76,10 @@ def draw(
     merged = {language: np.add.reduceat(found, ends[:-1]) for language, found in counts.items()}
     total = np.sum(list(merged.values()), axis=0)
     peak = np.log1p(total.max(initial=1))
+    places = zip(pairwise(pixels.tolist()), pairwise(edges[ends].tolist()), total.tolist(), strict=True)
     bars = [
-        Bar(x, width, float(np.log1p(n) / peak), 0, f"{figure(low)} to {figure(high)}: {n:,} rows")
-        for x, width, n, low, high in zip(
-            pixels, np.diff(pixels), total.tolist(), edges[ends[:-1]], edges[ends[1:]], strict=True
-        )
+        Bar(x, end - x, float(np.log1p(n) / peak), 0, f"{figure(low)} to {figure(high)}: {n:,} rows")
+        for (x, end), (low, high), n in places
         if n
     ]
     strips = []

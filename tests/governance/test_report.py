@@ -295,7 +295,7 @@ def test_bins_of_one_shade_are_one_rectangle_and_bounds_of_all_go_through_all():
     found = drawing({code: Range(high=0.3) for code in ("en", "sw")}, en=[4] * 10, sw=[4] * 10)
     assert [(bar.x, bar.width, bar.shade) for bar in found.strips[0].bars] == [(0, 560, 5)]
     assert found.shared == [pytest.approx(168)]
-    assert [text for _, text in found.ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert [text for _, text in found.ticks][::5] == ["0", "0.5", "1"]
 
 
 def test_narrow_bins_are_drawn_together_and_bounds_where_they_were():
