@@ -217,6 +217,7 @@ def test_a_sample_is_called_one():
     found = page(what_if=table)
     sentence = "This is a sample: 10 of 20 rows at even distances."
     assert sentence in words(found.text)
+    assert not any(len(row) == 7 and row[0].startswith("quality") for row in found.rows)
     assert "No difference: quality.max_digits 0.2, 0.5 (in force)." in words(found.text)
     assert [words(cell) for cell in found.row("0.9", 2)] == ["0.9", "7 to 9"]
 

@@ -173,8 +173,8 @@ def test_no_duplicates_are_no_rows_at_any_threshold():
 def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(what_if, "MAX_ROWS", 4)
     texts = ["Ninapenda kusoma vitabu vya historia kila jioni nyumbani."] * 13
-    texts[6] = "I would like to read a few more books about history in the evening."
-    texts[7] = None
+    texts[5] = texts[6] = "I would like to read a few more books about history in the evening."
+    texts[9] = None
     policy = GovernancePolicy(quality=QualityPolicy(enabled=False))
     job = make_job(tmp_path, Columns(("text",), ("=sw",)), ["en", "sw"], policy, None)
     found = what_if.WhatIf()
@@ -191,5 +191,7 @@ def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_pa
             Rows(job, shard).measure(step)
         found.merge(what_if._judge(what_if._Task(job, shard, 13, {}, [])))
     assert found.rows == {"sw": 4}  # 3, 6, 9 and 12
-    assert sum(found.in_force.rejected.values()) == 1
-    assert [step for step, _ in found.in_force.reasons] == ["language"]
+    assert {step: number for (step, _), number in found.in_force.reasons.items()} == {
+        "input": 1,
+        "language": 1,
+    }
