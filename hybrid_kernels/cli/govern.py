@@ -128,12 +128,9 @@ def policy() -> None:
 
 def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
     from hybrid_kernels.governance.policy import GovernancePolicy
+    from hybrid_kernels.governance.policy_file import load_policy, policy_of
 
-    loaded = GovernancePolicy()
-    if path is not None:
-        from hybrid_kernels.governance.policy_file import load_policy
-
-        loaded = load_policy(path)
+    loaded = GovernancePolicy() if path is None else load_policy(path)
     if seed is not None:
         changes = [*changes, f"seed={seed}"]
     if not changes:
@@ -144,13 +141,13 @@ def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
     for change in changes:
         name, equals, value = change.partition("=")
         *sections, field = name.strip().split(".")
-        place = values
+        place: Any = values
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not equals or not isinstance(place, dict) or field not in place:
             raise ValueError(f"--set takes SECTION.FIELD=VALUE with a field of the policy, got {change!r}")
         place[field] = yaml.safe_load(value)
-    return GovernancePolicy.model_validate(values)
+    return policy_of(values, "--set")
 
 
 def _show(summary: Mapping[str, Any], out: Path, dry_run: bool) -> None:

@@ -118,11 +118,17 @@ def make_job(
     revision: Any,
     steps: Sequence[Step] = STEPS,
 ) -> Job:
-    """`revision`: JSON-able, of the code and libraries that compute features."""
+    """`revision`: JSON-able, of the code and libraries that compute features.
+
+    Raises what a module's `check` raises, where it has one: what would otherwise fail in the middle of the work.
+    """
     on = tuple(step for step in steps if step.is_on(policy))
     keys = {}
     for step in on:
-        measured = measured_fields(policy, step.load().MEASURED)
+        module = step.load()
+        if hasattr(module, "check"):
+            module.check(policy)
+        measured = measured_fields(policy, module.MEASURED)
         texts = [columns.texts, columns.expected, columns.kind]
         keys[step.name] = content_key(revision, step.name, texts, list(languages), measured)
     return Job(work, columns, tuple(languages), policy, on, keys)

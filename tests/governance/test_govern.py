@@ -63,7 +63,7 @@ def test_summary_counts_everything_once():
         "language": 2,
         "duplicates": 1,
     }
-    assert summary["by_step"]["quality"]["reasons"] == {"markup": 1}
+    assert summary["by_step"]["quality"]["reasons"] == {"markup": 1, "symbols": 1}  # all of a row's
     assert {
         language: {key: counts[key] for key in ("rows", "kept", "rejected")}
         for language, counts in summary["by_language"].items()
@@ -133,6 +133,17 @@ def test_copies_of_evaluation_rows_go():
     assert ENGLISH[1][1] in leaked["detail"]
     assert result.summary["leakage"] == {"evaluation": 1}
     assert result.summary["rows"] == 4
+
+
+def test_a_copy_names_the_kept_row_and_shows_the_one_it_resembles():
+    first = "The committee of the harbour town will publish its yearly findings on Tuesday morning at nine."
+    second = first.replace("Tuesday", "Wednesday")
+    third = second.replace("harbour", "mountain")
+    data = [{"text": text} for text in (first, second, third)]
+    policy = GovernancePolicy.model_validate({"duplicates": {"threshold": 0.75}})
+    result = govern(data, ["en"], text_columns=["text"], policy=policy, progress=False)
+    assert result.rejected["duplicate_of"][:] == [0, 0]
+    assert [row["detail"].split("with: ")[1] for row in result.rejected] == [first, second]
 
 
 def test_kept_rows_are_repaired_masked_and_annotated():

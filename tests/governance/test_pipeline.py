@@ -161,3 +161,13 @@ def test_a_step_must_measure_its_fields(tmp_path, log, monkeypatch):
     monkeypatch.setattr("tests.governance.counting_step.measure", lambda batch, policy: {})
     with pytest.raises(RuntimeError, match=r"quality has \[\] measured, its fields are \['letters_0'\]"):
         run(tmp_path / "work", [ListSource(TEXTS)])
+
+
+def test_a_step_is_checked_before_anything_is_read(tmp_path, log, monkeypatch):
+    def check(policy):
+        raise ValueError("no such model")
+
+    monkeypatch.setattr("tests.governance.counting_step.check", check, raising=False)
+    with pytest.raises(ValueError, match="no such model"):
+        run(tmp_path / "work", [ListSource(TEXTS)])
+    assert log() == []
