@@ -215,7 +215,7 @@ def left_out(corpus: Corpus) -> dict[str, dict[str, float]]:
 
 
 def planted_switches(corpus: Corpus) -> dict[str, float]:
-    """Per cent of rows named, as switched or in the wrong language: two thirds of a sentence, then half an English one."""
+    """Per cent of rows that are named, switched or foreign: two thirds of a sentence, then half an English one."""
     result = {}
     english = [text.split() for text in corpus["en"][::4]]
     for code in LANGUAGES:

@@ -5,7 +5,7 @@ import pytest
 from tests.governance.language_support import SENTENCES, Judged, judged
 
 LONG = {code: f"{SENTENCES[code]} {SENTENCES[code]}" for code in SENTENCES}
-ENGLISH = f"{SENTENCES['en']} Nobody told us why."
+ENGLISH = f"{SENTENCES['en']} Nobody told us why we had to wait."
 MIXED = f"{LONG['sw']} {ENGLISH}"
 
 
@@ -14,7 +14,8 @@ def test_a_switch_is_flagged_and_kept():
     assert (found.against(), found.flags()) == ([], ["code-switched"])
     [objection] = found.objections
     share = len(ENGLISH) / len(MIXED)
-    assert objection.score[0] == pytest.approx(share, abs=0.1)
+    # The segment in which the switch lies, some 25 of 200 letters, counts for neither.
+    assert share - 0.15 <= objection.score[0] <= share + 0.02
     assert objection.bound[0] == 0.25
     assert objection.detail[0].startswith("expected sw, ") and objection.detail[0].endswith(
         "of the letters look like en"
