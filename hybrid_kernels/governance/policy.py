@@ -57,13 +57,20 @@ class LanguagePolicy(Section):
         ge=1,
         description="letters of another script from which the script check applies (names are short)",
     )
-    romanised: Action = Field(default="reject", description="rows in Latin letters of a language of another script")
+    romanised: Action = Field(
+        default="reject", description="rows in Latin letters of a language of another script"
+    )
     wrong_script: Action = Field(
         default="reject", description="rows in another script, Traditional Chinese for zh-Hans say"
     )
-    code_switched: Action = Field(default="keep", description="rows that change language; kept ones are flagged")
+    code_switched: Action = Field(
+        default="keep", description="rows that change language; kept ones are flagged"
+    )
     min_switched: float = Field(
-        default=0.25, ge=0, le=1, description="share of the letters in another language from which a row is code-switched"
+        default=0.25,
+        ge=0,
+        le=1,
+        description="share of the letters in another language from which a row is code-switched",
     )
 
 
@@ -75,7 +82,9 @@ class DuplicatePolicy(Section):
     """
 
     enabled: bool = True
-    near: bool = Field(default=True, description="near-duplicates too; off: only texts equal after normalisation")
+    near: bool = Field(
+        default=True, description="near-duplicates too; off: only texts equal after normalisation"
+    )
     threshold: float = Field(
         default=0.8, gt=0, le=1, description="Jaccard similarity that *every* text column must reach"
     )
@@ -111,6 +120,15 @@ class QualityPolicy(Section):
         description="largest share of repeated shingles, from `min_shingles` shingles on",
     )
     min_shingles: int = Field(default=20, ge=1, description="shingles from which repetition is judged")
+    max_word_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="largest share of the words that are one and the same, from 10 words on",
+    )
+    max_repeated_lines: float = Field(
+        default=0.3, ge=0, le=1, description="largest share of the lines that came before"
+    )
     max_character_run: int = Field(
         default=15, ge=1, description="longest run of one character (white space aside)"
     )
@@ -130,6 +148,7 @@ class QualityPolicy(Section):
     min_vowel_letters: int = Field(
         default=12, ge=1, description="letters from which the vowel share is judged"
     )
+    reject_keyboard_walks: bool = Field(default=True, description="six keys beside each other in a row")
     reject_markup: bool = Field(default=True, description="HTML tags and script code")
     reject_boilerplate: bool = Field(default=True, description="placeholder and web-page boilerplate phrases")
     reject_mojibake: bool = Field(
@@ -140,28 +159,47 @@ class QualityPolicy(Section):
         default=True, description="rows whose text columns are all equal after normalisation"
     )
     max_length_ratio: float = Field(
-        default=6.0, gt=1, description="translations: largest ratio of the sides' lengths, after their languages' usual one"
+        default=3.0,
+        gt=1,
+        description="translations: largest ratio of the sides' lengths, after their languages' usual one",
     )
     min_number_agreement: float = Field(
-        default=0.5, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
+        default=0.4, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
+    )
+    reject_question_mismatch: bool = Field(
+        default=True, description="translations: a question beside a text without a question mark"
     )
     max_punctuation_difference: int = Field(
-        default=6, ge=0, description="translations: most sentence marks that one side has more than the other"
+        default=3, ge=0, description="translations: most sentence marks that one side has more than the other"
     )
     max_copied: float = Field(
-        default=0.8, ge=0, le=1, description="translations: largest share of shingles both sides have; more is a copy"
+        default=0.8,
+        ge=0,
+        le=1,
+        description="translations: largest share of shingles both sides have; more is a copy",
     )
 
 
 class ThresholdPolicy(Section):
     """Bounds from the data: median ± spread · robust standard deviation of a feature, per language.
 
-    They take the place of the fixed bounds only where they are the stricter ones and enough rows speak.
+    They take the place of the fixed bounds only where they are the stricter ones and enough rows speak, and give way
+    until they cut no more than a small share of the language's rows (`thresholds`).
     """
 
     enabled: bool = True
-    spread: float = Field(default=8.0, gt=0, description="robust standard deviations (1.4826 · MAD) from the median")
-    min_rows: int = Field(default=500, ge=2, description="rows of a language from which its own bounds are used")
+    spread: float = Field(
+        default=8.0, gt=0, description="robust standard deviations (1.4826 · MAD) from the median"
+    )
+    min_rows: int = Field(
+        default=500, ge=2, description="rows of a language from which its own bounds are used"
+    )
+    min_terminated: float = Field(
+        default=0.995,
+        ge=0,
+        le=1,
+        description="share of a language's rows that end in a sentence mark, from which one that does not is truncated",
+    )
 
 
 class PerplexityPolicy(Section):
@@ -169,7 +207,9 @@ class PerplexityPolicy(Section):
 
     enabled: bool = False
     model: str | None = Field(default=None, description="a Transformers folder or hub name")
-    spread: float = Field(default=6.0, gt=0, description="robust standard deviations above the language's median")
+    spread: float = Field(
+        default=6.0, gt=0, description="robust standard deviations above the language's median"
+    )
     max_tokens: int = Field(default=512, ge=2, description="tokens of a text that are read")
 
 
@@ -193,6 +233,10 @@ class GovernancePolicy(Section):
     personal_data: PersonalDataPolicy = PersonalDataPolicy()
     duplicates: DuplicatePolicy = DuplicatePolicy()
     leakage: LeakagePolicy = LeakagePolicy()
-    repair: bool = Field(default=False, description="a column <text>_repaired beside each text, mended by ftfy")
-    annotate: bool = Field(default=False, description="columns with language, confidence and flags in the kept rows")
+    repair: bool = Field(
+        default=False, description="a column <text>_repaired beside each text, mended by ftfy"
+    )
+    annotate: bool = Field(
+        default=False, description="columns with language, confidence and flags in the kept rows"
+    )
     seed: int = Field(default=0, ge=0, description="of the hash functions of MinHash")
