@@ -16,18 +16,22 @@ _BAR, _HYPHEN = re.compile(r"[\u0900-\u097f]\s*\|\Z"), re.compile(r"[\u0600-\u06
 _BRACKETS = ("()", "[]", "{}", "（）", "【】", "「」", "『』", "《》")
 _SMILEY = re.compile(r"[:;=8xX]['-]?\(")
 _GOES_ON = re.compile(r"[^\W\d_\u2e80-\uffff][,،]\Z|[^\W\d_\u0600-\u06ff][-‐]\Z|[&/]\Z")
-#: Letters that another must follow: viramas, Thai vowels that stand before their consonant or need one behind, σ for which
-#: Greek has ς at the end of a word, Hebrew letters that have such forms too, tatweel; single consonants in Devanagari, and
-#: the article in Arabic.
+#: Letters that another must follow: viramas, Thai vowels that stand before their consonant or need one behind, σ for
+#: which Greek has ς at the end of a word, Hebrew letters that have such forms too, tatweel; single consonants in
+#: Devanagari, and the article in Arabic.
 _STUB = re.compile(
     "(?:[\u094d\u09cd\u0a4d\u0acd\u0b4d\u0e40-\u0e44\u0e31\u0e37\u0640\u200d]|[\u0370-\u03ff]σ|[\u05d0-\u05ea][כמנצ]"
     r"|(?:^|\s)(?:[\u0915-\u0927\u092a-\u0934\u0936-\u0939]|ال))\Z"
 )
 _CONSONANTS = re.compile(r"(?<=[^\W\d_] )(?:[b-df-hj-np-tv-xzßçñ]{1,3}|[бвгджзйклмнпрстфхцчшщ]{1,3})\Z")
-_ABBREVIATIONS = frozenset(
-    "km kg cm mm ml mg gb mb kb hz db kw lb lbs ft pm tv pc cd dvd sms nr bzw vs mph kmh st nd rd th hmm mm mmm shh pst "
-    "brr psst www x n к с в б ж гр см км кг мм мл др см пр тв".split()
-)
+# fmt: off
+_ABBREVIATIONS = frozenset((
+    "km", "kg", "cm", "mm", "ml", "mg", "gb", "mb", "kb", "hz", "db", "kw", "lb", "lbs", "ft", "pm", "tv",
+    "pc", "cd", "dvd", "sms", "nr", "bzw", "vs", "mph", "kmh", "st", "nd", "rd", "th", "hmm", "mm", "mmm",
+    "shh", "pst", "brr", "psst", "www", "x", "n", "к", "с", "в", "б", "ж", "гр", "см", "км", "кг", "мм",
+    "мл", "др", "см", "пр", "тв",
+))
+# fmt: on
 _OPENING = "\"'“‘«„("
 
 #: Language → small words that need another behind.

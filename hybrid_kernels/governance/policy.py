@@ -164,7 +164,7 @@ class QualityPolicy(Section):
         description="translations: largest ratio of the sides' lengths, after their languages' usual one",
     )
     min_number_agreement: float = Field(
-        default=0.4, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
+        default=0.3, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
     )
     reject_question_mismatch: bool = Field(
         default=True, description="translations: a question beside a text without a question mark"
@@ -190,6 +190,9 @@ class ThresholdPolicy(Section):
     enabled: bool = True
     spread: float = Field(
         default=8.0, gt=0, description="robust standard deviations (1.4826 · MAD) from the median"
+    )
+    pair_spread: float = Field(
+        default=6.0, gt=0, description="the same for the length ratio of translations, which spreads evenly"
     )
     min_rows: int = Field(
         default=500, ge=2, description="rows of a language from which its own bounds are used"

@@ -1,7 +1,7 @@
 """Bounds per language from the data: histograms of features, and robust bounds from these.
 
-Histograms have fixed bins. So they take little memory however many rows there are, and those of shards add up to the same
-in any order.
+Histograms have fixed bins. So they take little memory however many rows there are, and those of shards add up to the
+same in any order.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance import quality
 from hybrid_kernels.governance.batch import Bounds, Features, Range
 from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.quality_rules import language_pair, limits
 
 #: Where rows of no language are counted; they have no bounds of their own.
 UNDETERMINED = "und"
@@ -104,7 +104,7 @@ class Histograms:
         keys = [[language or UNDETERMINED for language in side] for side in languages]
         codes = [_codes(side) for side in keys]
         if len(languages) == 2:
-            pairs = [quality.language_pair(a, b) or UNDETERMINED for a, b in zip(*languages, strict=True)]
+            pairs = [language_pair(a, b) or UNDETERMINED for a, b in zip(*languages, strict=True)]
             codes.append(_codes(pairs))
         for name, feature in FEATURES.items():
             if name in features:
@@ -190,7 +190,7 @@ def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:
     """What features may be: the policy's limits for language None, and for a language of `min_rows` rows stricter ones
     from its data.
 
-    A bound from the data lies `spread` robust standard deviations (1.4826 · median absolute deviation, Leys et al., 2013)
+    A bound from the data lies `spread` robust standard deviations (1.4826 · median absolute deviation)
     from the median, after the feature's transform, and further out if needed for it to cut no more than the feature's
     `guard` of the rows. There is none for a feature that half of the rows have the same value of. Besides, under names
     that are no feature's limit:
@@ -200,7 +200,7 @@ def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:
 
     Of `bits_per_byte_i` the bound is always from the data, with the `spread` of `perplexity` and no guard.
     """
-    fixed = quality.limits(policy.quality) if policy.quality.enabled else {}
+    fixed = limits(policy.quality) if policy.quality.enabled else {}
     found: Bounds = {}
     for name in FEATURES:
         limit = fixed.get(name if name in _OF_ROWS else name[:-2])
@@ -230,7 +230,8 @@ def _own_limit(
         return Range(low=1.0) if counts[1] >= thresholds.min_terminated * counts.sum() else None
     if limit is None or not (feature.low or feature.high):
         return None
-    own = _robust(feature, counts, thresholds.spread, feature.guard)
+    spread = thresholds.pair_spread if name == "length_ratio" else thresholds.spread
+    own = _robust(feature, counts, spread, feature.guard)
     if name == "length_ratio":
         # The fixed ratio is meant from the pair's usual one.
         usual = quantile(feature, counts, 0.5)
