@@ -36,8 +36,8 @@ _SINGLE_BYTE = (
     *("cp874", "koi8-r", "cp866", "cp437", "mac-roman", "mac-cyrillic", "iso-8859-5", "iso-8859-7"),
 )
 _MULTI_BYTE = ("gb18030", "cp932", "big5hkscs", "cp949")
-# What one reads by chance: "联通" in GB 18030 is well-formed UTF-8.
-_FEWEST = {codec: 4 if codec in _MULTI_BYTE else 2 for codec in _SINGLE_BYTE + _MULTI_BYTE}
+# Fewer are read by chance: "联通" in GB 18030 is well-formed UTF-8.
+_FEWEST, _FEWEST_OF_SEVERAL = 2, 4
 _LEADING_BYTES = [ord(character) for character in "ВГРСΒΓΞΟ"]
 _UTF8_LEADS = bytes(range(0xC2, 0xF5))
 
@@ -155,6 +155,7 @@ def decoded(text: str) -> str | None:
             before = text.encode(codec).decode()
         except UnicodeError:
             continue
-        if sum(not c.isascii() for c in before) >= _FEWEST[codec]:
+        fewest = _FEWEST_OF_SEVERAL if codec in _MULTI_BYTE else _FEWEST
+        if sum(not character.isascii() for character in before) >= fewest:
             return before
     return None
