@@ -135,7 +135,9 @@ def _any(text: str) -> int:
 def _unclosed(tail: str) -> str:
     for opening, closing in _BRACKETS:
         place = tail.rfind(opening)
-        if place > tail.rfind(closing) and not (opening == "(" and _SMILEY.match(tail, max(0, place - 2))):
+        if place > tail.rfind(closing) and not (
+            opening == "(" and _SMILEY.search(tail, max(0, place - 2), place + 1)
+        ):
             return opening
     return ""
 

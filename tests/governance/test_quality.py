@@ -11,7 +11,9 @@ from hybrid_kernels.governance.batch import Columns, Range
 from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
 from tests.governance.quality_support import batch, governance, judged, measured, reasons
 
-LONG_TEXT = " ".join(f"Sentence {i} of {i * i} tells of {'abcdefghij'[i % 10] * 2}{i % 7}." for i in range(400))
+LONG_TEXT = " ".join(
+    f"Sentence {i} of {i * i} tells of {'abcdefghij'[i % 10] * 2}{i % 7}." for i in range(400)
+)
 
 
 def reasons_of(text, language=None, **fields):
@@ -198,7 +200,11 @@ def test_bounds_of_a_language_apply_to_it_alone():
     features = measured(rows, [["en", "sw"]])
     bounds = {("digits_0", None): Range(high=0.5), ("digits_0", "sw"): Range(high=0.2)}
     [found] = quality.objections(rows, features, GovernancePolicy(), bounds)
-    assert (found.reason, found.rows.tolist(), found.detail) == ("digits", [1], ["29% are digits, at most 20% in sw"])
+    assert (found.reason, found.rows.tolist(), found.detail) == (
+        "digits",
+        [1],
+        ["29% are digits, at most 20% in sw"],
+    )
 
 
 def test_very_long_texts_cost_little():
