@@ -1,4 +1,4 @@
-"""Histograms add up, and bounds from them are robust, bounded in what they cut, and stricter than the policy or absent."""
+"""Histograms add up; bounds from them are robust, cut little, and are stricter than the policy or absent."""
 
 import json
 import random
