@@ -139,7 +139,7 @@ def test_check(gpt2, llama):
 
 
 def test_what_is_no_causal_model_is_named(tmp_path):
-    with pytest.raises(ValueError, match="perplexity.model is None"):
+    with pytest.raises(ValueError, match=r"perplexity\.model is None"):
         perplexity.check(policy(None))
     with pytest.raises(OSError, match=r"perplexity.model, '/no/such/folder', could not be loaded"):
         perplexity.check(policy("/no/such/folder"))

@@ -1,6 +1,8 @@
 """Quality rules: each catches its defect, none touches ordinary text of any script."""
 
+import random
 import time
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 from hybrid_kernels.governance import quality
 from hybrid_kernels.governance.batch import Columns, Range
 from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
+from hybrid_kernels.governance.text import normalise, shingle_list
 from tests.governance.quality_support import batch, governance, judged, measured, reasons
 
 LONG_TEXT = " ".join(
@@ -73,6 +76,7 @@ def test_defect_is_named(text, expected):
         "NOOOOOOOOOOO, not again!",
         "CBS 为 310 万、NBC 为 294万、 MSNBC 为 289万、 CNN 为 252 万。",
         "Chad Hammel 告诉 KSWB-TV，他与朋友们潜水了大约半个小时。",
+        "这个程序用 nginx 和 xml 以及 html 与 css 编写而成，运行得非常稳定可靠，所以大家都很喜欢它。",
         "AT&T and R&D grew by < 5 %; is [sic] that so?",
         "Really??? What?!",
         "First line.\nSecond line.\nThird line.",
@@ -85,9 +89,11 @@ def test_ordinary_text_passes(text):
 
 def test_long_text_is_no_repetition():
     """Most trigrams of a long text were there before; within a window they were not."""
-    assert len(LONG_TEXT) > 5000
+    grams = shingle_list(LONG_TEXT, 3)
+    assert 1 - len(set(grams)) / len(grams) > 0.8
     assert reasons_of(LONG_TEXT, max_characters=20_000) == []
-    page = " ".join(f"Item {word} was sold to {word[::-1]}." for word in LONG_TEXT.split()[:300:3])
+    page = LONG_TEXT[:4000]
+    assert reasons_of(page) == []
     assert reasons_of(f"{page} {page} {page} {page}", max_characters=50_000) == ["repetition"]
 
 
@@ -216,6 +222,24 @@ def test_very_long_texts_cost_little():
     assert reasons(found, 0) == ["too long"]
     # Whoever wants them gets them judged.
     assert "repetition" in reasons(judged([rows[0][:500_000]], policy=governance(max_characters=20_000_000)))
+
+
+def test_normalised_text_is_what_it_says():
+    """Against one character after the other; the result decides what is a duplicate, too."""
+    generator = random.Random(0)
+    alphabets = [
+        range(0x80),
+        range(0x20, 0x500),
+        range(0x2000, 0x2100),
+        range(0x3000, 0x9FFF),
+        range(0xE000, 0x110000),
+    ]
+    for _ in range(2000):
+        text = "".join(map(chr, generator.choices(generator.choice(alphabets), k=20)))
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        assert normalise(text) == "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")
+    assert shingle_list("我们去公园 (ok)", 3) == ["我们", "们去", "去公", "公园", "园o", "ok"]
+    assert shingle_list("We go 去!", 3) == ["weg", "ego", "go去"]
 
 
 def test_bounds_are_exclusive():

@@ -54,6 +54,14 @@ def test_legacy_encodings_of_alphabets(text, written, read):
     assert signs([misread(text, read, written)]) != [None]
 
 
+def test_cyrillic_as_letters_of_western_europe():
+    from ftfy.badness import badness
+
+    text = misread("привет, как дела", "latin-1", "cp1251")
+    assert badness(text) == 0
+    assert signs([text]) == ["most letters are accented ones of Western Europe"]
+
+
 @pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "big5", "cp949"])
 def test_utf8_read_as_a_multi_byte_encoding(encoding):
     """Some bytes are no character there, which a reader shows; and where all are, it is undone."""

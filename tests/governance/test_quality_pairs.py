@@ -107,6 +107,12 @@ def test_scores_and_switches():
     assert reasons_of("In 1998 and 2004 they came.", "Sie kamen damals gern.", min_number_agreement=0) == []
 
 
+def test_an_ideograph_is_several_letters():
+    first, second = "He went home to see his mother yesterday evening.", "他昨天晚上回家看望了他的母亲。"
+    assert reasons_of(first, second, max_length_ratio=1.5) == []
+    assert reasons_of(first, second[:7], max_length_ratio=1.5) == ["length ratio"]
+
+
 def test_pairs_in_one_language_are_no_translations():
     assert judged(["Why did he go home so late?"], ["No."]) == []
 

@@ -96,6 +96,13 @@ def test_robust_bounds_of_a_normal_feature(name, mean, deviation):
             assert limit.low == pytest.approx(mean - 6 * deviation, abs=0.1 * deviation + 0.02)
 
 
+def test_the_length_ratio_of_the_policy_is_about_the_usual_one():
+    values = GENERATOR.normal(1.0, 0.5, 5000)
+    limit = bounds(of("length_ratio", values, second="zh"), policy())["length_ratio", "en → zh"]
+    assert limit.high == pytest.approx(1.0 + np.log(3), abs=0.05)
+    assert limit.low == pytest.approx(1.0 - np.log(3), abs=0.05)
+
+
 def test_spread_is_the_policys():
     values = GENERATOR.beta(4, 60, 20_000)
     found = of("symbols_0", values)
