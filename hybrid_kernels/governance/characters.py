@@ -127,13 +127,14 @@ class CodePoints:
     def count(self, kind: int) -> NDArray[np.int64]:
         """Per text, its characters of any of the kinds."""
         hits = (self.kinds & kind) != 0
-        return self._sum(hits) - (kind & BLANK != 0)
+        return self.total(hits) - (kind & BLANK != 0)
 
     def count_all(self, kinds: int) -> NDArray[np.int64]:
         """Per text, its characters that are of all these kinds."""
-        return self._sum((self.kinds & kinds) == kinds)
+        return self.total((self.kinds & kinds) == kinds)
 
-    def _sum(self, hits: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def total(self, hits: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Per text how many of its characters are hits."""
         return np.add.reduceat(hits, self._starts, dtype=np.int64) if len(self._starts) else self._starts
 
     @cached_property

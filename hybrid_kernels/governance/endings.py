@@ -16,18 +16,22 @@ _BAR, _HYPHEN = re.compile(r"[\u0900-\u097f]\s*\|\Z"), re.compile(r"[\u0600-\u06
 _BRACKETS = ("()", "[]", "{}", "（）", "【】", "「」", "『』", "《》")
 _SMILEY = re.compile(r"[:;=8xX]['-]?\(")
 _GOES_ON = re.compile(r"[^\W\d_\u2e80-\uffff][,،]\Z|[^\W\d_\u0600-\u06ff][-‐]\Z|[&/]\Z")
-#: Letters that another must follow: viramas, Thai vowels that stand before their consonant or need one behind, σ for which
-#: Greek has ς at the end of a word, Hebrew letters that have such forms too, tatweel; single consonants in Devanagari, and
-#: the article in Arabic.
+#: Letters that another must follow: viramas, Thai vowels that stand before their consonant or need one behind, σ for
+#: which Greek has ς at the end of a word, Hebrew letters that have such forms too, tatweel; single consonants in
+#: Devanagari, and the article in Arabic.
 _STUB = re.compile(
     "(?:[\u094d\u09cd\u0a4d\u0acd\u0b4d\u0e40-\u0e44\u0e31\u0e37\u0640\u200d]|[\u0370-\u03ff]σ|[\u05d0-\u05ea][כמנצ]"
     r"|(?:^|\s)(?:[\u0915-\u0927\u092a-\u0934\u0936-\u0939]|ال))\Z"
 )
 _CONSONANTS = re.compile(r"(?<=[^\W\d_] )(?:[b-df-hj-np-tv-xzßçñ]{1,3}|[бвгджзйклмнпрстфхцчшщ]{1,3})\Z")
-_ABBREVIATIONS = frozenset(
-    "km kg cm mm ml mg gb mb kb hz db kw lb lbs ft pm tv pc cd dvd sms nr bzw vs mph kmh st nd rd th hmm mm mmm shh pst "
-    "brr psst www x n к с в б ж гр см км кг мм мл др см пр тв".split()
-)
+# fmt: off
+_ABBREVIATIONS = frozenset((
+    "km", "kg", "cm", "mm", "ml", "mg", "gb", "mb", "kb", "hz", "db", "kw", "lb", "lbs", "ft", "pm", "tv",
+    "pc", "cd", "dvd", "sms", "nr", "bzw", "vs", "mph", "kmh", "st", "nd", "rd", "th", "hmm", "mm", "mmm",
+    "shh", "pst", "brr", "psst", "www", "x", "n", "к", "с", "в", "б", "ж", "гр", "см", "км", "кг", "мм",
+    "мл", "др", "см", "пр", "тв",
+))
+# fmt: on
 _OPENING = "\"'“‘«„("
 
 #: Language → small words that need another behind.
@@ -61,6 +65,14 @@ _LEADING = {
     "vi": "của và những các cho với ở để khi như rằng bị được đang đã sẽ rất vì nên hoặc nếu trong từ là một thì "
     "mà tại bởi do về đến vào",
 }
+#: Language → last letters that its own words do not have.
+_NEVER_LAST = {
+    "el": "βγδζθκλμπστφχψ",
+    "es": "bcfghjkmpqtvwñ",
+    "sw": "bcdfghjkpqrstvwxyz",
+    "tr": "bcdgj",
+    "vi": "bdđfjklqrsvwxz",
+}
 #: Characters of Chinese that need another behind, and Thai words that do.
 _LEADING_ENDS = {
     "th": ("และ", "ซึ่ง", "ใน", "โดย", "เพื่อ", "เพราะ", "แต่", "ถ้า", "เมื่อ", "ระหว่าง", "สำหรับ", "เกี่ยวกับ", "กับ"),
@@ -72,9 +84,13 @@ for _language, _words in _LEADING.items():
     for _word in _words.split():
         _WORDS[_word] = _WORDS.get(_word, 0) | 2 << LANGUAGES.index(_language)
 _ENDS = {end: 2 << LANGUAGES.index(language) for language, ends in _LEADING_ENDS.items() for end in ends}
+_LETTERS: dict[str, int] = {}
+for _language, _letters in _NEVER_LAST.items():
+    for _letter in _letters:
+        _LETTERS[_letter] = _LETTERS.get(_letter, 0) | 2 << LANGUAGES.index(_language)
 
 
-def languages_bits(language: str | None) -> int:
+def language_bits(language: str | None) -> int:
     """The bits of `ending` that show a text of this language to be cut off."""
     base = (language or "").partition("-")[0]
     return 1 | (2 << LANGUAGES.index(base) if base in LANGUAGES else 0)
@@ -119,7 +135,9 @@ def _any(text: str) -> int:
 def _unclosed(tail: str) -> str:
     for opening, closing in _BRACKETS:
         place = tail.rfind(opening)
-        if place > tail.rfind(closing) and not (opening == "(" and _SMILEY.match(tail, max(0, place - 2))):
+        if place > tail.rfind(closing) and not (
+            opening == "(" and _SMILEY.search(tail, max(0, place - 2), place + 1)
+        ):
             return opening
     return ""
 
@@ -133,4 +151,5 @@ def _in_languages(text: str) -> int:
     word = word.lstrip(_OPENING)
     if not before or word != word.lower():
         return bits
-    return bits | _WORDS.get(word, 0)
+    never = _LETTERS.get(word[-1], 0) if len(word) > 2 and word.isalpha() else 0
+    return bits | _WORDS.get(word, 0) | never

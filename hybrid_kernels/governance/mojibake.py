@@ -1,10 +1,10 @@
 """Text that went through a wrong encoding, and what it was before.
 
-`ftfy` knows UTF-8 that was read in a Western or Central European encoding. Added here: UTF-8 read in another encoding of
-the text's own script or in a multi-byte one, which is undone for a proof; Cyrillic, Greek, Arabic, Thai or Chinese read as
-Latin-1; single letters of another alphabet within a word; letters replaced by question marks; bytes left as escapes.
-Not seen: one single-byte encoding of an alphabet read as another of it (KOI8-R as Windows-1251), which gives letters for
-letters; the language step may.
+`ftfy` knows UTF-8 that was read in a Western or Central European encoding. Added here: UTF-8 read in another encoding
+of the text's own script or in a multi-byte one, which is undone for a proof; Cyrillic, Greek, Arabic, Thai or Chinese
+read as Latin-1; single letters of another alphabet within a word; letters replaced by question marks; bytes left as
+escapes. Not seen: one single-byte encoding of an alphabet read as another of it (KOI8-R as Windows-1251), which gives
+letters for letters; the language step may.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_kernels.governance.characters import CONTROL, LETTER, WESTERN, CodePoints
 
@@ -33,8 +36,9 @@ _SINGLE_BYTE = (
     *("cp874", "koi8-r", "cp866", "cp437", "mac-roman", "mac-cyrillic", "iso-8859-5", "iso-8859-7"),
 )
 _MULTI_BYTE = ("gb18030", "cp932", "big5hkscs", "cp949")
-# What one reads by chance: "联通" in GB 18030 is well-formed UTF-8.
-_FEWEST = {codec: 4 if codec in _MULTI_BYTE else 2 for codec in _SINGLE_BYTE + _MULTI_BYTE}
+# Fewer are read by chance: "联通" in GB 18030 is well-formed UTF-8.
+_FEWEST, _FEWEST_OF_SEVERAL = 2, 4
+_LEADING_BYTES = [ord(character) for character in "ВГРСΒΓΞΟ"]
 _UTF8_LEADS = bytes(range(0xC2, 0xF5))
 
 
@@ -42,16 +46,16 @@ def signs(texts: Sequence[str], points: CodePoints) -> list[str | None]:
     """Per text what shows that it went through a wrong encoding, or None. `points`: of these very texts."""
     from ftfy.badness import badness
 
-    controls = points.count(CONTROL).tolist()
+    controls, suspicious = points.count(CONTROL).tolist(), _suspicious(points).tolist()
     letters, western = points.count(LETTER), points.count(WESTERN)
     foreign = ((western >= 6) & (2 * western > letters)).tolist()
     found: list[str | None] = []
-    for text, control, all_western in zip(texts, controls, foreign, strict=True):
+    for text, control, suspect, all_western in zip(texts, controls, suspicious, foreign, strict=True):
         sign = None
         if control:
             sign = _control(text)
         elif not text.isascii():
-            if bad := badness(text):
+            if suspect and (bad := badness(text)):
                 sign = f"{bad} sequences typical of a wrong encoding"
             elif all_western:
                 sign = "most letters are accented ones of Western Europe"
@@ -63,6 +67,34 @@ def signs(texts: Sequence[str], points: CodePoints) -> list[str | None]:
             sign = _lost(text)
         found.append(sign)
     return found
+
+
+@lru_cache(maxsize=1)
+def _suspects() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of code points of the basic plane: whether `badness` looks for it beside another that is not ASCII; and whether
+    beside any."""
+    from ftfy.badness import MOJIBAKE_CATEGORIES
+
+    beside = np.zeros(0x10000, bool)
+    for name, characters in MOJIBAKE_CATEGORIES.items():
+        if name not in ("common", "upper_common", "lower_common", "start_punctuation", "end_punctuation"):
+            for first, last in re.findall(r"(.)(?:-(.))?", characters, re.DOTALL):
+                beside[ord(first) : ord(last or first) + 1] = True
+    anywhere = np.zeros(0x10000, bool)
+    anywhere[[ord(character) for character in "ŒœÂÃ√≈‚×Ђ€"]] = True
+    return beside | anywhere, anywhere
+
+
+def _suspicious(points: CodePoints) -> NDArray[np.bool_]:
+    """Per text whether `badness` may find something: it is slow, and needs such characters side by side."""
+    beside, anywhere = _suspects()
+    codes = np.minimum(points.codes, 0xFFFF)
+    marked, foreign = beside[codes], codes > 0x7F
+    hits = anywhere[codes]
+    hits[:-1] |= (marked[:-1] & foreign[1:]) | (foreign[:-1] & marked[1:])
+    # UTF-8 of Cyrillic and Greek, read as either, alternates between such letters and what is none.
+    hits[:-1] |= np.isin(codes[:-1], _LEADING_BYTES) & foreign[1:] & ((points.kinds[1:] & LETTER) == 0)
+    return points.total(hits) > 0
 
 
 def _control(text: str) -> str:
@@ -79,9 +111,9 @@ def _controls(text: str) -> list[int]:
 def _lost(text: str) -> str | None:
     if "?" in text and _REPLACED.search(text) and _REPLACED.search(_URL.sub("", text)):
         return "letters replaced by question marks"
-    if ("\\" in text or "%" in text or "=" in text or "<0x" in text) and (match := _ESCAPED.search(text)):
-        if not _URL.search(text):
-            return f"bytes as escapes, {match.group()!r}"
+    escapes = "\\" in text or "%" in text or "=" in text or "<0x" in text
+    if escapes and (match := _ESCAPED.search(text)) and not _URL.search(text):
+        return f"bytes as escapes, {match.group()!r}"
     return None
 
 
@@ -123,6 +155,7 @@ def decoded(text: str) -> str | None:
             before = text.encode(codec).decode()
         except UnicodeError:
             continue
-        if sum(not c.isascii() for c in before) >= _FEWEST[codec]:
+        fewest = _FEWEST_OF_SEVERAL if codec in _MULTI_BYTE else _FEWEST
+        if sum(not character.isascii() for character in before) >= fewest:
             return before
     return None

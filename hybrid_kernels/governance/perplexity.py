@@ -1,130 +1,192 @@
-"""The perplexity step: bits per byte of each text under a causal language model of the user's.
+"""Texts that a causal language model of the user's finds improbable: a step of its own, off unless a model is named.
 
-Per byte and not per token, so that models and languages compare: −log₂ p(tokens) / bytes in UTF-8 (Gao et al.,
-arXiv 2101.00027, §3.1). The first token has no context and counts only where the tokenizer sets one before it.
+The score is bits per byte: −log₂ of the text's probability by its bytes in UTF-8. Unlike perplexity per token it does
+not depend on how the model cuts a text into tokens (Gao et al., 2020, *The Pile*, §3.1). It does depend on the
+language, so a text is held against its language's own distribution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from hybrid_kernels.governance import thresholds
-from hybrid_kernels.governance.batch import Batch, Bounds, Columns, Features, Objection
+from hybrid_kernels.governance.batch import Batch, Bounds, Columns, Features, Objection, Range
 from hybrid_kernels.governance.policy import GovernancePolicy
 
-STEP = "perplexity"
 MEASURED = ("perplexity.model", "perplexity.max_tokens")
-_TOKENS_AT_ONCE = 4096
+#: Values of the policy's fields worth trying.
+VARIATIONS: dict[str, list[float]] = {"spread": [3.0, 4.0, 6.0, 8.0, 12.0]}
 
-
-def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
-    """`bits_per_byte_i` of each text column."""
-    return {f"bits_per_byte_{i}": pa.float64() for i in range(len(columns.texts))}
+#: Tokens of a batch, padding included.
+_BATCH_TOKENS = 8192
+#: Characters of a text that are tokenised for each token that is read; more are never needed.
+_CHARACTERS_PER_TOKEN = 32
 
 
 def check(policy: GovernancePolicy) -> None:
-    """Loads the model, so that one that is none is found before any work.
+    """Before any work: is there such a model, and is it a causal one? The model is loaded, and let go.
 
     Raises:
-        ValueError: no model is named, or what is named is no causal language model with a tokenizer.
+        ValueError: no model is named, or it is not a causal language model.
+        OSError: it cannot be loaded.
     """
     if policy.perplexity.enabled:
-        _load(policy.perplexity.model)
+        _load(_name(policy))
+
+
+def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
+    """`bits_per_byte_i` of each text column; NaN for no text."""
+    return {f"bits_per_byte_{i}": pa.float32() for i in range(len(columns.texts))}
 
 
 def measure(batch: Batch, policy: GovernancePolicy) -> Features:
-    """NaN where there is no text, or none of more than a token."""
-    model, tokenizer = _load(policy.perplexity.model)
+    """See `fields`. On a GPU where there is one; only the first `max_tokens` tokens of a text count."""
+    scorer = _scorer(_name(policy))
     return {
-        f"bits_per_byte_{i}": np.array(_bits_per_byte(texts, model, tokenizer, policy.perplexity.max_tokens))
+        f"bits_per_byte_{i}": scorer.bits_per_byte(texts, policy.perplexity.max_tokens)
         for i, texts in enumerate(batch.texts)
     }
 
 
 def objections(batch: Batch, features: Features, policy: GovernancePolicy, bounds: Bounds) -> list[Objection]:
-    """What is improbable beyond the bound that the data of its language gives."""
-    languages = tuple(list(features[f"row_language_{i}"]) for i in range(len(batch.texts)))
+    """Texts above their language's bound (`thresholds.bounds`); a language of few rows has none."""
     found = []
     for i, column in enumerate(batch.columns.texts):
         name = f"bits_per_byte_{i}"
-        values = np.asarray(features[name], np.float64)
-        _, high = thresholds.limits(name, thresholds.languages_of(name, languages), bounds)
-        rows = np.flatnonzero(values > high)
-        details = [f"{values[row]:.2f} bits per byte, at most {high[row]:.2f}" for row in rows.tolist()]
-        found.append(Objection(STEP, "improbable text", column, rows, values[rows], high[rows], details))
+        languages = list(features.get(f"row_language_{i}", np.full(len(batch), None, object)))
+        most = np.array([bounds.get((name, language), Range()).high for language in languages], float)
+        values = np.asarray(features[name], float)
+        rows = np.flatnonzero(values > most)
+        if len(rows):
+            details = [
+                f"{values[row]:.2f} bits per byte under the model, at most {most[row]:.2f} in {languages[row]}"
+                for row in rows
+            ]
+            score, bound = np.round(values[rows], 6), np.round(most[rows], 6)
+            found.append(
+                Objection("perplexity", "improbable", column, rows.astype(np.int64), score, bound, details)
+            )
     return found
+
+
+def _name(policy: GovernancePolicy) -> str:
+    if not policy.perplexity.model:
+        raise ValueError(
+            "policy perplexity.model is None; it must name a causal language model, a Transformers folder or hub name"
+        )
+    return policy.perplexity.model
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    """(tokenizer, model) on the CPU."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"policy perplexity.model, {name!r}, could not be loaded: {error}") from error
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    classes = config.architectures or [causal]
+    # BERT's family has a causal head too, which is one only in a model trained as a decoder.
+    encoder = config.is_encoder_decoder or not {causal} & {*classes} or _is_encoder(config, causal)
+    if causal is None or encoder:
+        raise ValueError(
+            f"policy perplexity.model, {name!r}, is a {', '.join(map(str, classes))} ({config.model_type}); it "
+            "must be a causal language model"
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"policy perplexity.model, {name!r}, could not be loaded: {error}") from error
+    # Without its files Transformers makes one that knows no token.
+    words, places = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if not tokenizer("a", add_special_tokens=False)["input_ids"] or words > places:
+        raise OSError(
+            f"policy perplexity.model, {name!r}, has no tokenizer of its own: {words} tokens, the model knows {places}"
+        )
+    return tokenizer, model.eval()
+
+
+def _is_encoder(config: Any, causal: str | None) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
+
+
+class _Scorer:
+    def __init__(self, name: str) -> None:
+        import torch
+
+        self.tokenizer, model = _load(name)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device)
+        start = self.tokenizer.bos_token_id
+        self.start = self.tokenizer.eos_token_id if start is None else start
+        if self.start is None:
+            raise ValueError(
+                f"the tokenizer of policy perplexity.model, {name!r}, has neither a BOS nor an EOS token"
+            )
+
+    def bits_per_byte(self, texts: Sequence[str | None], most: int) -> NDArray[np.float32]:
+        places = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        most = int(min(most, places - 1))
+        found = np.full(len(texts), np.nan, np.float32)
+        tokens: dict[int, list[int]] = {}
+        sizes = {}
+        for row, text in enumerate(texts):
+            if text:
+                start = text[: most * _CHARACTERS_PER_TOKEN]
+                ids = self.tokenizer(start, add_special_tokens=False)["input_ids"]
+                if ids:
+                    tokens[row] = ids[:most]
+                    whole = len(ids) <= most and len(start) == len(text)
+                    read = text if whole else self.tokenizer.decode(ids[:most])
+                    sizes[row] = max(1, len(read.encode("utf-8", "surrogatepass")))
+        for rows in _batches(tokens):
+            bits = self._bits([tokens[row] for row in rows])
+            found[rows] = bits / np.array([sizes[row] for row in rows])
+        return found
+
+    def _bits(self, tokens: list[list[int]]) -> NDArray[np.float64]:
+        """−log₂ of each sequence's probability, given the start token."""
+        import torch
+
+        width = max(map(len, tokens))
+        # Padding comes last, so nothing that counts looks at it.
+        ids = torch.full((len(tokens), width + 1), self.start)
+        counts = torch.zeros((len(tokens), width))
+        for row, sequence in enumerate(tokens):
+            ids[row, 1 : len(sequence) + 1] = torch.tensor(sequence)
+            counts[row, : len(sequence)] = 1
+        ids, counts = ids.to(self.device), counts.to(self.device)
+        with torch.inference_mode():
+            mask = torch.cat([torch.ones_like(counts[:, :1]), counts], dim=1).long()
+            logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        return ((nats * counts).sum(dim=1).double() / math.log(2)).cpu().numpy()
+
+
+def _batches(tokens: dict[int, list[int]]) -> Iterator[list[int]]:
+    """Rows of about the same length together."""
+    rows: list[int] = []
+    for row in sorted(tokens, key=lambda row: (len(tokens[row]), row)):
+        if rows and (len(rows) + 1) * (len(tokens[row]) + 1) > _BATCH_TOKENS:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
 
 
 @lru_cache(maxsize=1)
-def _load(name: str | None) -> tuple[Any, Any]:
-    if name is None:
-        raise ValueError(
-            "perplexity.model names no model: a Transformers folder or a hub name of a causal language model"
-        )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"perplexity.model: {name!r} is no causal language model: {error}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
-
-
-def _bits_per_byte(texts: Sequence[str | None], model: Any, tokenizer: Any, max_tokens: int) -> list[float]:
-    found = [math.nan] * len(texts)
-    tokens = {row: _tokens(text, tokenizer, max_tokens) for row, text in enumerate(texts) if text}
-    rows = sorted(
-        (row for row, ids in tokens.items() if len(ids[0]) > 1), key=lambda row: len(tokens[row][0])
-    )
-    start = 0
-    while start < len(rows):
-        # The longest of a batch comes last; all are padded to it.
-        stop = start + 1
-        while stop < len(rows) and (stop - start + 1) * len(tokens[rows[stop]][0]) <= _TOKENS_AT_ONCE:
-            stop += 1
-        chosen = rows[start:stop]
-        bits = _bits([tokens[row][0] for row in chosen], model)
-        for row, spent in zip(chosen, bits, strict=True):
-            found[row] = spent / tokens[row][1]
-        start = stop
-    return found
-
-
-def _tokens(text: str, tokenizer: Any, max_tokens: int) -> tuple[list[int], int]:
-    """(tokens, bytes that they stand for)."""
-    # Characters that cannot reach the last token are not tokenised: no token of 512 is longer than 64 characters.
-    encoded = tokenizer(
-        text[: max_tokens * 64],
-        truncation=True,
-        max_length=max_tokens,
-        return_offsets_mapping=tokenizer.is_fast,
-    )
-    ids = list(encoded["input_ids"])
-    end = max((stop for _, stop in encoded["offset_mapping"]), default=0) if tokenizer.is_fast else len(text)
-    return ids, max(len(text[:end].encode("utf-8", "replace")), 1)
-
-
-def _bits(sequences: Sequence[Sequence[int]], model: Any) -> list[float]:
-    """−log₂ p of each but its first token."""
-    import torch
-
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(sequences):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    spent = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    return ((spent * mask[:, 1:]).sum(dim=1) / math.log(2)).tolist()
+def _scorer(name: str) -> _Scorer:
+    """Loaded once a process."""
+    return _Scorer(name)
