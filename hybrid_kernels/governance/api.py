@@ -22,6 +22,7 @@ from hybrid_kernels.governance import manifest, report, what_if
 from hybrid_kernels.governance.arguments import (
     VERDICT_COLUMNS,
     check_additions,
+    check_apart,
     check_claims,
     check_free,
     checked_languages,
@@ -200,6 +201,7 @@ def govern_files(
     with closing(runner), workspace(out) as work, _own_tables():
         job = make_job(work.resolve(), columns, languages, policy, revision)
         pipeline = Pipeline(sources, job, runner, revision)
+        check_apart(sources, pipeline.fingerprints)
         judgement = pipeline.run()
         result = _Files(out, sources, judgement, runner, encoding, engine, started)
         summary = result.write(pipeline, dry_run)
@@ -239,8 +241,8 @@ class _Files:
         summary["duplicate_ids"] = duplicate_ids(judgement) if job.columns.id else None
         summary["stages"] = pipeline.stages
         made = manifest.manifest(
-            inputs=self._described(evaluation=False),
-            evaluation=self._described(evaluation=True),
+            inputs=self._described(pipeline.fingerprints, evaluation=False),
+            evaluation=self._described(pipeline.fingerprints, evaluation=True),
             outputs=outputs,
             columns=job.columns,
             languages=job.languages,
@@ -262,9 +264,9 @@ class _Files:
             manifest.write_manifest(folder, made)
         return summary
 
-    def _described(self, evaluation: bool) -> list[dict[str, Any]]:
+    def _described(self, fingerprints: Sequence[dict[str, Any]], evaluation: bool) -> list[dict[str, Any]]:
         return [
-            source.fingerprint() | {"rows": sum(shard.rows for shard in self.judgement.shards_of(number))}
+            fingerprints[number] | {"rows": sum(shard.rows for shard in self.judgement.shards_of(number))}
             for number, source in enumerate(self.sources)
             if source.evaluation == evaluation
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +111,12 @@ def check_additions(sources: Sequence[Source], columns: Columns, policy: Governa
 
 def listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+
+
+def check_apart(sources: Sequence[Source], fingerprints: Sequence[Mapping[str, Any]]) -> None:
+    """An evaluation file that is an input too would have all of it removed as leaked."""
+    contents = [{key: value for key, value in one.items() if key != "name"} for one in fingerprints]
+    for source, content in zip(sources, contents, strict=True):
+        for other, same in zip(sources, contents, strict=True):
+            if other.evaluation and not source.evaluation and same == content:
+                raise ValueError(f"the input {source.name} and the evaluation file {other.name} are the same")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,12 +28,17 @@ class Readable(Protocol):
     def fingerprint(self) -> dict[str, Any]: ...
 
 
-def source_keys(sources: Sequence[Readable], columns: Columns, revision: Any) -> list[str]:
+def source_keys(
+    sources: Sequence[Readable],
+    fingerprints: Sequence[Mapping[str, Any]],
+    columns: Columns,
+    revision: Any,
+) -> list[str]:
     """Of each source: what its shards depend on; the name of their folder."""
     names = [columns.texts, columns.expected, columns.id]
     return [
-        content_key(source.fingerprint(), source.output_name, source.evaluation, names, revision)
-        for source in sources
+        content_key(dict(fingerprint), source.output_name, source.evaluation, names, revision)
+        for source, fingerprint in zip(sources, fingerprints, strict=True)
     ]
 
 

@@ -170,7 +170,12 @@ class Pipeline:
 
     @cached_property
     def keys(self) -> list[str]:
-        return source_keys(self.sources, self.job.columns, self.revision)
+        return source_keys(self.sources, self.fingerprints, self.job.columns, self.revision)
+
+    @cached_property
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """Of the sources; taken once, since files are read for it."""
+        return [source.fingerprint() for source in self.sources]
 
     @cached_property
     def looks_for_copies(self) -> bool:

@@ -1,180 +1,464 @@
-"""Quality rules on the characters of a text, in the manner of Gopher (arXiv 2112.11446) and C4 (1910.10683).
+"""Quality rules on the characters of a text and on pairs of texts, in the manner of Gopher (arXiv 2112.11446) and C4
+(1910.10683).
 
-No rule counts words: Chinese and Thai do not separate them.
+Rules on words apply only where a text has spaces to tell them apart: Chinese and Thai do not separate words.
 """
 
-import re
-import unicodedata
+from __future__ import annotations
+
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from hybrid_kernels.governance.policy import Decision, QualityPolicy
-from hybrid_kernels.governance.text import excerpt, normalise, script, shingle_list
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-_LINK = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+", re.IGNORECASE)
-_MARKUP = re.compile(
-    r"</?(?:a|b|body|br|button|center|code|div|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input|li|link|meta|"
-    r"ol|option|p|pre|script|section|span|strong|style|table|tbody|td|th|title|tr|u|ul)(?:\s[^<>]*)?/?>"
-    r"|<!--|&(?:nbsp|lt|gt|quot|#\d+|#x[0-9a-f]+);|\bfunction\s*\(|\bvar\s+\w+\s*=|[{};]\s*}",
-    re.IGNORECASE,
+from hybrid_kernels.governance import boilerplate, endings, mojibake, pairs
+from hybrid_kernels.governance.batch import Batch, Bounds, Columns, Features, Objection, Range
+from hybrid_kernels.governance.characters import (
+    ALPHABET,
+    BLANK,
+    LETTER,
+    NUMBER,
+    OTHER,
+    SYMBOL,
+    VOWEL,
+    WALK,
+    CodePoints,
 )
-# C4's list without phrases of ordinary sentences, and the two commonest of it in other languages.
-_BOILERPLATE = re.compile(
-    r"lorem ipsum|enable javascript|javascript is disabled|404 not found|page not found|click here to"
-    r"|subscribe to our newsletter|(?:use|uses|using) cookies|cookies? policy|politique de cookies"
-    r"|pol[íi]tica de cookies|cookie-richtlinie|политик\w* (?:использования )?(?:файлов )?cookie"
-    r"|политика за бисквитки"
-    r"|πολιτική cookies|çerez politikası|chính sách cookie|sera ya vidakuzi|कुकी नीति|นโยบายคุกกี้"
-    r"|سياسة (?:ملفات )?(?:تعريف الارتباط|الكوكيز)|کوکی پالیسی|cookie\s?政策"
-    r"|all rights reserved|tous droits réservés|todos los derechos reservados|alle rechte vorbehalten"
-    r"|все права защищены|всички права запазени|με επιφύλαξη παντός δικαιώματος|tüm hakları saklıdır"
-    r"|haki zote zimehifadhiwa|bảo lưu mọi quyền|सर्वाधिकार सुरक्षित|สงวนลิขสิทธิ์|جميع الحقوق محفوظة"
-    r"|جملہ حقوق محفوظ|版权所有|保留所有权利",
-    re.IGNORECASE,
+from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
+from hybrid_kernels.governance.text import excerpt, normalise, shingle_list
+
+MEASURED = ("quality.max_characters", "quality.min_shingles", "quality.min_vowel_letters")
+
+#: Values of the policy's fields worth trying.
+VARIATIONS: dict[str, list[float]] = {
+    "min_letters": [1, 2, 5, 10],
+    "max_repetition": [0.4, 0.5, 0.6, 0.65, 0.7, 0.8],
+    "max_word_share": [0.3, 0.4, 0.5, 0.6],
+    "max_repeated_lines": [0.1, 0.2, 0.3, 0.5],
+    "max_character_run": [5, 8, 15, 30],
+    "max_symbols": [0.2, 0.3, 0.4, 0.5, 0.6],
+    "max_digits": [0.2, 0.3, 0.4, 0.5, 0.6],
+    "max_links": [0.1, 0.2, 0.3, 0.5],
+    "min_vowels": [0.1, 0.15, 0.2, 0.25, 0.3],
+    "reject_markup": [False, True],
+    "reject_boilerplate": [False, True],
+    "reject_mojibake": [False, True],
+    "reject_truncated": [False, True],
+    "reject_identical": [False, True],
+    "max_length_ratio": [2.0, 2.5, 3.0, 4.0, 6.0],
+    "min_number_agreement": [0.2, 0.4, 0.5, 0.7],
+    "max_punctuation_difference": [1, 2, 3, 6],
+    "reject_question_mismatch": [False, True],
+    "reject_keyboard_walks": [False, True],
+    "max_copied": [0.6, 0.7, 0.8, 0.9],
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A feature and the field of `QualityPolicy` that bounds it.
+
+    Attributes:
+        feature: without the column's position.
+        reason: of the objection.
+        field: a number that the feature is held against, or whether it may be other than 0.
+        low: the field is the least that the feature may be, not the most.
+        detail: of `value` and `bound`; empty where `_EXPLANATIONS` has a function of the texts.
+    """
+
+    feature: str
+    reason: str
+    field: str
+    detail: str = ""
+    low: bool = False
+
+    @property
+    def switch(self) -> bool:
+        return self.field.startswith("reject_")
+
+
+TEXT_RULES = (
+    Rule("characters", "too long", "max_characters", "{value:.0f} characters, at most {bound:.0f}"),
+    Rule("letters", "too short", "min_letters", "{value:.0f} letters, at least {bound:.0f}", low=True),
+    Rule("mojibake", "mojibake", "reject_mojibake"),
+    Rule("markup", "markup", "reject_markup"),
+    Rule("boilerplate", "boilerplate", "reject_boilerplate"),
+    Rule("links", "links", "max_links", "{value:.0%} of the characters are links, at most {bound:.0%}"),
+    Rule("symbols", "symbols", "max_symbols", "{value:.0%} are punctuation or symbols, at most {bound:.0%}"),
+    Rule("digits", "digits", "max_digits", "{value:.0%} are digits, at most {bound:.0%}"),
+    Rule(
+        "run",
+        "repetition",
+        "max_character_run",
+        "a character {value:.0f} times in a row, at most {bound:.0f}",
+    ),
+    Rule(
+        "repetition",
+        "repetition",
+        "max_repetition",
+        "{value:.0%} of the shingles repeat, at most {bound:.0%}",
+    ),
+    Rule(
+        "word_share",
+        "repetition",
+        "max_word_share",
+        "{value:.0%} of the words are one word, at most {bound:.0%}",
+    ),
+    Rule(
+        "repeated_lines",
+        "repetition",
+        "max_repeated_lines",
+        "{value:.0%} of the lines repeat, at most {bound:.0%}",
+    ),
+    Rule("walk", "keyboard mash", "reject_keyboard_walks"),
+    Rule(
+        "vowels",
+        "keyboard mash",
+        "min_vowels",
+        "{value:.0%} of the letters are vowels, at least {bound:.0%}",
+        low=True,
+    ),
 )
-
-# Keyboard rows of the scripts here. A text that walks along one for `_WALK` keys is typing, not language.
-_WALK = 6
-_KEYBOARD_ROWS = (
-    "qwertyuiop",
-    "asdfghjkl",
-    "zxcvbnm",
-    "qwertzuiop",
-    "yxcvbnm",
-    "azertyuiop",
-    "qsdfghjklm",
-    "wxcvbn",
-    "йцукенгшщзхъ",
-    "фывапролджэ",
-    "ячсмитьбю",
-    "ςερτυθιοπ",
-    "ασδφγηξκλ",
-    "ζχψωβνμ",
-    "ضصثقفغعهخحجد",
-    "شسيبلاتنمكط",
-    "ौैाीूबहगदजड",
-    "ोे्िुपरकतचट",
-    "ๆไำพะัีรนยบล",
-    "ฟหกดเ้่าสวง",
-    "ผปแอิืทมใฝ",
+PAIR_RULES = (Rule("identical", "identical columns", "reject_identical"),)
+TRANSLATION_RULES = (
+    Rule(
+        "copied",
+        "untranslated",
+        "max_copied",
+        "{value:.0%} of the shingles are in both texts, at most {bound:.0%}",
+    ),
+    Rule("length_ratio", "length ratio", "max_length_ratio"),
+    Rule(
+        "numbers",
+        "numbers differ",
+        "min_number_agreement",
+        "{value:.0%} of the numbers agree, at least {bound:.0%}",
+        low=True,
+    ),
+    Rule(
+        "marks",
+        "punctuation differs",
+        "max_punctuation_difference",
+        "one text has {value:.0f} sentence marks more, at most {bound:.0f}",
+    ),
+    Rule("questions", "punctuation differs", "reject_question_mismatch"),
 )
-_WALKS = frozenset(
-    line[i : i + _WALK]
-    for row in _KEYBOARD_ROWS
-    for line in (row, row[::-1])
-    for i in range(len(line) - _WALK + 1)
-)
+_ROW_RULES = {"text": (), "pair": PAIR_RULES, "translation": TRANSLATION_RULES}
+#: Beside the features of rules: whether there is anything to see, and how the text ends.
+_OTHER_FEATURES = ("visible", "terminal")
 
-# Base letters after canonical decomposition; y and й stand for vowels often enough to count.
-_VOWELS = frozenset("aeiouyıæœøəʉ" + "аеёиоуыэюяъіїєй" + "αεηιουω")
-_ALPHABETS = frozenset({"LATIN", "CYRILLIC", "GREEK"})
+#: Repetition is judged within so many shingles: the longer a text, the more of them have been there before.
+_WINDOW = 500
+_LONG_SHINGLE = 40
+#: From so many words on it is asked how many of them are the same.
+_FEWEST_WORDS = 10
 
 
-def quality_decision(texts: Mapping[str, str], policy: QualityPolicy) -> Decision | None:
-    """The first rule that a row breaks, or None.
+def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
+    """The features of each text column i, and of the row without a position; NaN where a text is missing, too long, or has
+    too little for the rule.
+
+    `characters_i`, `visible_i`, `letters_i`: how many. `symbols_i`, `digits_i`: shares of the visible characters;
+    `links_i`: share of the characters; `vowels_i`: of the letters. `run_i`: the longest run of one character.
+    `repetition_i`: share of shingles that came before; `word_share_i`: of the words, that of the commonest;
+    `repeated_lines_i`: of the lines, that came before. `mojibake_i`, `markup_i`, `boilerplate_i`, `walk_i`: 1 or 0.
+    `terminal_i`: 1 where a sentence mark ends the text; `cut_i`: the bits of `endings.ending`.
+
+    Of a pair `identical`: 1 or 0; of a translation `copied`: Jaccard similarity of the shingles, and the features of
+    `pairs.measure`.
+    """
+    kinds: dict[str, pa.DataType] = {}
+    for i in range(len(columns.texts)):
+        names = [*(rule.feature for rule in TEXT_RULES), *_OTHER_FEATURES]
+        kinds |= {f"{name}_{i}": pa.float32() for name in names}
+        kinds[f"cut_{i}"] = pa.int32()
+    return kinds | {rule.feature: pa.float32() for rule in _ROW_RULES[columns.kind]}
+
+
+def measure(batch: Batch, policy: GovernancePolicy) -> Features:
+    """See `fields`."""
+    kinds = fields(batch.columns, policy)
+    features: Features = {
+        name: np.full(len(batch), np.nan, np.float32)
+        if kind == pa.float32()
+        else np.zeros(len(batch), np.int32)
+        for name, kind in kinds.items()
+    }
+    longest = policy.quality.max_characters
+    for i, texts in enumerate(batch.texts):
+        features[f"characters_{i}"][:] = [np.nan if text is None else len(text) for text in texts]
+    for rows in _pieces(batch.texts, longest):
+        sides = []
+        for i, texts in enumerate(batch.texts):
+            there = [row for row in rows if texts[row] is not None and len(texts[row]) <= longest]
+            side = _Side([texts[row] for row in there], policy.quality)
+            for name, values in side.features().items():
+                features[f"{name}_{i}"][there] = values
+            sides.append((there, side))
+        if len(sides) == 2:
+            _measure_pairs(features, batch, sides, policy.quality)
+    return features
+
+
+def _pieces(texts: Sequence[Sequence[str | None]], longest: int) -> Iterator[list[int]]:
+    """Rows of some million characters at a time, so that arrays of their characters stay small."""
+    rows: list[int] = []
+    size = 0
+    for row, values in enumerate(zip(*texts, strict=True)):
+        rows.append(row)
+        size += sum(len(text) for text in values if text is not None and len(text) <= longest)
+        if size > 1 << 20:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+class _Side:
+    """The texts of one column, as far as they are looked at."""
+
+    def __init__(self, texts: list[str], policy: QualityPolicy) -> None:
+        self.texts, self.policy = texts, policy
+        self.points = CodePoints(texts)
+        self.grams = [shingle_list(text, 3) for text in texts]
+
+    def features(self) -> Features:
+        points, texts = self.points, self.texts
+        count = points.count
+        visible = points.lengths - count(BLANK)
+        ends = [endings.ending(text) for text in texts]
+        signs = mojibake.signs(texts, points)
+        return {
+            "visible": visible,
+            "letters": count(LETTER),
+            "symbols": count(SYMBOL) / np.maximum(visible, 1),
+            "digits": count(NUMBER) / np.maximum(visible, 1),
+            "links": np.array([boilerplate.linked(text) for text in texts]) / np.maximum(points.lengths, 1),
+            "run": points.runs,
+            "repetition": [
+                self._repetition(text, grams) for text, grams in zip(texts, self.grams, strict=True)
+            ],
+            "word_share": [_word_share(text) for text in texts],
+            "repeated_lines": [_repeated_lines(text) if "\n" in text else np.nan for text in texts],
+            "walk": points.walks >= 0,
+            "vowels": self._vowels(),
+            "mojibake": [sign is not None for sign in signs],
+            "markup": [boilerplate.markup(text) is not None for text in texts],
+            "boilerplate": [boilerplate.phrase(text) is not None for text in texts],
+            "terminal": [terminal for terminal, _ in ends],
+            "cut": [bits for _, bits in ends],
+        }
+
+    def _repetition(self, text: str, grams: list[str]) -> float:
+        if len(grams) < self.policy.min_shingles:
+            return np.nan
+        if len(grams) <= _WINDOW:
+            return 1 - len(set(grams)) / len(grams)
+        windows = [grams[i : i + _WINDOW] for i in range(0, len(grams), _WINDOW)]
+        near = 1 - sum(len(set(window)) for window in windows) / len(grams)
+        normal = normalise(text)
+        far = [normal[i : i + _LONG_SHINGLE] for i in range(len(normal) - _LONG_SHINGLE + 1)]
+        return max(near, 1 - len(set(far)) / len(far))
+
+    def _vowels(self) -> NDArray[np.float64]:
+        """NaN with few small letters, and where most letters are of scripts that do not write vowels as letters."""
+        letters, others = self.points.count(ALPHABET), self.points.count(OTHER)
+        vowels = self.points.count_all(ALPHABET | VOWEL) / np.maximum(letters, 1)
+        return np.where((letters >= self.policy.min_vowel_letters) & (letters > others), vowels, np.nan)
+
+
+def _word_share(text: str) -> float:
+    words = text.lower().split()
+    return max(Counter(words).values()) / len(words) if len(words) >= _FEWEST_WORDS else np.nan
+
+
+def _repeated_lines(text: str) -> float:
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return 1 - len(set(lines)) / len(lines) if len(lines) > 1 else np.nan
+
+
+def _measure_pairs(
+    features: Features, batch: Batch, sides: list[tuple[list[int], _Side]], policy: QualityPolicy
+) -> None:
+    (rows, first), (others, second) = sides
+    if rows != others:
+        both = sorted({*rows} & {*others})
+        first, second = (_Side([texts[row] or "" for row in both], policy) for texts in batch.texts)
+        rows = both
+    grams = list(zip(first.grams, second.grams, strict=True))
+    if batch.columns.kind == "pair":
+        features["identical"][rows] = [a == b for a, b in grams]
+        return
+    features["copied"][rows] = [_jaccard(a, b) if len(a) >= policy.min_shingles else np.nan for a, b in grams]
+    for name, values in pairs.measure(first.texts, second.texts, (first.points, second.points)).items():
+        features[name][rows] = values
+
+
+def _jaccard(first: list[str], second: list[str]) -> float:
+    a, b = set(first), set(second)
+    common = len(a & b)
+    return common / (len(a) + len(b) - common)
+
+
+def limits(policy: QualityPolicy) -> dict[str, Range]:
+    """Feature (without a column's position) → what the policy lets it be; switches aside."""
+    found = {}
+    for rule in TEXT_RULES + TRANSLATION_RULES:
+        value = getattr(policy, rule.field)
+        if rule.feature == "length_ratio":
+            found[rule.feature] = Range(-math.log(value), math.log(value))
+        elif not rule.switch:
+            found[rule.feature] = Range(low=value) if rule.low else Range(high=value)
+    return found
+
+
+def objections(batch: Batch, features: Features, policy: GovernancePolicy, bounds: Bounds) -> list[Objection]:
+    """All that speaks against rows of the batch.
 
     Args:
-        texts: column name → text.
+        batch: the rows.
+        features: of `measure`, and `row_language_i`; without these no language's own bounds apply.
+        policy: its section `quality`.
+        bounds: of this very policy (`thresholds.bounds`); without them the policy's own hold for all languages.
     """
-    for column, text in texts.items():
-        for reason, detail, score in _defects(text, policy):
-            return Decision("quality", reason, f"{column}: {detail}", score)
-    if policy.reject_identical and len(texts) > 1 and len({normalise(text) for text in texts.values()}) == 1:
-        return Decision("quality", "identical columns", f"{' = '.join(texts)}: {excerpt(text)}", 1.0)
-    return None
+    judge = _Judge(batch, features, policy.quality, bounds)
+    found: list[Objection | None] = []
+    for i in range(len(batch.texts)):
+        found.append(judge.empty(i))
+        found += [judge.broken(rule, i) for rule in TEXT_RULES]
+        found.append(judge.truncated(i))
+    found += [judge.broken(rule, None) for rule in _ROW_RULES[batch.columns.kind]]
+    return [objection for objection in found if objection is not None]
 
 
-def _defects(text: str, policy: QualityPolicy) -> Iterator[tuple[str, str, float]]:
-    """(reason, detail, score) of each rule that `text` breaks, cheapest and most telling first."""
-    if not text.strip():
-        yield "empty", "no characters but white space", 0.0
-        return
-    if len(text) > policy.max_characters:
-        yield "too long", f"{len(text)} characters, at most {policy.max_characters}", float(len(text))
-        return
-    if policy.reject_mojibake and (evidence := _mojibake(text)):
-        yield "mojibake", evidence, 1.0
-    if policy.reject_markup and (match := _MARKUP.search(text)):
-        yield "markup", f"contains {excerpt(match.group(), 40)!r}", 1.0
-    if policy.reject_boilerplate and (match := _BOILERPLATE.search(text)):
-        yield "boilerplate", f"contains {match.group()!r}", 1.0
-    links = sum(len(match.group()) for match in _LINK.finditer(text)) / len(text)
-    if links > policy.max_links:
-        yield "links", f"{links:.0%} of the characters are links, at most {policy.max_links:.0%}", links
+class _Judge:
+    def __init__(self, batch: Batch, features: Features, policy: QualityPolicy, bounds: Bounds) -> None:
+        self.batch, self.features, self.policy, self.bounds = batch, features, policy, bounds
+        self.limits = limits(policy)
+        none = np.full(len(batch), None, object)
+        languages = [features.get(f"row_language_{i}", none) for i in range(len(batch.texts))]
+        self.languages: dict[int | None, list[str | None]] = {
+            i: list(side) for i, side in enumerate(languages)
+        }
+        if len(languages) == 2:
+            self.languages[None] = [language_pair(a, b) for a, b in zip(*languages, strict=True)]
 
-    classes = Counter(unicodedata.category(c)[0] for c in text)
-    visible = sum(classes.values()) - classes["Z"] - classes["C"]
-    symbols = (classes["P"] + classes["S"]) / max(visible, 1)
-    if symbols > policy.max_symbols:
-        yield (
-            "symbols",
-            f"{symbols:.0%} are punctuation or symbols, at most {policy.max_symbols:.0%}",
-            symbols,
-        )
-    digits = classes["N"] / max(visible, 1)
-    if digits > policy.max_digits:
-        yield "digits", f"{digits:.0%} are digits, at most {policy.max_digits:.0%}", digits
-    if classes["L"] < policy.min_letters:
-        yield "too short", f"{classes['L']} letters, at least {policy.min_letters}", float(classes["L"])
+    def empty(self, i: int) -> Objection | None:
+        rows = np.flatnonzero(self.features[f"visible_{i}"] == 0)
+        return self._objection("empty", i, rows, ["no characters but white space"] * len(rows))
 
-    if match := re.search(rf"(\S)\1{{{policy.max_character_run},}}", text):
-        run = len(match.group())
-        yield (
-            "repetition",
-            f"{match.group(1)!r} {run} times in a row, at most {policy.max_character_run}",
-            float(run),
-        )
-    grams = shingle_list(text, 3)
-    repeated = 1 - len(set(grams)) / len(grams)
-    if len(grams) >= policy.min_shingles and repeated > policy.max_repetition:
-        yield (
-            "repetition",
-            f"{repeated:.0%} of the shingles repeat, at most {policy.max_repetition:.0%}",
-            repeated,
-        )
+    def broken(self, rule: Rule, i: int | None) -> Objection | None:
+        values = self.features[rule.feature if i is None else f"{rule.feature}_{i}"]
+        if rule.switch:
+            rows = np.flatnonzero(values == 1) if getattr(self.policy, rule.field) else _NO_ROWS
+            return self._objection(rule.reason, i, rows, self._explain(rule, i, rows))
+        low, high = self._bounds(rule.feature, i)
+        outside = (values < low) | (values > high)
+        if rule.feature == "letters":
+            outside &= self.features[f"visible_{i}"] > 0
+        rows = np.flatnonzero(outside)
+        bound = np.where(values < low, low, high)[rows].astype(np.float64)
+        score = values[rows].astype(np.float64)
+        details = [self._detail(rule, i, *each) for each in zip(rows, score, bound, strict=True)]
+        return self._objection(rule.reason, i, rows, details, score, bound)
 
-    if walk := _keyboard_walk(text):
-        yield "keyboard mash", f"walks the keyboard: {walk!r}", 1.0
-    vowels, letters = _vowel_share(text)
-    if letters >= policy.min_vowel_letters and vowels < policy.min_vowels:
-        yield (
-            "keyboard mash",
-            f"{vowels:.0%} of the letters are vowels, at least {policy.min_vowels:.0%}",
-            vowels,
-        )
+    def _bounds(self, feature: str, i: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Per row the least and the most that its language may have."""
+        name = feature if i is None else f"{feature}_{i}"
+        fixed = self.bounds.get((name, None), self.limits[feature])
+        known = {key: self.bounds.get((name, key), fixed) for key in set(self.languages[i])}
+        ranges = [known[key] for key in self.languages[i]]
+        low, high = (np.array([getattr(r, side) for r in ranges], np.float32) for side in ("low", "high"))
+        return low, high
+
+    def _detail(self, rule: Rule, i: int | None, row: int, score: float, bound: float) -> str:
+        if rule.feature == "length_ratio":
+            return f"the first text has {math.exp(score):.2f} times the length of the second, {_side(score, bound)}"
+        text = rule.detail.format(value=score, bound=bound)
+        limit = self.limits[rule.feature]
+        fixed = limit.low if rule.low else limit.high
+        return text if np.float32(fixed) == np.float32(bound) else f"{text} in {self.languages[i][row]}"
+
+    def _explain(self, rule: Rule, i: int | None, rows: NDArray[np.int64]) -> list[str]:
+        if rule.feature == "identical":
+            return [
+                f"{' = '.join(self.batch.columns.texts)}: {excerpt(self.batch.texts[0][row] or '')}"
+                for row in rows
+            ]
+        if rule.feature == "questions":
+            return ["one text ends in a question mark, the other has none"] * len(rows)
+        assert i is not None
+        return _EXPLANATIONS[rule.feature]([self.batch.texts[i][row] or "" for row in rows])
+
+    def truncated(self, i: int) -> Objection | None:
+        """Cut off by the look of the end; by the rule that the language's rows end in sentence marks; or at the length
+        at which many rows end, and none is longer."""
+        if not self.policy.reject_truncated:
+            return None
+        cut, terminal = self.features[f"cut_{i}"], self.features[f"terminal_{i}"]
+        known = set(self.languages[i])
+        bits = {key: endings.language_bits(key) for key in known}
+        marked = {key: self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known}
+        looks = (cut & np.array([bits[key] for key in self.languages[i]], np.int32)) != 0
+        unusual = np.array([marked[key] for key in self.languages[i]], bool)
+        longest = self.bounds.get((f"cut_{i}", None), Range()).high
+        piled = self.features[f"characters_{i}"] == longest
+        rows = np.flatnonzero((terminal == 0) & (looks | unusual | piled))
+        details = []
+        for row in rows:
+            text = self.batch.texts[i][row] or ""
+            if looks[row]:
+                details.append(endings.explain(text))
+            elif piled[row]:
+                details.append(f"{longest:.0f} characters, at which many rows end and none is longer")
+            else:
+                details.append(f"ends without a sentence mark, as hardly a row in {self.languages[i][row]}")
+        return self._objection("truncated", i, rows, details)
+
+    def _objection(
+        self,
+        reason: str,
+        i: int | None,
+        rows: NDArray[np.int64],
+        details: list[str],
+        score: NDArray[np.float64] | None = None,
+        bound: NDArray[np.float64] | None = None,
+    ) -> Objection | None:
+        if not len(rows):
+            return None
+        none = np.full(len(rows), np.nan)
+        column = None if i is None else self.batch.columns.texts[i]
+        # Features are kept as float32: what is behind its digits says nothing.
+        score, bound = (none if values is None else np.round(values, 6) for values in (score, bound))
+        return Objection("quality", reason, column, rows.astype(np.int64), score, bound, details)
 
 
-def _mojibake(text: str) -> str | None:
-    """Evidence that `text` went through a wrong encoding, or None."""
-    from ftfy.badness import badness
-
-    if "\N{REPLACEMENT CHARACTER}" in text:
-        return "contains U+FFFD, the mark of undecodable bytes"
-    if found := badness(text):
-        return f"{found} sequences typical of a wrong encoding"
-    return None
+_NO_ROWS = np.zeros(0, np.int64)
 
 
-def _keyboard_walk(text: str) -> str | None:
-    lower = text.casefold()
-    for i in range(len(lower) - _WALK + 1):
-        if lower[i : i + _WALK] in _WALKS:
-            return lower[i : i + _WALK]
-    return None
+def language_pair(first: str | None, second: str | None) -> str | None:
+    """Under what the bounds of a translation's features are kept."""
+    return None if first is None or second is None else f"{first} → {second}"
 
 
-def _vowel_share(text: str) -> tuple[float, int]:
-    """Share of vowels among the Latin, Cyrillic and Greek letters of `text`, and the number of these letters.
+def _side(score: float, bound: float) -> str:
+    return f"at {'most' if score > bound else 'least'} {math.exp(bound):.2f}"
 
-    Capitals do not count (abbreviations). (1, 0) where most letters are of other scripts: what is left is names.
-    """
-    letters = vowels = others = 0
-    for character, n in Counter(unicodedata.normalize("NFD", text)).items():
-        if not character.isalpha():
-            continue
-        if script(character) not in _ALPHABETS:
-            others += n
-        elif character.islower():
-            letters += n
-            vowels += n * (character in _VOWELS)
-    return (vowels / letters, letters) if letters > others else (1.0, 0)
+
+def _found(texts: list[str], find: Callable[[str], str | None]) -> list[str]:
+    return [f"contains {excerpt(find(text) or '', 40)!r}" for text in texts]
+
+
+_EXPLANATIONS: dict[str, Callable[[list[str]], list[str]]] = {
+    "mojibake": lambda texts: [sign or "" for sign in mojibake.signs(texts, CodePoints(texts))],
+    "markup": lambda texts: _found(texts, boilerplate.markup),
+    "boilerplate": lambda texts: _found(texts, boilerplate.phrase),
+    "walk": lambda texts: [
+        f"walks the keyboard: {text[start : start + WALK]!r}"
+        for text, start in zip(texts, CodePoints(texts).walks.tolist(), strict=True)
+    ],
+}

@@ -1,5 +1,6 @@
 """Character-level views of a text that every step shares; nothing here depends on its language."""
 
+import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
@@ -20,9 +21,21 @@ def script_counts(text: str) -> Counter[str]:
     return counts
 
 
-@lru_cache(maxsize=65536)
-def _ignored(character: str) -> bool:
-    return unicodedata.category(character)[0] in "PZC"
+#: Characters known to stay, and known to go; whether one does depends on nothing but itself.
+_STAYING: set[str] = set()
+_GOING: set[str] = set()
+_IGNORED_ASCII = bytes(i for i in range(128) if unicodedata.category(chr(i))[0] in "PZC")
+#: From here on there are ideographs.
+_EAST_ASIAN = re.compile("[\u2e80-\U0010ffff]")
+
+
+def _remove_ignored(text: str) -> str:
+    found = set(text) - _STAYING
+    for character in found - _GOING:
+        (_GOING if unicodedata.category(character)[0] in "PZC" else _STAYING).add(character)
+    for character in found & _GOING:
+        text = text.replace(character, "")
+    return text
 
 
 def normalise(text: str) -> str:
@@ -31,8 +44,9 @@ def normalise(text: str) -> str:
     Symbols stay ("5 < 7" is not "5 > 7"), and so do combining marks, which Thai and Devanagari are written
     with.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(character for character in folded if not _ignored(character))
+    if text.isascii():
+        return text.encode().lower().translate(None, _IGNORED_ASCII).decode()
+    return _remove_ignored(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def shingle_list(text: str, size: int) -> list[str]:
@@ -42,7 +56,7 @@ def shingle_list(text: str, size: int) -> list[str]:
     text is its own single shingle.
     """
     normal = normalise(text)
-    if 2 * sum(script(c) == "CJK" for c in normal) > len(normal):
+    if _EAST_ASIAN.search(normal) and 2 * sum(script(c) == "CJK" for c in normal) > len(normal):
         size = (size + 1) // 2
     return [normal[i : i + size] for i in range(max(1, len(normal) - size + 1))]
 

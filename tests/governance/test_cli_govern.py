@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -25,7 +26,7 @@ def inputs(tmp_path):
 def govern(command, inputs, tmp_path):
     """Runs govern on the input: (exit code, stdout, stderr)."""
 
-    def call(*more, out=tmp_path / "out"):
+    def call(*more, out=tmp_path / "out", inputs=inputs):
         options = ["--languages", "en,de", "--text", "text", "--workers", "1", "--out", str(out)]
         claims = [] if "--expected" in more else ["--language-column", "language"]
         return command("govern", str(inputs), *options, *claims, *more)
@@ -67,7 +68,7 @@ def test_a_dry_run_writes_no_rows(govern, tmp_path):
     assert govern()[0] == 0 and (out / "manifest.json").exists()
 
 
-def test_another_result_takes_the_place_of_the_first(govern, tmp_path):
+def test_another_result_takes_the_place_of_the_first(govern, inputs, tmp_path):
     out = tmp_path / "out"
     assert govern()[0] == 0
     first = json.loads((out / "manifest.json").read_text())
@@ -78,6 +79,35 @@ def test_another_result_takes_the_place_of_the_first(govern, tmp_path):
     (out / "kept" / "notes").write_text("mine")
     assert govern("--expected", "de")[0] == 0
     assert (out / "kept" / "in.jsonl").read_text() == "" and (out / "kept" / "notes").read_text() == "mine"
+    inputs.rename(tmp_path / "renamed.jsonl")
+    (out / "work" / ".x.arrow.1.partial").write_text("half")
+    assert govern(inputs=tmp_path / "renamed.jsonl")[0] == 0
+    assert sorted(path.name for path in (out / "kept").iterdir()) == ["notes", "renamed.jsonl"]
+    assert not list(out.rglob("*.partial"))
+
+
+def test_no_mixture_passes_for_a_result(govern, tmp_path, monkeypatch):
+    assert govern()[0] == 0
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("hybrid_kernels.governance.api.write_rows", full)
+    code, _, err = govern("--set", "duplicates.enabled=false")
+    assert code == 2 and "No space left" in err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_flags_are_no_reasons(govern, inputs, tmp_path):
+    with inputs.open("a") as file:
+        file.write(
+            "\n"
+            + json.dumps(GOOD | {"text": "Please write to anna@example.org about the new opening hours."})
+        )
+    assert govern("--set", "personal_data.enabled=true", "--set", "personal_data.action=flag")[0] == 0
+    last = pq.read_table(tmp_path / "out" / "verdicts.parquet").to_pylist()[-1]
+    assert (last["kept"], last["reasons"], last["flags"]) == (True, [], ["personal data: e-mail address"])
+    assert (last["languages"], last["record"]) == (["en"], 4) and last["confidence"] > 0.9
 
 
 def test_the_policy_is_a_file_and_changes_to_it(govern, command, tmp_path):
@@ -109,6 +139,7 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
         (["--id-column", "name"], "no id column 'name'"),
         (["--encoding", "utf-99"], "utf-99"),
         (["--evaluation", str(tmp_path / "absent.jsonl")], "no such file"),
+        (["--evaluation", str(inputs)], "in.jsonl are the same"),
         (["--policy", str(tmp_path / "absent.yaml")], "absent.yaml"),
     ):
         code, _, err = govern(*arguments)

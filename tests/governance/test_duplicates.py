@@ -42,6 +42,15 @@ def test_exact_after_normalisation(tmp_path):
     )
 
 
+def test_equal_hashes_of_unequal_texts_are_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        signatures, "_row_hashes", lambda texts, languages: np.zeros((len(texts[0]), 16), np.uint8)
+    )
+    rows = [(SENTENCE,), (OTHER,), (SENTENCE,), (SENTENCE,)]
+    languages = ["en", "en", "en", "fr"]
+    assert instead(search(tmp_path, rows, languages, rules=policy(duplicates={"near": False}))) == {2: 0}
+
+
 def test_symbols_and_marks_are_content(tmp_path):
     assert instead(search(tmp_path / "a", [("5 < 7",), ("5 > 7",)])) == {}
     assert instead(search(tmp_path / "b", [("मैं",), ("मे",)])) == {}
@@ -85,8 +94,10 @@ def test_switches(tmp_path):
     for name, section in {"all": {}, "exact": {"near": False}, "off": {"enabled": False}}.items():
         rules = policy(duplicates=section)
         dropped[name] = instead(search(tmp_path / name, rows, rules=rules))
-        with_evaluation = search(tmp_path / f"{name}-leak", rows, rules=rules, evaluation=[3])
-        assert with_evaluation.kind.tolist() == ["leakage"] * 3
+        others = [*rows, (OTHER,), (OTHER,)]
+        found = search(tmp_path / f"{name}-leak", others, rules=rules, evaluation=[3])
+        assert instead(found) == {0: 3, 1: 3, 2: 3} | ({} if name == "off" else {5: 4})
+        assert found.kind.tolist()[:3] == ["leakage"] * 3
     assert dropped == {"all": {1: 0, 2: 0, 3: 0}, "exact": {2: 0, 3: 0}, "off": {}}
     off = policy(leakage={"enabled": False})
     assert instead(search(tmp_path / "leak-off", rows, rules=off, evaluation=[3])) == {1: 0, 2: 0}
@@ -147,6 +158,11 @@ def test_a_third_row_does_not_drop_a_hypothesis_of_the_representatives_premise(t
     no = yes.replace("able", "unable")
     rows = [(SENTENCE, yes), (EDITED, yes), (SENTENCE, no)]
     found = search(tmp_path / "a", rows)
+    assert (instead(found), found.linked_to.tolist()) == ({1: 0}, [0])
+    # The link stays in the group, also if a row outside is more similar.
+    between = (EDITED, no)
+    assert min(similarities(between, rows[2])) > min(similarities(between, rows[0])) >= 0.8
+    found = search(tmp_path / "link", [rows[0], between, rows[2]])
     assert (instead(found), found.linked_to.tolist()) == ({1: 0}, [0])
     # Verified against the representative itself, both go.
     assert instead(search(tmp_path / "b", [rows[1], rows[0], rows[2]])) == {1: 0, 2: 0}
@@ -216,6 +232,29 @@ def test_one_side_of_a_translation_leaks(tmp_path):
     assert instead(every) == {6: 4}
     fewer = search(tmp_path / "few", rows, languages, rules=policy(leakage={"min_shingles": 1}), **options)
     assert instead(fewer) == {1: 0, 2: 0, 5: 4, 6: 4}
+
+
+def test_short_sides_leak_together_only(tmp_path):
+    german = "Die alte Brücke über den Fluss war bis zum Ende des Frühlings gesperrt."
+    rows = [
+        ("Come in, please!", "Kommt doch herein!"),
+        (SENTENCE, "Ja."),
+        ("Come in, pleases!", "Kommt doch hereina!"),
+    ]
+    rows += [
+        ("Come in, pleases!", german),
+        (EDITED, "Ja."),
+        ("渡轮今天早上取消了乘客都很失望", "Nein."),
+        ("渡轮今天早上取消", "Nein."),
+    ]
+    rows += [("渡轮今天早上取消了乘客都很失望", german), ("渡轮今天早上取消", german)]
+    languages = [("en", "de")] * 5 + [("zh", "de")] * 4
+    options = {"translation": True, "evaluation": [0, 1, 5, 6]}
+    found = search(tmp_path, rows, languages, **options)
+    # Fourteen shingles are enough where ideographs dominate, seven are not.
+    assert instead(found) == {2: 0, 4: 1, 7: 5}
+    # Of row 4 the side that is too short to count is equal.
+    assert found.exact.tolist() == [False, False, True]
 
 
 def test_the_most_similar_evaluation_row_is_named(tmp_path):

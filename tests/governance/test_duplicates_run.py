@@ -4,15 +4,18 @@ import pickle
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
 from hybrid_kernels.governance.duplicates import candidates, find, run, verify
-from hybrid_kernels.governance.duplicates.candidates import pack, unpack
+from hybrid_kernels.governance.duplicates.candidates import Band, pack, unpack
+from hybrid_kernels.governance.duplicates.files import TRAINING, Search, write_array
 from hybrid_kernels.governance.duplicates.groups import representatives
+from hybrid_kernels.governance.duplicates.signatures import Family
 from hybrid_kernels.governance.engine import InProcess
 from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.storage import RowStore
+from hybrid_kernels.governance.storage import RowStore, write_table
 from tests.governance.duplicates_support import SENTENCE, columns_of, instead, policy, prepare, search
 
 
@@ -98,8 +101,8 @@ def test_pairs_of_a_bucket(size):
 
 
 def test_pairs_do_not_leave_their_bucket():
-    keys = np.repeat(np.array([1, 2, 3], np.uint64), [2, 3, 50])
-    rows = np.concatenate([[10, 20], [0, 5, 30], np.arange(100, 150)])
+    keys = np.repeat(np.array([1, 2, 3, 4], np.uint64), [2, 3, 50, 50])
+    rows = np.concatenate([[10, 20], [0, 5, 30], np.arange(100, 200)])
     bucket = dict(zip(rows.tolist(), keys.tolist(), strict=True))
     later, earlier = unpack(candidates._within(keys, rows, lambda which: which.astype(np.uint64)))
     assert all(bucket[a] == bucket[b] for a, b in zip(later.tolist(), earlier.tolist(), strict=True))
@@ -109,7 +112,7 @@ def test_pairs_do_not_leave_their_bucket():
     found = set(zip(training.tolist(), known.tolist(), strict=True))
     assert all(bucket[a] == bucket[b] and a % 10 and b % 10 == 0 for a, b in found)
     assert {(5, 0), (5, 30)} <= found
-    assert {row for row, _ in found} == {5} | {row for row in range(100, 150) if row % 10}
+    assert {row for row, _ in found} == {5} | {row for row in range(100, 200) if row % 10}
 
 
 def test_a_training_row_meets_a_bounded_number_of_evaluation_rows():
@@ -122,6 +125,49 @@ def test_a_training_row_meets_a_bounded_number_of_evaluation_rows():
     assert np.bincount(training).tolist() == [candidates.NEAREST] * 200
     # The nearest by the next band's key is the one that shares it.
     assert {(i, i + 200) for i in range(200)} <= set(zip(training.tolist(), known.tolist(), strict=True))
+
+
+def test_rows_of_a_large_bucket_meet_by_the_next_band(tmp_path):
+    size = 10 * candidates.FULL
+    partner = (np.arange(size) + size // 2) % size
+    bands = {
+        "row_0": np.zeros(size, np.uint64),
+        "row_1": np.minimum(np.arange(size), partner).astype(np.uint64),
+    }
+    write_table(pa.table(bands), tmp_path / "signatures.arrow")
+    store = RowStore([tmp_path / "unread.arrow"], [size], 1)
+    job = Search(store, (tmp_path / "signatures.arrow",), columns_of([("",)]), GovernancePolicy(), tmp_path)
+    write_array(tmp_path / "distinct.npy", np.full(size, TRAINING, np.uint8))
+    task = Band(job, Family("row", (0,), 6, 2, duplicates=True, leakage=False), 0, 0, 1)
+    candidates.band_pairs(task)
+    assert set(pack(np.arange(size // 2, size), np.arange(size // 2)).tolist()) <= set(
+        np.load(task.path).tolist()
+    )
+
+
+def test_candidates_are_judged_by_their_texts_and_languages(tmp_path):
+    """Whatever keys and sketches propose."""
+    rows = [(SENTENCE,), (SENTENCE.replace("closed", "closes"),), ("Something else was written here.",)]
+    rows.append(rows[1])
+    store, signatures = prepare(tmp_path, rows, ["en", "en", "en", "fr"])
+    job = Search(store, tuple(signatures), columns_of(rows), GovernancePolicy(), tmp_path)
+    write_array(tmp_path / "distinct.npy", np.full(4, TRAINING, np.uint8))
+    write_array(tmp_path / "pairs.npy", pack(np.array([1, 2, 2, 3, 3]), np.array([0, 0, 1, 0, 1])))
+    task = verify.Verify(job, (tmp_path / "pairs.npy",), 0, 256)
+    verify.verify(task)
+    assert np.load(task.path)[["row", "other"]].tolist() == [(1, 0)]
+
+
+def test_most_similar_candidates_of_each_kind_are_verified():
+    count = 2 * verify.MOST
+    rows = np.repeat([3, 8], 2 * count)
+    leakage = np.tile(np.repeat([False, True], count), 2)
+    estimate = np.tile(np.linspace(0.7, 0.9, count), 4)
+    estimate[-1] = -1
+    chosen = verify._best(rows, leakage, estimate).tolist()
+    last = list(range(count - verify.MOST, count))
+    assert chosen[: 3 * verify.MOST] == [block * count + i for block in range(3) for i in last]
+    assert chosen[3 * verify.MOST :] == [3 * count + i - 1 for i in last]
 
 
 def test_variants_of_a_template_are_one_group_at_linear_cost(tmp_path):
@@ -146,6 +192,9 @@ def test_representatives_leave_out_what_shares_the_first_text():
     # The way around the row that is left out keeps the others in the group.
     left, right = np.append(left, 1), np.append(right, 3)
     assert representatives(left, right, first, 6).tolist() == [0, 0, 2, 0, 4, 4]
+    # Also by way of a later row.
+    left, right = np.array([0, 1, 2]), np.array([2, 2, 3])
+    assert representatives(left, right, np.array([7, 8, 9, 7], np.uint64), 4).tolist() == [0, 0, 0, 3]
 
 
 def test_no_rows_and_single_rows(tmp_path):

@@ -135,6 +135,17 @@ def test_copies_of_evaluation_rows_go():
     assert result.summary["rows"] == 4
 
 
+def test_a_copy_names_the_kept_row_and_shows_the_one_it_resembles():
+    first = "The committee of the harbour town will publish its yearly findings on Tuesday morning at nine."
+    second = first.replace("Tuesday", "Wednesday")
+    third = second.replace("harbour", "mountain")
+    data = [{"text": text} for text in (first, second, third)]
+    policy = GovernancePolicy.model_validate({"duplicates": {"threshold": 0.75}})
+    result = govern(data, ["en"], text_columns=["text"], policy=policy, progress=False)
+    assert result.rejected["duplicate_of"][:] == [0, 0]
+    assert [row["detail"].split("with: ")[1] for row in result.rejected] == [first, second]
+
+
 def test_kept_rows_are_repaired_masked_and_annotated():
     text = "Écrivez à anna@example.org si le cafÃ© est encore fermé demain matin."
     data = [{"text": text, "n": 1}, {"text": "Le musée ouvre ses portes à neuf heures.", "n": 2}]

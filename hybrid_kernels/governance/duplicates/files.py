@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,12 +41,12 @@ class Search:
     policy: GovernancePolicy
     folder: Path
 
-    def parts(self, name: str) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    def parts(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
         """(number of its first row, values) of one column of the signatures, shard by shard."""
         for start, path in zip(self.store.starts, self.signatures, strict=False):
             yield start, _values(read_table(path), name)
 
-    def gather(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+    def gather(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The values of one column of the signatures for some rows, in any order."""
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
@@ -72,7 +73,7 @@ class Search:
         return result
 
 
-def _values(table: pa.Table, name: str) -> NDArray[np.generic]:
+def _values(table: pa.Table, name: str) -> NDArray[Any]:
     """A column without a copy: integers, or a row of bytes for each binary value. Nulls read as zeros or anything."""
     column = table.column(name)
     if not len(column):
@@ -94,5 +95,5 @@ def write_array(path: Path, values: NDArray[np.generic]) -> None:
     write_file(path, buffer.getvalue())
 
 
-def read_array(path: Path) -> NDArray[np.generic]:
+def read_array(path: Path) -> NDArray[Any]:
     return np.load(path, mmap_mode="r")

@@ -113,8 +113,8 @@ def _codes(
     codes, bits = ranks[places], width
     for i in range(1, size):
         if bits + width > _BITS:
-            distinct, codes = np.unique(codes, return_inverse=True)
-            codes, bits = codes.astype(np.uint64), len(distinct).bit_length()
+            distinct, inverse = np.unique(codes, return_inverse=True)
+            codes, bits = inverse.astype(np.uint64), len(distinct).bit_length()
         codes <<= np.uint64(width)
         codes |= np.where(widths > i, ranks[places + i], np.uint64(0))
         bits += width

@@ -113,8 +113,9 @@ def sign(
     for column in batch.texts:
         complete &= np.fromiter((text is not None for text in column), bool, len(batch))
     texts = [[normalise(text) if text else "" for text in column] for column in batch.texts]
-    languages = [[_hash(language or "") for language in column] for column in row_languages]
-    languages = [np.array(column, np.uint64) for column in languages]
+    languages = [
+        np.array([_hash(language or "") for language in column], np.uint64) for column in row_languages
+    ]
 
     data: dict[str, pa.Array] = {}
 
@@ -126,11 +127,12 @@ def sign(
     add("hash", _row_hashes(texts, row_languages), pa.binary(16))
     if batch.columns.kind == "pair":
         add("first", np.array([_hash(text) for text in texts[0]], np.uint64), pa.uint64())
-    add("length", sum(np.array([len(t) for t in column], np.int64) for column in texts), pa.int64())
+    lengths = np.array([[len(text) for text in column] for column in texts], np.int64)
+    add("length", lengths.sum(axis=0), pa.int64())
     values = []
-    for i, column in enumerate(texts):
+    for i, normalised in enumerate(texts):
         length = max((f.rows * f.bands for f in wanted if i in f.columns), default=0)
-        values.append(minhash(column, policy.duplicates.shingle_size, length, policy.seed))
+        values.append(minhash(normalised, policy.duplicates.shingle_size, length, policy.seed))
         add(f"language_{i}", languages[i], pa.uint64())
         if length:
             sketch = (values[i] * np.uint32(0x9E3779B1)) >> np.uint32(24)

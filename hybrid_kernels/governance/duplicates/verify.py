@@ -149,19 +149,19 @@ def _all_columns(search: Search, rows: Rows, others: Rows, threshold: float) -> 
 
 
 def _any_column(search: Search, rows: Rows, others: Rows, threshold: float) -> tuple[Floats, Flags]:
-    """The largest similarity over the columns that count, and whether the texts of one of these are equal."""
-    every, best, exact = np.ones(len(rows), bool), np.zeros(len(rows)), np.zeros(len(rows), bool)
-    columns = []
+    """The largest similarity over the columns that count, and whether the texts of one of these are equal.
+
+    Where none counts it is the smallest similarity over all columns, as a row whose every text matches needs no length.
+    """
+    lowest, best, exact = np.ones(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool)
     for i in range(len(search.columns.texts)):
         pairs = _Pairs(search, i, rows, others)
         similarity = np.where(_same_language(search, i, rows, others), pairs.similarity(), 0.0)
-        columns.append((similarity, pairs.enough(search.policy.leakage.min_shingles), pairs.equal()))
-        every &= similarity >= threshold
-    for similarity, enough, equal in columns:
-        counts = (similarity >= threshold) & (enough | every)
+        counts = (similarity >= threshold) & pairs.enough(search.policy.leakage.min_shingles)
         best = np.maximum(best, np.where(counts, similarity, 0.0))
-        exact |= counts & equal
-    return best, exact
+        exact |= counts & pairs.equal()
+        lowest = np.minimum(lowest, similarity)
+    return np.where(best > 0, best, lowest), exact
 
 
 class _Pairs:

@@ -45,20 +45,19 @@ def test_what_the_standard_writer_writes(tmp_path, suffix, seed):
     assert kept_bytes(source, [True] * 60, tmp_path / "kept")[0] == content
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_the_quick_way_agrees_with_the_slow_one(tmp_path, seed):
-    rng = random.Random(seed)
-    line = "".join(
-        rng.choices(["a", '"', '"', ",", '","', " ", "\r", "é"], k=rng.randrange(1, 12))
-    ) + rng.choice(["\n", "\r\n", ""])
+def test_the_quick_way_agrees_with_the_slow_one(tmp_path):
     source = opened(tmp_path / "a.csv", b"text\n")
-    quick = source._quick(line.encode())
-    raw, fields = quoted_fields(line.encode(), Lines(lambda: b""), b",", 100)
-    if quick is not None:
-        assert raw == line.encode()
-        assert [source._value(field) for field in fields] == quick
-    elif b"\r" not in split_ending(line.encode())[0]:
-        assert isinstance(fields, str)
+    rng = random.Random(0)
+    for _ in range(3000):
+        symbols = rng.choices(["a", '"', '"', ",", '","', " ", "\r", "é"], k=rng.randrange(1, 12))
+        line = ("".join(symbols) + rng.choice(["\n", "\r\n", ""])).encode()
+        quick = source._quick(line)
+        raw, fields = quoted_fields(line, Lines(lambda: b""), b",", 100)
+        if quick is not None:
+            assert raw == line
+            assert [source._value(field) for field in fields] == quick
+        elif b"\r" not in split_ending(line)[0]:
+            assert isinstance(fields, str)
 
 
 def test_unquoted_tsv_keeps_its_quotes_and_its_rows(tmp_path):

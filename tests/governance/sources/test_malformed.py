@@ -196,13 +196,12 @@ def test_memory_does_not_grow_with_a_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
-@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
 def test_a_compressed_file_that_breaks_off(tmp_path, compression, suffix):
     rng = random.Random(2)
     rows = [f"{i} {rng.getrandbits(200):x}" for i in range(10_000)]
     rendered = {
         "txt": rows,
-        "jsonl": [json.dumps({"text": row}) for row in rows],
         "csv": ["text", *rows],
     }[suffix]
     content = "\n".join(rendered).encode()
@@ -231,9 +230,12 @@ def test_damage_behind_a_quote_that_is_not_closed(tmp_path):
     assert found[3]["problem"].startswith("the compressed file is damaged")
 
 
-def test_a_large_malformed_record_is_handed_out_whole(tmp_path):
+def test_a_large_malformed_record_is_handed_out_whole(tmp_path, monkeypatch):
     line = b'{"text": "' + b"x" * (2 << 20) + b"\n"
-    assert list(opened(tmp_path / "a.jsonl", line).records(np.array([0]))) == [(0, line)]
+    source = opened(tmp_path / "a.jsonl", line)
+    assert list(source.records(np.array([0]))) == [(0, line)]
+    monkeypatch.setattr(lines, "MAX_RECORD", len(line))  # and of one beyond the bound its first MiB
+    assert list(source.records(np.array([0]))) == [(0, line[: 1 << 20])]
 
 
 def test_damage_at_the_end_of_a_line_is_a_row_too(tmp_path):
@@ -268,7 +270,7 @@ def check_whole(source, folder, content, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "txt"])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(36))
 def test_random_bytes(tmp_path, monkeypatch, suffix, seed):
     monkeypatch.setattr(lines, "MAX_RECORD", 50)
     rng = random.Random(seed)

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from hybrid_kernels.governance import storage
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.sources import open_sources
+from hybrid_kernels.governance.sources.tabular import _bounded
 from tests.governance.sources.support import TEXT, kept_bytes, opened, problems, read, texts
 
 COLUMNS = Columns(("text",), ("lang",), "key")
@@ -202,6 +203,14 @@ def test_large_rows_come_in_small_tables(tmp_path):
         *open_sources([Dataset.from_list(rows)], TEXT),
     ]:
         assert [len(table) for table, _ in source.batches()] == [3, 3, 2]
+
+
+def test_tables_of_large_rows_are_made_python_objects_of_in_slices():
+    table = pa.table({"text": ["x" * (5 << 20), "y"] * 4})
+    slices = list(_bounded(table))
+    assert [len(part) for part in slices] == [4, 4]
+    assert pa.concat_tables(slices).equals(table)
+    assert [len(part) for part in _bounded(pa.table({"text": ["x" * (20 << 20)]}))] == [1]
 
 
 def test_columns_are_checked(tmp_path):
