@@ -110,7 +110,7 @@ def test_exact_copies_differ_only_for_the_eye(spoiling):
     draw = random.Random(0)
     texts = ["The board met – twice.", "这是一个句子。", "यह एक वाक्य है।", "Straße, yıl"]
     made = Counter()
-    for text in texts * 20:
+    for text in texts * 60:
         copy, how = spoiling.same(text, draw)
         assert spoiling.normal(copy) == spoiling.normal(text) and (copy == text) == (how == "verbatim")
         made[how] += 1
