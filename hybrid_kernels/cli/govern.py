@@ -141,7 +141,7 @@ def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
     for change in changes:
         name, equals, value = change.partition("=")
         *sections, field = name.strip().split(".")
-        place = values
+        place: Any = values
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not equals or not isinstance(place, dict) or field not in place:

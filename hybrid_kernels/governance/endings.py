@@ -86,7 +86,7 @@ for _language, _letters in _NEVER_LAST.items():
         _LETTERS[_letter] = _LETTERS.get(_letter, 0) | 2 << LANGUAGES.index(_language)
 
 
-def language_bits(language: str | None) -> int:
+def languages_bits(language: str | None) -> int:
     """The bits of `ending` that show a text of this language to be cut off."""
     base = (language or "").partition("-")[0]
     return 1 | (2 << LANGUAGES.index(base) if base in LANGUAGES else 0)

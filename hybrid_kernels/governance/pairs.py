@@ -1,121 +1,88 @@
-"""What the two sides of a translation have in common whatever their languages: length, numbers, sentence marks.
-
-A row whose sides belong to different rows (files that slipped by a line) differs in one of these only if it says
-something that shows it; a short sentence beside another short one stays.
-"""
+"""What two texts of a row have to do with each other: copies, and of translations lengths, numbers and sentence marks."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance.characters import BLANK, IDEOGRAPH, KANA, NUMBER, CodePoints
+from hybrid_kernels.governance.batch import Batch
+from hybrid_kernels.governance.text import normalise, shingles
 
-#: Letters of an alphabet that a character of these scripts stands for, roughly.
-_IDEOGRAPH_WEIGHT, _KANA_WEIGHT = 3.0, 2.0
-#: Added to both lengths, so that "Yes." and "Ndiyo, bwana." are no odd pair.
-_SMOOTHING = 10.0
+#: Shingles from which a text that stands on both sides is a copy; below it may be a name.
+MIN_COPIED = 20
+#: Numbers on both sides from which they are held against each other: one may be put in words or another unit.
+MIN_NUMBERS = 2
 
-_NUMBER = re.compile(r"\d+(?:[.,٫٬’'\u00a0\u202f]\d+)*")
-_SEPARATORS = re.compile(r"[^0-9]+")
-_ZEROS = (
-    0x660,
-    0x6F0,
-    0x966,
-    0x9E6,
-    0xA66,
-    0xAE6,
-    0xB66,
-    0xBE6,
-    0xC66,
-    0xCE6,
-    0xD66,
-    0xE50,
-    0xED0,
-    0x1040,
-    0x17E0,
-    0xFF10,
-)
-_DECIMAL = {zero + digit: str(digit) for zero in _ZEROS for digit in range(10)}
-#: From here on numbers are compared: two small ones that are words on the other side prove nothing.
-_FEWEST = 3
+_NUMBER = re.compile(r"\d+")
+_GROUPED = re.compile(r"(?<=\d)[.,٬\u00a0\u202f' ](?=\d{3}(?!\d))")
+_MARK = re.compile(r"[.!?…。！？．؟।۔;]+(?=\s|[\"'”’»)]|\Z)|[。！？]")
+_THAI = re.compile("[\u0e00-\u0e7f]")
+# An ideograph says what two to three letters do.
+_IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+_BUDDHIST_ERA = 543
 
-_QUESTION = re.compile(r"[?？؟]|(?<=[\u0370-\u03ff])[;\u037e]")
-_CLOSING = " \t\n\r\u00a0\"'”’»)]」』"
-_SENTENCES = re.compile(
-    r"[.!?…;\u037e]+(?=[\s\"'”’»)\]]|\Z)|[。！？।॥؟۔]+|(?<=[\u0900-\u097f])\s?\||(?<=[\u0600-\u06ff])[-–](?=\s|\Z)"
-)
-#: Thai, Lao, Burmese and Khmer do without marks at the end of sentences.
-_MARKLESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+TRANSLATION = ("length_ratio", "number_agreement", "punctuation_difference", "copied")
 
 
-def measure(
-    first: Sequence[str], second: Sequence[str], points: tuple[CodePoints, CodePoints]
-) -> dict[str, NDArray[np.float64]]:
-    """Features of the pairs:
-
-    - `length_ratio`: natural logarithm of the first text's length by the second's, in visible characters, where an
-      ideograph counts for three and a syllable of Japanese or Korean for two;
-    - `numbers`: the share of numbers that both sides have; NaN with too few to tell;
-    - `marks`: sentence marks that one side has more than the other, `questions`: 1 where one side ends in a question
-      mark and the other has none; NaN where a script does without.
-    """
-    lengths = [_weighted_lengths(side) for side in points]
-    pairs = list(zip(first, second, strict=True))
-    numeric = ((points[0].count(NUMBER) > 0) | (points[1].count(NUMBER) > 0)).tolist()
-    agreement = [
-        _agreement(a, b) if digits else np.nan for (a, b), digits in zip(pairs, numeric, strict=True)
-    ]
-    marks = np.array([_marks(a, b) for a, b in pairs], float).reshape(-1, 2)
-    ratio = np.log((lengths[0] + _SMOOTHING) / (lengths[1] + _SMOOTHING))
-    return {
-        "length_ratio": ratio,
-        "numbers": np.array(agreement),
-        "marks": marks[:, 0],
-        "questions": marks[:, 1],
-    }
-
-
-def _weighted_lengths(points: CodePoints) -> NDArray[np.float64]:
-    visible = points.lengths - points.count(BLANK)
-    ideographs, kana = points.count(IDEOGRAPH), points.count(KANA)
-    return visible + (_IDEOGRAPH_WEIGHT - 1) * ideographs + (_KANA_WEIGHT - 1) * kana
-
-
-def numbers(text: str) -> Counter[str]:
-    """The numbers of a text as they are in any language's way to write them, with how often they occur.
-
-    Decimal digits of any script; without separators, leading zeros (of dates) and trailing ones (10,000 is 1万).
-    """
-    found: Counter[str] = Counter()
-    for number in _NUMBER.findall(text):
-        found[_SEPARATORS.sub("", number.translate(_DECIMAL)).strip("0") or "0"] += 1
+def measure(batch: Batch) -> dict[str, NDArray[np.generic]]:
+    """Of rows with two texts: `identical`, and of translations those of `TRANSLATION`; NaN where they say nothing."""
+    pairs = list(zip(*batch.texts, strict=True))
+    found = {"identical": _each(pairs, _identical)}
+    if batch.columns.kind == "translation":
+        measures = (_length_ratio, _number_agreement, _punctuation_difference, _copied)
+        found |= {name: _each(pairs, one) for name, one in zip(TRANSLATION, measures, strict=True)}
     return found
 
 
-def _agreement(first: str, second: str) -> float:
-    a, b = numbers(first), numbers(second)
-    most = max(_weight(a), _weight(b))
-    return _weight(a & b) / most if most >= _FEWEST else np.nan
+def _each(pairs: list[tuple[str | None, ...]], measure: object) -> NDArray[np.float64]:
+    assert callable(measure)
+    return np.array([np.nan if a is None or b is None else measure(a, b) for a, b in pairs], np.float64)
 
 
-def _weight(found: Counter[str]) -> int:
-    """Numbers of one digit count for half: the other side may have them in words."""
-    return sum(n * (2 if len(number) > 1 else 1) for number, n in found.items())
+def _identical(first: str, second: str) -> float:
+    return float(first == second or normalise(first) == normalise(second))
 
 
-def _marks(first: str, second: str) -> tuple[float, float]:
-    if _MARKLESS.search(first) or _MARKLESS.search(second):
-        return np.nan, np.nan
-    difference = abs(len(_SENTENCES.findall(first)) - len(_SENTENCES.findall(second)))
-    return difference, _asks(first, second) or _asks(second, first)
+def _length_ratio(first: str, second: str) -> float:
+    """Natural logarithm of the ratio of lengths in letters, an ideograph or syllable counted thrice."""
+    a, b = _length(first), _length(second)
+    return float(np.log(a / b)) if a and b else np.nan
 
 
-def _asks(first: str, second: str) -> bool:
-    """The first text ends in a question mark and the second has none."""
-    end = first.rstrip(_CLOSING)
-    return bool(_QUESTION.search(end, len(end) - 1)) and not _QUESTION.search(second)
+def _length(text: str) -> int:
+    return len(text.strip()) + 2 * len(_IDEOGRAPH.findall(text))
+
+
+def numbers(text: str) -> Counter[int]:
+    """Numbers in digits of any script; separators of thousands join."""
+    return Counter(int(digits) for digits in _NUMBER.findall(_GROUPED.sub("", text)) if len(digits) <= 18)
+
+
+def _number_agreement(first: str, second: str) -> float:
+    """Numbers of the side with fewer that the other has too, a Buddhist year for a Christian one, as a share."""
+    a, b = sorted((numbers(first), numbers(second)), key=lambda found: found.total())
+    if a.total() < MIN_NUMBERS:
+        return np.nan
+    common = a & b
+    shifted = sum(
+        bool(b[n + _BUDDHIST_ERA] or b[n - _BUDDHIST_ERA]) * count for n, count in (a - common).items()
+    )
+    return (common.total() + shifted) / a.total()
+
+
+def _punctuation_difference(first: str, second: str) -> float:
+    """Sentence marks that one side has more; Thai sets none."""
+    if _THAI.search(first) or _THAI.search(second):
+        return np.nan
+    return float(abs(len(_MARK.findall(first)) - len(_MARK.findall(second))))
+
+
+def _copied(first: str, second: str) -> float:
+    a, b = shingles(first, 3), shingles(second, 3)
+    if min(len(a), len(b)) < MIN_COPIED:
+        return np.nan
+    common = len(a & b)
+    return common / (len(a) + len(b) - common)

@@ -128,15 +128,6 @@ class QualityPolicy(Section):
         description="largest share of repeated shingles, from `min_shingles` shingles on",
     )
     min_shingles: int = Field(default=20, ge=1, description="shingles from which repetition is judged")
-    max_word_share: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="largest share of the words that are one and the same, from 10 words on",
-    )
-    max_repeated_lines: float = Field(
-        default=0.3, ge=0, le=1, description="largest share of the lines that came before"
-    )
     max_character_run: int = Field(
         default=15, ge=1, description="longest run of one character (white space aside)"
     )
@@ -156,7 +147,6 @@ class QualityPolicy(Section):
     min_vowel_letters: int = Field(
         default=12, ge=1, description="letters from which the vowel share is judged"
     )
-    reject_keyboard_walks: bool = Field(default=True, description="six keys beside each other in a row")
     reject_markup: bool = Field(default=True, description="HTML tags and script code")
     reject_boilerplate: bool = Field(default=True, description="placeholder and web-page boilerplate phrases")
     reject_mojibake: bool = Field(
@@ -167,18 +157,15 @@ class QualityPolicy(Section):
         default=True, description="rows whose text columns are all equal after normalisation"
     )
     max_length_ratio: float = Field(
-        default=3.0,
+        default=6.0,
         gt=1,
         description="translations: largest ratio of the sides' lengths, after their languages' usual one",
     )
     min_number_agreement: float = Field(
-        default=0.4, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
-    )
-    reject_question_mismatch: bool = Field(
-        default=True, description="translations: a question beside a text without a question mark"
+        default=0.5, ge=0, le=1, description="translations: smallest share of numbers that both sides have"
     )
     max_punctuation_difference: int = Field(
-        default=3, ge=0, description="translations: most sentence marks that one side has more than the other"
+        default=6, ge=0, description="translations: most sentence marks that one side has more than the other"
     )
     max_copied: float = Field(
         default=0.8,
@@ -191,8 +178,7 @@ class QualityPolicy(Section):
 class ThresholdPolicy(Section):
     """Bounds from the data: median ± spread · robust standard deviation of a feature, per language.
 
-    They take the place of the fixed bounds only where they are the stricter ones and enough rows speak, and give way
-    until they cut no more than a small share of the language's rows (`thresholds`).
+    They take the place of the fixed bounds only where they are the stricter ones and enough rows speak.
     """
 
     enabled: bool = True
@@ -201,12 +187,6 @@ class ThresholdPolicy(Section):
     )
     min_rows: int = Field(
         default=500, ge=2, description="rows of a language from which its own bounds are used"
-    )
-    min_terminated: float = Field(
-        default=0.995,
-        ge=0,
-        le=1,
-        description="share of a language's rows that end in a sentence mark, from which one that does not is truncated",
     )
 
 

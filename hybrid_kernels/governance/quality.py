@@ -1,464 +1,324 @@
-"""Quality rules on the characters of a text and on pairs of texts, in the manner of Gopher (arXiv 2112.11446) and C4
-(1910.10683).
+"""The quality step: rules on the characters of texts, in the manner of Gopher (arXiv 2112.11446) and C4 (1910.10683).
 
-Rules on words apply only where a text has spaces to tell them apart: Chinese and Thai do not separate words.
+No rule counts words but one on repetition: Chinese and Thai do not separate them. Numeric bounds are per language where the
+data gives some (`thresholds`); what a rule saw is said again from the text, for the rows it rejects.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance import boilerplate, endings, mojibake, pairs
-from hybrid_kernels.governance.batch import Batch, Bounds, Columns, Features, Objection, Range
-from hybrid_kernels.governance.characters import (
-    ALPHABET,
-    BLANK,
-    LETTER,
-    NUMBER,
-    OTHER,
-    SYMBOL,
-    VOWEL,
-    WALK,
-    CodePoints,
-)
-from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
-from hybrid_kernels.governance.text import excerpt, normalise, shingle_list
+from hybrid_kernels.governance import characters, endings, mojibake, pairs, thresholds
+from hybrid_kernels.governance.batch import Batch, Bounds, Columns, Features, Objection
+from hybrid_kernels.governance.characters import CodePoints
+from hybrid_kernels.governance.phrases import BOILERPLATE, LINK, MARKUP, WORD_RUN
+from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.text import excerpt, shingle_list
 
-MEASURED = ("quality.max_characters", "quality.min_shingles", "quality.min_vowel_letters")
-
-#: Values of the policy's fields worth trying.
-VARIATIONS: dict[str, list[float]] = {
-    "min_letters": [1, 2, 5, 10],
-    "max_repetition": [0.4, 0.5, 0.6, 0.65, 0.7, 0.8],
-    "max_word_share": [0.3, 0.4, 0.5, 0.6],
-    "max_repeated_lines": [0.1, 0.2, 0.3, 0.5],
-    "max_character_run": [5, 8, 15, 30],
-    "max_symbols": [0.2, 0.3, 0.4, 0.5, 0.6],
-    "max_digits": [0.2, 0.3, 0.4, 0.5, 0.6],
-    "max_links": [0.1, 0.2, 0.3, 0.5],
-    "min_vowels": [0.1, 0.15, 0.2, 0.25, 0.3],
-    "reject_markup": [False, True],
-    "reject_boilerplate": [False, True],
-    "reject_mojibake": [False, True],
-    "reject_truncated": [False, True],
-    "reject_identical": [False, True],
-    "max_length_ratio": [2.0, 2.5, 3.0, 4.0, 6.0],
-    "min_number_agreement": [0.2, 0.4, 0.5, 0.7],
-    "max_punctuation_difference": [1, 2, 3, 6],
-    "reject_question_mismatch": [False, True],
-    "reject_keyboard_walks": [False, True],
-    "max_copied": [0.6, 0.7, 0.8, 0.9],
+STEP = "quality"
+#: Beyond `max_characters` a text is not looked into.
+MEASURED = ("quality.max_characters",)
+#: For the what-if table.
+VARIATIONS: dict[str, list[Any]] = {
+    "min_letters": [0, 2, 5, 10, 20],
+    "max_characters": [500, 1000, 2000, 10_000],
+    "max_repetition": [0.5, 0.6, 0.65, 0.7, 0.8],
+    "max_character_run": [5, 10, 15, 30],
+    "max_symbols": [0.2, 0.3, 0.5, 0.7],
+    "max_digits": [0.2, 0.3, 0.5, 0.7],
+    "max_links": [0.1, 0.3, 0.5],
+    "min_vowels": [0.1, 0.2, 0.25, 0.3],
+    "reject_markup": [True, False],
+    "reject_boilerplate": [True, False],
+    "reject_mojibake": [True, False],
+    "reject_truncated": [True, False],
+    "reject_identical": [True, False],
+    "max_length_ratio": [2.0, 3.0, 6.0, 10.0],
+    "min_number_agreement": [0.0, 0.5, 0.75, 1.0],
+    "max_punctuation_difference": [2, 4, 6, 10],
+    "max_copied": [0.5, 0.7, 0.8, 0.9],
 }
+#: Letters from which a text without a sentence mark is no headline.
+MIN_MARKED = 30
 
-
-@dataclass(frozen=True)
-class Rule:
-    """A feature and the field of `QualityPolicy` that bounds it.
-
-    Attributes:
-        feature: without the column's position.
-        reason: of the objection.
-        field: a number that the feature is held against, or whether it may be other than 0.
-        low: the field is the least that the feature may be, not the most.
-        detail: of `value` and `bound`; empty where `_EXPLANATIONS` has a function of the texts.
-    """
-
-    feature: str
-    reason: str
-    field: str
-    detail: str = ""
-    low: bool = False
-
-    @property
-    def switch(self) -> bool:
-        return self.field.startswith("reject_")
-
-
-TEXT_RULES = (
-    Rule("characters", "too long", "max_characters", "{value:.0f} characters, at most {bound:.0f}"),
-    Rule("letters", "too short", "min_letters", "{value:.0f} letters, at least {bound:.0f}", low=True),
-    Rule("mojibake", "mojibake", "reject_mojibake"),
-    Rule("markup", "markup", "reject_markup"),
-    Rule("boilerplate", "boilerplate", "reject_boilerplate"),
-    Rule("links", "links", "max_links", "{value:.0%} of the characters are links, at most {bound:.0%}"),
-    Rule("symbols", "symbols", "max_symbols", "{value:.0%} are punctuation or symbols, at most {bound:.0%}"),
-    Rule("digits", "digits", "max_digits", "{value:.0%} are digits, at most {bound:.0%}"),
-    Rule(
-        "run",
-        "repetition",
-        "max_character_run",
-        "a character {value:.0f} times in a row, at most {bound:.0f}",
-    ),
-    Rule(
-        "repetition",
-        "repetition",
-        "max_repetition",
-        "{value:.0%} of the shingles repeat, at most {bound:.0%}",
-    ),
-    Rule(
-        "word_share",
-        "repetition",
-        "max_word_share",
-        "{value:.0%} of the words are one word, at most {bound:.0%}",
-    ),
-    Rule(
-        "repeated_lines",
-        "repetition",
-        "max_repeated_lines",
-        "{value:.0%} of the lines repeat, at most {bound:.0%}",
-    ),
-    Rule("walk", "keyboard mash", "reject_keyboard_walks"),
-    Rule(
-        "vowels",
-        "keyboard mash",
-        "min_vowels",
-        "{value:.0%} of the letters are vowels, at least {bound:.0%}",
-        low=True,
-    ),
-)
-PAIR_RULES = (Rule("identical", "identical columns", "reject_identical"),)
-TRANSLATION_RULES = (
-    Rule(
-        "copied",
-        "untranslated",
-        "max_copied",
-        "{value:.0%} of the shingles are in both texts, at most {bound:.0%}",
-    ),
-    Rule("length_ratio", "length ratio", "max_length_ratio"),
-    Rule(
-        "numbers",
-        "numbers differ",
-        "min_number_agreement",
-        "{value:.0%} of the numbers agree, at least {bound:.0%}",
-        low=True,
-    ),
-    Rule(
-        "marks",
-        "punctuation differs",
-        "max_punctuation_difference",
-        "one text has {value:.0f} sentence marks more, at most {bound:.0f}",
-    ),
-    Rule("questions", "punctuation differs", "reject_question_mismatch"),
-)
-_ROW_RULES = {"text": (), "pair": PAIR_RULES, "translation": TRANSLATION_RULES}
-#: Beside the features of rules: whether there is anything to see, and how the text ends.
-_OTHER_FEATURES = ("visible", "terminal")
-
-#: Repetition is judged within so many shingles: the longer a text, the more of them have been there before.
-_WINDOW = 500
-_LONG_SHINGLE = 40
-#: From so many words on it is asked how many of them are the same.
-_FEWEST_WORDS = 10
+_TEXT = (
+    "characters letters repetition shingles run symbols digits links vowels vowel_letters word_run mojibake markup "
+    "boilerplate walk terminal ending"
+).split()
+_Detail = Callable[[str, float, float], str]
 
 
 def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
-    """The features of each text column i, and of the row without a position; NaN where a text is missing, too long, or has
-    too little for the rule.
-
-    `characters_i`, `visible_i`, `letters_i`: how many. `symbols_i`, `digits_i`: shares of the visible characters;
-    `links_i`: share of the characters; `vowels_i`: of the letters. `run_i`: the longest run of one character.
-    `repetition_i`: share of shingles that came before; `word_share_i`: of the words, that of the commonest;
-    `repeated_lines_i`: of the lines, that came before. `mojibake_i`, `markup_i`, `boilerplate_i`, `walk_i`: 1 or 0.
-    `terminal_i`: 1 where a sentence mark ends the text; `cut_i`: the bits of `endings.ending`.
-
-    Of a pair `identical`: 1 or 0; of a translation `copied`: Jaccard similarity of the shingles, and the features of
-    `pairs.measure`.
-    """
-    kinds: dict[str, pa.DataType] = {}
-    for i in range(len(columns.texts)):
-        names = [*(rule.feature for rule in TEXT_RULES), *_OTHER_FEATURES]
-        kinds |= {f"{name}_{i}": pa.float32() for name in names}
-        kinds[f"cut_{i}"] = pa.int32()
-    return kinds | {rule.feature: pa.float32() for rule in _ROW_RULES[columns.kind]}
+    """Of text i: lengths `characters_i`, `letters_i`, shares `repetition_i` (of `shingles_i`), `symbols_i`, `digits_i`,
+    `links_i`, `vowels_i` (of `vowel_letters_i`), the longest `run_i` of a character, 1 where there are `mojibake_i`,
+    `markup_i`, `boilerplate_i`, a keyboard `walk_i`, a `word_run_i`, a sentence mark at the end (`terminal_i`); the bits
+    of `endings.ending` in `ending_i`. Of rows with two texts those of `pairs`."""
+    names = [f"{name}_{i}" for i in range(len(columns.texts)) for name in _TEXT]
+    names += ["identical"] * (len(columns.texts) == 2)
+    names += pairs.TRANSLATION if columns.kind == "translation" else ()
+    return {name: pa.float64() for name in names}
 
 
 def measure(batch: Batch, policy: GovernancePolicy) -> Features:
-    """See `fields`."""
-    kinds = fields(batch.columns, policy)
-    features: Features = {
-        name: np.full(len(batch), np.nan, np.float32)
-        if kind == pa.float32()
-        else np.zeros(len(batch), np.int32)
-        for name, kind in kinds.items()
-    }
+    """See `fields`; NaN where there is no text or, but for its length, a text that is too long."""
     longest = policy.quality.max_characters
+    features: Features = {}
     for i, texts in enumerate(batch.texts):
-        features[f"characters_{i}"][:] = [np.nan if text is None else len(text) for text in texts]
-    for rows in _pieces(batch.texts, longest):
-        sides = []
-        for i, texts in enumerate(batch.texts):
-            there = [row for row in rows if texts[row] is not None and len(texts[row]) <= longest]
-            side = _Side([texts[row] for row in there], policy.quality)
-            for name, values in side.features().items():
-                features[f"{name}_{i}"][there] = values
-            sides.append((there, side))
-        if len(sides) == 2:
-            _measure_pairs(features, batch, sides, policy.quality)
+        read = np.array([text is not None and len(text) <= longest for text in texts], bool)
+        chosen = [text for text, there in zip(texts, read, strict=True) if there and text is not None]
+        for name, values in _measured(chosen).items():
+            features[f"{name}_{i}"] = np.full(len(batch), np.nan)
+            features[f"{name}_{i}"][read] = values
+        features[f"characters_{i}"] = np.array([np.nan if text is None else len(text) for text in texts])
+    if len(batch.texts) == 2:
+        short = Batch(
+            tuple([t if t is None or len(t) <= longest else None for t in texts] for texts in batch.texts),
+            batch.expected,
+            batch.columns,
+            batch.languages,
+        )
+        features |= pairs.measure(short)
     return features
 
 
-def _pieces(texts: Sequence[Sequence[str | None]], longest: int) -> Iterator[list[int]]:
-    """Rows of some million characters at a time, so that arrays of their characters stay small."""
-    rows: list[int] = []
-    size = 0
-    for row, values in enumerate(zip(*texts, strict=True)):
-        rows.append(row)
-        size += sum(len(text) for text in values if text is not None and len(text) <= longest)
-        if size > 1 << 20:
-            yield rows
-            rows, size = [], 0
-    if rows:
-        yield rows
+def _measured(texts: Sequence[str]) -> dict[str, Any]:
+    points = CodePoints(texts)
+    visible = np.maximum(points.lengths - points.count(characters.BLANK), 1)
+    letters = points.count(characters.LETTER)
+    small, others = points.count(characters.ALPHABET), points.count(characters.OTHER)
+    vowels = points.count_all(characters.ALPHABET | characters.VOWEL)
+    # Where most letters are of other scripts what is left is names.
+    alphabetic = np.where(small > others, small, 0)
+    grams = [shingle_list(text, 3) for text in texts]
+    ends = [endings.ending(text) for text in texts]
+    return {
+        "characters": points.lengths,
+        "letters": letters,
+        "repetition": [1 - len(set(found)) / len(found) for found in grams],
+        "shingles": [len(found) for found in grams],
+        "run": points.runs,
+        "symbols": points.count(characters.SYMBOL) / visible,
+        "digits": points.count(characters.NUMBER) / visible,
+        "links": [_link_share(text) for text in texts],
+        "vowels": np.where(alphabetic > 0, vowels / np.maximum(small, 1), np.nan),
+        "vowel_letters": alphabetic,
+        "word_run": [WORD_RUN.search(text) is not None for text in texts],
+        "mojibake": [sign is not None for sign in mojibake.signs(texts, points)],
+        "markup": [MARKUP.search(text) is not None for text in texts],
+        "boilerplate": [BOILERPLATE.search(text) is not None for text in texts],
+        "walk": points.walks >= 0,
+        "terminal": [marked for marked, _ in ends],
+        "ending": [bits for _, bits in ends],
+    }
 
 
-class _Side:
-    """The texts of one column, as far as they are looked at."""
-
-    def __init__(self, texts: list[str], policy: QualityPolicy) -> None:
-        self.texts, self.policy = texts, policy
-        self.points = CodePoints(texts)
-        self.grams = [shingle_list(text, 3) for text in texts]
-
-    def features(self) -> Features:
-        points, texts = self.points, self.texts
-        count = points.count
-        visible = points.lengths - count(BLANK)
-        ends = [endings.ending(text) for text in texts]
-        signs = mojibake.signs(texts, points)
-        return {
-            "visible": visible,
-            "letters": count(LETTER),
-            "symbols": count(SYMBOL) / np.maximum(visible, 1),
-            "digits": count(NUMBER) / np.maximum(visible, 1),
-            "links": np.array([boilerplate.linked(text) for text in texts]) / np.maximum(points.lengths, 1),
-            "run": points.runs,
-            "repetition": [
-                self._repetition(text, grams) for text, grams in zip(texts, self.grams, strict=True)
-            ],
-            "word_share": [_word_share(text) for text in texts],
-            "repeated_lines": [_repeated_lines(text) if "\n" in text else np.nan for text in texts],
-            "walk": points.walks >= 0,
-            "vowels": self._vowels(),
-            "mojibake": [sign is not None for sign in signs],
-            "markup": [boilerplate.markup(text) is not None for text in texts],
-            "boilerplate": [boilerplate.phrase(text) is not None for text in texts],
-            "terminal": [terminal for terminal, _ in ends],
-            "cut": [bits for _, bits in ends],
-        }
-
-    def _repetition(self, text: str, grams: list[str]) -> float:
-        if len(grams) < self.policy.min_shingles:
-            return np.nan
-        if len(grams) <= _WINDOW:
-            return 1 - len(set(grams)) / len(grams)
-        windows = [grams[i : i + _WINDOW] for i in range(0, len(grams), _WINDOW)]
-        near = 1 - sum(len(set(window)) for window in windows) / len(grams)
-        normal = normalise(text)
-        far = [normal[i : i + _LONG_SHINGLE] for i in range(len(normal) - _LONG_SHINGLE + 1)]
-        return max(near, 1 - len(set(far)) / len(far))
-
-    def _vowels(self) -> NDArray[np.float64]:
-        """NaN with few small letters, and where most letters are of scripts that do not write vowels as letters."""
-        letters, others = self.points.count(ALPHABET), self.points.count(OTHER)
-        vowels = self.points.count_all(ALPHABET | VOWEL) / np.maximum(letters, 1)
-        return np.where((letters >= self.policy.min_vowel_letters) & (letters > others), vowels, np.nan)
-
-
-def _word_share(text: str) -> float:
-    words = text.lower().split()
-    return max(Counter(words).values()) / len(words) if len(words) >= _FEWEST_WORDS else np.nan
-
-
-def _repeated_lines(text: str) -> float:
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    return 1 - len(set(lines)) / len(lines) if len(lines) > 1 else np.nan
-
-
-def _measure_pairs(
-    features: Features, batch: Batch, sides: list[tuple[list[int], _Side]], policy: QualityPolicy
-) -> None:
-    (rows, first), (others, second) = sides
-    if rows != others:
-        both = sorted({*rows} & {*others})
-        first, second = (_Side([texts[row] or "" for row in both], policy) for texts in batch.texts)
-        rows = both
-    grams = list(zip(first.grams, second.grams, strict=True))
-    if batch.columns.kind == "pair":
-        features["identical"][rows] = [a == b for a, b in grams]
-        return
-    features["copied"][rows] = [_jaccard(a, b) if len(a) >= policy.min_shingles else np.nan for a, b in grams]
-    for name, values in pairs.measure(first.texts, second.texts, (first.points, second.points)).items():
-        features[name][rows] = values
-
-
-def _jaccard(first: list[str], second: list[str]) -> float:
-    a, b = set(first), set(second)
-    common = len(a & b)
-    return common / (len(a) + len(b) - common)
-
-
-def limits(policy: QualityPolicy) -> dict[str, Range]:
-    """Feature (without a column's position) → what the policy lets it be; switches aside."""
-    found = {}
-    for rule in TEXT_RULES + TRANSLATION_RULES:
-        value = getattr(policy, rule.field)
-        if rule.feature == "length_ratio":
-            found[rule.feature] = Range(-math.log(value), math.log(value))
-        elif not rule.switch:
-            found[rule.feature] = Range(low=value) if rule.low else Range(high=value)
-    return found
+def _link_share(text: str) -> float:
+    if "@" not in text and "www." not in text.lower() and "://" not in text:
+        return 0.0
+    return sum(len(match.group()) for match in LINK.finditer(text)) / len(text)
 
 
 def objections(batch: Batch, features: Features, policy: GovernancePolicy, bounds: Bounds) -> list[Objection]:
-    """All that speaks against rows of the batch.
-
-    Args:
-        batch: the rows.
-        features: of `measure`, and `row_language_i`; without these no language's own bounds apply.
-        policy: its section `quality`.
-        bounds: of this very policy (`thresholds.bounds`); without them the policy's own hold for all languages.
-    """
-    judge = _Judge(batch, features, policy.quality, bounds)
-    found: list[Objection | None] = []
-    for i in range(len(batch.texts)):
-        found.append(judge.empty(i))
-        found += [judge.broken(rule, i) for rule in TEXT_RULES]
-        found.append(judge.truncated(i))
-    found += [judge.broken(rule, None) for rule in _ROW_RULES[batch.columns.kind]]
-    return [objection for objection in found if objection is not None]
+    """One a rule and text column; all that a row breaks."""
+    languages = tuple(list(features[f"row_language_{i}"]) for i in range(len(batch.texts)))
+    found: list[Objection] = []
+    for i, column in enumerate(batch.columns.texts):
+        rules = _Rules(batch.texts[i], column, i, features, languages, bounds, policy)
+        found += [*rules.numeric(), *rules.patterns(), *rules.endings()]
+    if len(batch.texts) == 2:
+        found += _of_rows(batch, features, languages, policy, bounds)
+    return [objection for objection in found if len(objection.rows)]
 
 
-class _Judge:
-    def __init__(self, batch: Batch, features: Features, policy: QualityPolicy, bounds: Bounds) -> None:
-        self.batch, self.features, self.policy, self.bounds = batch, features, policy, bounds
-        self.limits = limits(policy)
-        none = np.full(len(batch), None, object)
-        languages = [features.get(f"row_language_{i}", none) for i in range(len(batch.texts))]
-        self.languages: dict[int | None, list[str | None]] = {
-            i: list(side) for i, side in enumerate(languages)
-        }
-        if len(languages) == 2:
-            self.languages[None] = [language_pair(a, b) for a, b in zip(*languages, strict=True)]
+class _Rules:
+    """Of one text column."""
 
-    def empty(self, i: int) -> Objection | None:
-        rows = np.flatnonzero(self.features[f"visible_{i}"] == 0)
-        return self._objection("empty", i, rows, ["no characters but white space"] * len(rows))
+    def __init__(
+        self,
+        texts: list[str | None],
+        column: str,
+        i: int,
+        features: Features,
+        languages: tuple[list[str | None], ...],
+        bounds: Bounds,
+        policy: GovernancePolicy,
+    ) -> None:
+        self.texts, self.column, self.i, self.features, self.bounds = texts, column, i, features, bounds
+        self.languages, self.policy = languages, policy.quality
+        self.codes = thresholds.languages_of(f"characters_{i}", languages)
+        # Only what has a letter, a digit or a sign has more to be said of it than that it is empty.
+        self.empty = (
+            (self["characters"] > 0) & (self["symbols"] + self["digits"] == 0) & (self["letters"] == 0)
+        )
+        self.empty |= self["characters"] == 0
 
-    def broken(self, rule: Rule, i: int | None) -> Objection | None:
-        values = self.features[rule.feature if i is None else f"{rule.feature}_{i}"]
-        if rule.switch:
-            rows = np.flatnonzero(values == 1) if getattr(self.policy, rule.field) else _NO_ROWS
-            return self._objection(rule.reason, i, rows, self._explain(rule, i, rows))
-        low, high = self._bounds(rule.feature, i)
-        outside = (values < low) | (values > high)
-        if rule.feature == "letters":
-            outside &= self.features[f"visible_{i}"] > 0
-        rows = np.flatnonzero(outside)
-        bound = np.where(values < low, low, high)[rows].astype(np.float64)
-        score = values[rows].astype(np.float64)
-        details = [self._detail(rule, i, *each) for each in zip(rows, score, bound, strict=True)]
-        return self._objection(rule.reason, i, rows, details, score, bound)
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return np.asarray(self.features[f"{name}_{self.i}"], np.float64)
 
-    def _bounds(self, feature: str, i: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Per row the least and the most that its language may have."""
-        name = feature if i is None else f"{feature}_{i}"
-        fixed = self.bounds.get((name, None), self.limits[feature])
-        known = {key: self.bounds.get((name, key), fixed) for key in set(self.languages[i])}
-        ranges = [known[key] for key in self.languages[i]]
-        low, high = (np.array([getattr(r, side) for r in ranges], np.float32) for side in ("low", "high"))
-        return low, high
+    def numeric(self) -> list[Objection]:
+        shingles, vowel_letters = self["shingles"], self["vowel_letters"]
+        long_enough = shingles >= self.policy.min_shingles
+        typed = vowel_letters >= self.policy.min_vowel_letters
+        empty = self._flag("empty", self.empty, lambda text: "no characters but white space")
+        return [
+            empty,
+            self._above("too long", "characters", _length),
+            self._below("too short", "letters", lambda text, v, b: f"{v:.0f} letters, at least {b:.0f}"),
+            self._above("repetition", "run", _run),
+            self._above("repetition", "repetition", _share("of the shingles repeat"), long_enough),
+            self._above("symbols", "symbols", _share("are punctuation or symbols")),
+            self._above("digits", "digits", _share("are digits")),
+            self._above("links", "links", _share("of the characters are links")),
+            self._below(
+                "keyboard mash",
+                "vowels",
+                lambda text, v, b: f"{v:.0%} of the letters are vowels, at least {b:.0%}",
+                typed,
+            ),
+        ]
 
-    def _detail(self, rule: Rule, i: int | None, row: int, score: float, bound: float) -> str:
-        if rule.feature == "length_ratio":
-            return f"the first text has {math.exp(score):.2f} times the length of the second, {_side(score, bound)}"
-        text = rule.detail.format(value=score, bound=bound)
-        limit = self.limits[rule.feature]
-        fixed = limit.low if rule.low else limit.high
-        return text if np.float32(fixed) == np.float32(bound) else f"{text} in {self.languages[i][row]}"
+    def patterns(self) -> list[Objection]:
+        wanted = self.policy
+        found = [
+            self._flag("repetition", self["word_run"] == 1, _repeated_word),
+            self._flag("keyboard mash", self["walk"] == 1, _walk),
+        ]
+        if wanted.reject_mojibake:
+            found.append(self._flag("mojibake", self["mojibake"] == 1, _mojibake))
+        if wanted.reject_markup:
+            found.append(self._flag("markup", self["markup"] == 1, _contains(MARKUP)))
+        if wanted.reject_boilerplate:
+            found.append(self._flag("boilerplate", self["boilerplate"] == 1, _contains(BOILERPLATE)))
+        return found
 
-    def _explain(self, rule: Rule, i: int | None, rows: NDArray[np.int64]) -> list[str]:
-        if rule.feature == "identical":
-            return [
-                f"{' = '.join(self.batch.columns.texts)}: {excerpt(self.batch.texts[0][row] or '')}"
-                for row in rows
-            ]
-        if rule.feature == "questions":
-            return ["one text ends in a question mark, the other has none"] * len(rows)
-        assert i is not None
-        return _EXPLANATIONS[rule.feature]([self.batch.texts[i][row] or "" for row in rows])
-
-    def truncated(self, i: int) -> Objection | None:
-        """Cut off by the look of the end; by the rule that the language's rows end in sentence marks; or at the length
-        at which many rows end, and none is longer."""
+    def endings(self) -> list[Objection]:
         if not self.policy.reject_truncated:
-            return None
-        cut, terminal = self.features[f"cut_{i}"], self.features[f"terminal_{i}"]
-        known = set(self.languages[i])
-        bits = {key: endings.language_bits(key) for key in known}
-        marked = {key: self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known}
-        looks = (cut & np.array([bits[key] for key in self.languages[i]], np.int32)) != 0
-        unusual = np.array([marked[key] for key in self.languages[i]], bool)
-        longest = self.bounds.get((f"cut_{i}", None), Range()).high
-        piled = self.features[f"characters_{i}"] == longest
-        rows = np.flatnonzero((terminal == 0) & (looks | unusual | piled))
-        details = []
-        for row in rows:
-            text = self.batch.texts[i][row] or ""
-            if looks[row]:
-                details.append(endings.explain(text))
-            elif piled[row]:
-                details.append(f"{longest:.0f} characters, at which many rows end and none is longer")
-            else:
-                details.append(f"ends without a sentence mark, as hardly a row in {self.languages[i][row]}")
-        return self._objection("truncated", i, rows, details)
+            return []
+        bits = np.nan_to_num(self["ending"]).astype(np.int64)
+        known = np.array([endings.languages_bits(code) for code in self.codes], np.int64)
+        cut = (bits & known) != 0
+        low, _ = thresholds.limits(f"terminal_{self.i}", self.codes, self.bounds)
+        unmarked = (self["terminal"] < low) & (self["letters"] >= MIN_MARKED) & ~cut
+        return [
+            self._flag("truncated", cut, endings.explain),
+            self._flag(
+                "truncated", unmarked, lambda text: f"no sentence mark at the end, {excerpt(text[-20:])!r}"
+            ),
+        ]
 
-    def _objection(
+    def _above(
+        self, reason: str, feature: str, detail: _Detail, where: NDArray[np.bool_] | None = None
+    ) -> Objection:
+        _, high = thresholds.limits(f"{feature}_{self.i}", self.codes, self.bounds)
+        return self._bounded(reason, self[feature], self[feature] > high, high, detail, where)
+
+    def _below(
+        self, reason: str, feature: str, detail: _Detail, where: NDArray[np.bool_] | None = None
+    ) -> Objection:
+        low, _ = thresholds.limits(f"{feature}_{self.i}", self.codes, self.bounds)
+        return self._bounded(reason, self[feature], (self[feature] < low) & ~self.empty, low, detail, where)
+
+    def _bounded(
         self,
         reason: str,
-        i: int | None,
-        rows: NDArray[np.int64],
-        details: list[str],
-        score: NDArray[np.float64] | None = None,
-        bound: NDArray[np.float64] | None = None,
-    ) -> Objection | None:
-        if not len(rows):
-            return None
-        none = np.full(len(rows), np.nan)
-        column = None if i is None else self.batch.columns.texts[i]
-        # Features are kept as float32: what is behind its digits says nothing.
-        score, bound = (none if values is None else np.round(values, 6) for values in (score, bound))
-        return Objection("quality", reason, column, rows.astype(np.int64), score, bound, details)
+        values: NDArray[np.float64],
+        beyond: NDArray[np.bool_],
+        limit: NDArray[np.float64],
+        detail: _Detail,
+        where: NDArray[np.bool_] | None,
+    ) -> Objection:
+        rows = np.flatnonzero(beyond if where is None else beyond & where)
+        details = [detail(self.texts[row] or "", values[row], limit[row]) for row in rows.tolist()]
+        return Objection(STEP, reason, self.column, rows, values[rows], limit[rows], details)
+
+    def _flag(self, reason: str, where: NDArray[np.bool_], detail: Callable[[str], str]) -> Objection:
+        rows = np.flatnonzero(where)
+        details = [detail(self.texts[row] or "") for row in rows.tolist()]
+        ones = np.ones(len(rows))
+        return Objection(STEP, reason, self.column, rows, ones, np.full(len(rows), np.nan), details)
 
 
-_NO_ROWS = np.zeros(0, np.int64)
+def _of_rows(
+    batch: Batch,
+    features: Features,
+    languages: tuple[list[str | None], ...],
+    policy: GovernancePolicy,
+    bounds: Bounds,
+) -> list[Objection]:
+    found = []
+    same = features["identical"] == 1
+    if policy.quality.reject_identical:
+        rows = np.flatnonzero(same)
+        names = " = ".join(batch.columns.texts)
+        details = [f"{names}: {excerpt(batch.texts[0][row] or '')}" for row in rows.tolist()]
+        found.append(
+            Objection(
+                STEP, "identical columns", None, rows, np.ones(len(rows)), np.full(len(rows), np.nan), details
+            )
+        )
+    if batch.columns.kind != "translation":
+        return found
+    for name, reason, text in (
+        (
+            "length_ratio",
+            "length ratio",
+            "lengths differ by a factor of {0:.1f}, usual are {1:.1f} to {2:.1f}",
+        ),
+        ("number_agreement", "numbers differ", "{0:.0%} of the numbers are on both sides, at least {1:.0%}"),
+        (
+            "punctuation_difference",
+            "punctuation differs",
+            "{0:.0f} sentence marks more on one side, at most {2:.0f}",
+        ),
+        ("copied", "untranslated", "{0:.0%} of the shingles are on both sides, at most {2:.0%}"),
+    ):
+        values = np.asarray(features[name], np.float64)
+        low, high = thresholds.limits(name, thresholds.languages_of(name, languages), bounds)
+        beyond = (values < low) | (values > high)
+        rows = np.flatnonzero(beyond & ~same)
+        shown = np.exp if name == "length_ratio" else np.asarray
+        details = [text.format(*(float(shown(v[row])) for v in (values, low, high))) for row in rows.tolist()]
+        limit = np.where(values < low, low, high)
+        found.append(Objection(STEP, reason, None, rows, values[rows], limit[rows], details))
+    return found
 
 
-def language_pair(first: str | None, second: str | None) -> str | None:
-    """Under what the bounds of a translation's features are kept."""
-    return None if first is None or second is None else f"{first} → {second}"
+def _length(text: str, value: float, bound: float) -> str:
+    return f"{value:.0f} characters, at most {bound:.0f}"
 
 
-def _side(score: float, bound: float) -> str:
-    return f"at {'most' if score > bound else 'least'} {math.exp(bound):.2f}"
+def _share(what: str) -> _Detail:
+    return lambda text, value, bound: f"{value:.0%} {what}, at most {bound:.0%}"
 
 
-def _found(texts: list[str], find: Callable[[str], str | None]) -> list[str]:
-    return [f"contains {excerpt(find(text) or '', 40)!r}" for text in texts]
+def _run(text: str, value: float, bound: float) -> str:
+    match = re.search(rf"(\S)\1{{{int(value) - 1}}}", text)
+    return f"{match.group(1) if match else ''!r} {value:.0f} times in a row, at most {bound:.0f}"
 
 
-_EXPLANATIONS: dict[str, Callable[[list[str]], list[str]]] = {
-    "mojibake": lambda texts: [sign or "" for sign in mojibake.signs(texts, CodePoints(texts))],
-    "markup": lambda texts: _found(texts, boilerplate.markup),
-    "boilerplate": lambda texts: _found(texts, boilerplate.phrase),
-    "walk": lambda texts: [
-        f"walks the keyboard: {text[start : start + WALK]!r}"
-        for text, start in zip(texts, CodePoints(texts).walks.tolist(), strict=True)
-    ],
-}
+def _contains(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    def detail(text: str) -> str:
+        match = pattern.search(text)
+        return f"contains {excerpt(match.group(), 40) if match else ''!r}"
+
+    return detail
+
+
+def _repeated_word(text: str) -> str:
+    match = WORD_RUN.search(text)
+    return f"repeats {match.group(1) if match else ''!r}"
+
+
+def _walk(text: str) -> str:
+    start = int(CodePoints([text]).walks[0])
+    return f"walks the keyboard: {text[start : start + characters.WALK]!r}"
+
+
+def _mojibake(text: str) -> str:
+    return mojibake.signs([text], CodePoints([text]))[0] or ""

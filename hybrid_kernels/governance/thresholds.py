@@ -1,292 +1,232 @@
-"""Bounds per language from the data: histograms of features, and robust bounds from these.
+"""What a feature may be: the policy's fixed bounds, and stricter ones from the data, a language at a time.
 
-Histograms have fixed bins. So they take little memory however many rows there are, and those of shards add up to the same
-in any order.
+Data bounds are robust: median ± `spread` · 1.4826 · MAD (the standard deviation of a normal distribution; Hampel, *The
+influence curve*, 1974), so that up to half of the rows may be noise and they hardly move. They come from histograms of
+fixed bins, which add up exactly and in any order, so memory does not grow with the rows. A data bound is used where
+`min_rows` rows of a language speak, where it is stricter than the fixed one, and never beyond the point that `GUARD` of the
+language's rows exceed: what is skewed by nature (digits: most texts have none) is not cut for it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_kernels.governance import quality
 from hybrid_kernels.governance.batch import Bounds, Features, Range
 from hybrid_kernels.governance.policy import GovernancePolicy
 
-#: Where rows of no language are counted; they have no bounds of their own.
-UNDETERMINED = "und"
-#: Lengths are counted one by one up to here.
-_LONGEST = 1 << 16
+#: Largest share of a language's rows beyond a bound that the data gave.
+GUARD = 0.001
+#: Share of a language's texts with a sentence mark at the end from which one without seems cut off.
+MOSTLY_MARKED = 0.995
+_UNKNOWN = "und"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Feature:
-    """How a feature is counted, and what bounds the data may give it.
+    """A feature with a histogram.
 
     Attributes:
         label: for a reader.
-        edges: of the bins, ascending; what lies beyond is counted in the first or last bin.
-        transform: makes the feature's spread about its median even, so that a standard deviation says something.
-        low, high: the data may bound it on this side.
-        guard: the largest share of a language's rows that such a bound may cut.
+        edges: of the bins; what lies beyond counts in the first or last one.
+        low, high: fields of the policy that bound it, "quality.max_digits"; None: nothing does on that side.
+        adapts: whether the data may bound it more strictly, on the sides that are bounded.
+        log: deviations are judged on a logarithmic scale.
     """
 
     label: str
     edges: NDArray[np.float64]
-    transform: Callable[[NDArray[np.float64]], NDArray[np.float64]] = np.asarray
-    low: bool = False
-    high: bool = False
-    guard: float = 0.001
+    low: str | None = None
+    high: str | None = None
+    adapts: bool = False
+    log: bool = False
 
 
-def _log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log1p(values)
-
-
-_SHARE = np.linspace(0, 1, 51)
-_SMALL_SHARE = np.linspace(0, 1, 61) ** 2  # evenly spaced after the square root
-_COUNT = np.array([0, *np.unique(np.geomspace(1, 1e6, 73).round())])
-
-_OF_TEXTS = {
-    "characters": Feature("characters", _COUNT, _log1p, high=True),
-    "symbols": Feature("share of punctuation and symbols", _SMALL_SHARE, np.sqrt, high=True),
-    "digits": Feature("share of digits", _SMALL_SHARE, np.sqrt, high=True),
-    "links": Feature("share of links", _SHARE),
-    "vowels": Feature("share of vowels", _SHARE, low=True),
-    "run": Feature("longest run of a character", np.array([*range(1, 21), 50, 100, 1000.0])),
-    "repetition": Feature("share of repeated shingles", _SMALL_SHARE, np.sqrt, high=True),
-    "word_share": Feature("share of the commonest word", _SMALL_SHARE, np.sqrt, high=True),
-    "repeated_lines": Feature("share of repeated lines", _SHARE),
-    "terminal": Feature("ends in a sentence mark", np.array([0, 0.5, 1.0])),
-    "confidence": Feature("probability of the likeliest language", _SHARE),
-    "probability": Feature("probability of its language", _SHARE),
-    "own_script": Feature("share of letters in its language's script", _SHARE),
-    "switched": Feature("share of letters in another language", _SHARE),
-    "bits_per_byte": Feature("bits per byte under the language model", np.linspace(0, 16, 321), high=True),
+_SHARES = np.linspace(0.0, 1.0, 201)
+_COUNTS = np.concatenate([[0.0], np.geomspace(1, 1e6, 241)])
+_TEXT = {
+    "characters": Feature("characters", _COUNTS, high="quality.max_characters", adapts=True, log=True),
+    "letters": Feature("letters", _COUNTS, low="quality.min_letters"),
+    "repetition": Feature("share of repeated shingles", _SHARES, high="quality.max_repetition", adapts=True),
+    "run": Feature("longest run of one character", _COUNTS, high="quality.max_character_run"),
+    "symbols": Feature("share of punctuation and symbols", _SHARES, high="quality.max_symbols", adapts=True),
+    "digits": Feature("share of digits", _SHARES, high="quality.max_digits", adapts=True),
+    "links": Feature("share of characters in links", _SHARES, high="quality.max_links"),
+    "vowels": Feature("share of vowels", _SHARES, low="quality.min_vowels", adapts=True),
+    "terminal": Feature("sentence mark at the end", np.array([0.0, 0.5, 1.0])),
+    "confidence": Feature("confidence in the language", _SHARES),
+    "probability": Feature("probability of the row's language", _SHARES),
+    "bits_per_byte": Feature("bits per byte under the language model", np.linspace(0, 16, 321)),
 }
-_OF_ROWS = {
-    "copied": Feature("similarity of the two texts", _SHARE),
-    "length_ratio": Feature(
-        "log ratio of the lengths", np.linspace(-4, 4, 321), low=True, high=True, guard=0.01
+_ROW = {
+    "length_ratio": Feature("logarithm of the ratio of lengths", np.linspace(-5, 5, 401)),
+    "number_agreement": Feature(
+        "share of numbers that both sides have", _SHARES, low="quality.min_number_agreement"
     ),
-    "numbers": Feature("share of numbers that agree", _SHARE),
-    "marks": Feature("difference in sentence marks", np.arange(0.0, 21)),
+    "punctuation_difference": Feature(
+        "sentence marks more on one side", _COUNTS, high="quality.max_punctuation_difference"
+    ),
+    "copied": Feature("share of shingles that both sides have", _SHARES, high="quality.max_copied"),
 }
-_COLUMNS = ("first text", "second text")
-#: By the names features have in a batch.
+#: By full name, `digits_0` for the first text column.
 FEATURES: dict[str, Feature] = {
-    f"{name}_{i}": Feature(f"{feature.label}, {column}", *_rest)
-    for name, feature in _OF_TEXTS.items()
-    for i, column in enumerate(_COLUMNS)
-    for _rest in [(feature.edges, feature.transform, feature.low, feature.high, feature.guard)]
-} | _OF_ROWS
+    f"{name}_{i}": Feature(
+        f"{one.label}, {('first', 'second')[i]} text", one.edges, one.low, one.high, one.adapts, one.log
+    )
+    for i in range(2)
+    for name, one in _TEXT.items()
+} | _ROW
+
+
+def languages_of(feature: str, languages: Sequence[Sequence[str | None]]) -> list[str]:
+    """Per row, the language that a feature is bounded by; of the row's own features both sides': "en", "en-de"."""
+    if feature.endswith("_1") and len(languages) > 1:
+        return [code or _UNKNOWN for code in languages[1]]
+    first = [code or _UNKNOWN for code in languages[0]]
+    if feature in _ROW and len(languages) > 1:
+        return [
+            a if a == (b or _UNKNOWN) else f"{a}-{b or _UNKNOWN}"
+            for a, b in zip(first, languages[1], strict=True)
+        ]
+    return first
 
 
 class Histograms:
-    """Of every feature in `FEATURES`, per language, how many rows lie in each bin; exact lengths besides.
-
-    Attributes:
-        counts: (feature, language) → rows in each bin. A feature of a translation has both languages, "en → sw".
-        lengths: "characters_0" → length → rows, over all languages.
-    """
+    """(feature, language) → rows in each bin of the feature's edges."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str], NDArray[np.int64]] = {}
-        self.lengths: dict[str, Counter[int]] = {}
 
     def add(self, features: Features, languages: Sequence[Sequence[str | None]]) -> None:
-        """Count rows. `languages`: per text column those of the rows; NaN is not counted."""
-        keys = [[language or UNDETERMINED for language in side] for side in languages]
-        codes = [_codes(side) for side in keys]
-        if len(languages) == 2:
-            pairs = [quality.language_pair(a, b) or UNDETERMINED for a, b in zip(*languages, strict=True)]
-            codes.append(_codes(pairs))
-        for name, feature in FEATURES.items():
-            if name in features:
-                place = -1 if name in _OF_ROWS else int(name[-1])
-                self._count(name, feature, np.asarray(features[name], np.float64), *codes[place])
-        for i in range(len(languages)):
-            self._count_lengths(f"characters_{i}", features)
+        """`languages`: per text column each row's language."""
+        for name in FEATURES.keys() & features.keys():
+            values = np.asarray(features[name], np.float64)
+            there = ~np.isnan(values)
+            codes, numbers = np.unique(
+                np.array(languages_of(name, languages), dtype=str), return_inverse=True
+            )
+            bins = len(FEATURES[name].edges) - 1
+            places = np.clip(np.searchsorted(FEATURES[name].edges, values[there], "right") - 1, 0, bins - 1)
+            flat = np.bincount(numbers[there] * bins + places, minlength=len(codes) * bins)
+            for code, found in zip(codes.tolist(), flat.reshape(len(codes), bins), strict=True):
+                self._add((name, code), found)
 
-    def _count(
-        self,
-        name: str,
-        feature: Feature,
-        values: NDArray[np.float64],
-        languages: list[str],
-        codes: NDArray[np.int64],
-    ) -> None:
-        there = ~np.isnan(values)
-        bins = len(feature.edges) - 1
-        places = np.clip(np.searchsorted(feature.edges, values[there], side="right") - 1, 0, bins - 1)
-        counts = np.bincount(codes[there] * bins + places, minlength=bins * len(languages)).reshape(-1, bins)
-        for language, found in zip(languages, counts, strict=True):
-            if found.any():
-                self._add(name, language, found)
-
-    def _add(self, name: str, language: str, found: NDArray[np.int64]) -> None:
-        key = name, language
+    def _add(self, key: tuple[str, str], found: NDArray[np.int64]) -> None:
         self.counts[key] = self.counts[key] + found if key in self.counts else found.astype(np.int64)
 
-    def _count_lengths(self, name: str, features: Features) -> None:
-        values = np.asarray(features.get(name, ()), np.float64)
-        lengths = np.minimum(values[~np.isnan(values)], _LONGEST).astype(np.int64)
-        found, counts = np.unique(lengths, return_counts=True)
-        self.lengths.setdefault(name, Counter()).update(
-            dict(zip(found.tolist(), counts.tolist(), strict=True))
-        )
-
     def merge(self, other: Histograms) -> None:
-        """Add the rows of another."""
-        for (name, language), found in other.counts.items():
-            self._add(name, language, found)
-        for name, lengths in other.lengths.items():
-            self.lengths.setdefault(name, Counter()).update(lengths)
+        for key, found in other.counts.items():
+            self._add(key, found)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON that `from_json` reads; the same for the same rows, in whatever order they were counted."""
-        return {
-            "counts": {
-                name: {
-                    language: {int(i): int(found[i]) for i in np.flatnonzero(found)}
-                    for (other, language), found in sorted(self.counts.items(), key=lambda item: item[0])
-                    if other == name
-                }
-                for name in sorted({name for name, _ in self.counts})
-            },
-            "lengths": {
-                name: dict(sorted(lengths.items())) for name, lengths in sorted(self.lengths.items())
-            },
-        }
+    def to_json(self) -> list[list[Any]]:
+        """Of each, feature, language and the bins that hold rows."""
+        return [
+            [name, code, np.flatnonzero(found).tolist(), found[found > 0].tolist()]
+            for (name, code), found in sorted(self.counts.items())
+        ]
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Histograms:
-        """Raises KeyError where it names a feature that is none of `FEATURES`."""
+    def from_json(cls, content: Iterable[Sequence[Any]]) -> Histograms:
         histograms = cls()
-        for name, languages in content["counts"].items():
-            for language, bins in languages.items():
-                found = np.zeros(len(FEATURES[name].edges) - 1, np.int64)
-                for place, rows in bins.items():
-                    found[int(place)] = rows
-                histograms.counts[name, language] = found
-        for name, lengths in content["lengths"].items():
-            histograms.lengths[name] = Counter({int(length): rows for length, rows in lengths.items()})
+        for name, code, bins, rows in content:
+            counts = np.zeros(len(FEATURES[name].edges) - 1, np.int64)
+            counts[bins] = rows
+            histograms.counts[name, code] = counts
         return histograms
 
 
-def _codes(languages: list[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """(distinct languages, per row which of them)."""
-    places: dict[str, int] = {}
-    codes = [places.setdefault(language, len(places)) for language in languages]
-    return list(places), np.array(codes, np.int64)
-
-
 def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:
-    """What features may be: the policy's limits for language None, and for a language of `min_rows` rows stricter ones
-    from its data.
-
-    A bound from the data lies `spread` robust standard deviations (1.4826 · median absolute deviation, Leys et al., 2013)
-    from the median, after the feature's transform, and further out if needed for it to cut no more than the feature's
-    `guard` of the rows. There is none for a feature that half of the rows have the same value of. Besides, under names
-    that are no feature's limit:
-
-    - `terminal_i`: low 1 for a language whose share of rows that end in a sentence mark is `min_terminated`, or more;
-    - `cut_i`, language None: high is the length at which rows were cut off, if they pile up there and none is longer.
-
-    Of `bits_per_byte_i` the bound is always from the data, with the `spread` of `perplexity` and no guard.
-    """
-    fixed = quality.limits(policy.quality) if policy.quality.enabled else {}
-    found: Bounds = {}
-    for name in FEATURES:
-        limit = fixed.get(name if name in _OF_ROWS else name[:-2])
-        if limit is not None:
-            found[name, None] = limit
-    for (name, language), counts in histograms.counts.items():
-        if language == UNDETERMINED or counts.sum() < policy.thresholds.min_rows:
-            continue
-        if (limit := _own_limit(name, counts, found.get((name, None)), policy)) is not None:
-            found[name, language] = limit
-    if policy.thresholds.enabled and policy.quality.enabled:
-        for name, lengths in histograms.lengths.items():
-            if (length := _pile(lengths)) is not None:
-                found[name.replace("characters", "cut"), None] = Range(high=length)
-    return found
+    """Language None: the policy's own bounds; a language: where the data has stricter ones."""
+    found: Bounds = {(name, None): fixed(feature, policy) for name, feature in FEATURES.items()}
+    found["length_ratio", None] = Range(*_around(0.0, policy))
+    for (name, code), counts in histograms.counts.items():
+        if name.startswith("terminal"):
+            if policy.thresholds.enabled and counts.sum() >= policy.thresholds.min_rows:
+                found[name, code] = Range(low=0.5 if counts[1] >= MOSTLY_MARKED * counts.sum() else -np.inf)
+        elif name.startswith("bits_per_byte"):
+            if policy.perplexity.enabled and counts.sum() >= policy.thresholds.min_rows:
+                found[name, code] = Range(high=_robust(name, counts, policy.perplexity.spread).high)
+        elif policy.thresholds.enabled and counts.sum() >= policy.thresholds.min_rows:
+            if name == "length_ratio":
+                low, high = _around(_median(FEATURES[name].edges, counts), policy)
+                own = _robust(name, counts, policy.thresholds.spread)
+                found[name, code] = Range(max(low, own.low), min(high, own.high))
+            elif FEATURES[name].adapts:
+                found[name, code] = _stricter(
+                    found[name, None], _robust(name, counts, policy.thresholds.spread)
+                )
+    return {key: limit for key, limit in found.items() if key[1] is None or limit != found[key[0], None]}
 
 
-def _own_limit(
-    name: str, counts: NDArray[np.int64], limit: Range | None, policy: GovernancePolicy
-) -> Range | None:
-    feature, thresholds = FEATURES[name], policy.thresholds
-    if name.startswith("bits_per_byte"):
-        return _robust(feature, counts, policy.perplexity.spread, guard=1.0)
-    if not (thresholds.enabled and policy.quality.enabled):
-        return None
-    if name.startswith("terminal"):
-        return Range(low=1.0) if counts[1] >= thresholds.min_terminated * counts.sum() else None
-    if limit is None or not (feature.low or feature.high):
-        return None
-    own = _robust(feature, counts, thresholds.spread, feature.guard)
-    if name == "length_ratio":
-        # The fixed ratio is meant from the pair's usual one.
-        usual = quantile(feature, counts, 0.5)
-        limit = Range(usual + limit.low, usual + limit.high)
-    if own is None:
-        return limit if name == "length_ratio" else None
-    stricter = Range(max(own.low, limit.low), min(own.high, limit.high))
-    return stricter if stricter != limit or name == "length_ratio" else None
+def fixed(feature: Feature, policy: GovernancePolicy) -> Range:
+    """What the policy itself asks of a feature."""
+
+    def value(field: str | None, otherwise: float) -> float:
+        if field is None:
+            return otherwise
+        section, name = field.split(".")
+        return float(getattr(getattr(policy, section), name))
+
+    return Range(value(feature.low, -np.inf), value(feature.high, np.inf))
 
 
-def _robust(feature: Feature, counts: NDArray[np.int64], spread: float, guard: float) -> Range | None:
-    if 2 * counts.max() >= counts.sum():
-        return None
-    edges, total = feature.transform(feature.edges), np.concatenate([[0], np.cumsum(counts)])
-    share = total / total[-1]
-    median = float(np.interp(0.5, share, edges))
-    deviation = 1.4826 * _median_deviation(edges, share, median)
-    low = high = None
-    if feature.low:
-        allowed = edges[share <= guard][-1] if guard < 1 else np.inf
-        low = min(median - spread * deviation, allowed)
-    if feature.high:
-        allowed = edges[share >= 1 - guard][0] if guard < 1 else -np.inf
-        high = max(median + spread * deviation, allowed)
+def _around(median: float, policy: GovernancePolicy) -> tuple[float, float]:
+    room = float(np.log(policy.quality.max_length_ratio))
+    return median - room, median + room
+
+
+def _stricter(limit: Range, other: Range) -> Range:
+    """On the sides that `limit` bounds."""
+    low = max(limit.low, other.low) if np.isfinite(limit.low) else limit.low
+    high = min(limit.high, other.high) if np.isfinite(limit.high) else limit.high
+    return Range(low, high)
+
+
+def _robust(name: str, counts: NDArray[np.int64], spread: float) -> Range:
+    feature = FEATURES[name]
+    edges = np.log1p(feature.edges) if feature.log else feature.edges
+    median = _median(edges, counts)
+    middles = (edges[1:] + edges[:-1]) / 2
+    order = np.argsort(np.abs(middles - median), kind="stable")
+    mad = abs(middles - median)[order][np.searchsorted(counts[order].cumsum(), counts.sum() / 2)]
+    room = spread * 1.4826 * max(float(mad), float(np.median(np.diff(edges))))
+    low, high = median - room, median + room
     return Range(
-        -np.inf if low is None else _undo(feature, edges, low),
-        np.inf if high is None else _undo(feature, edges, high),
+        _guarded(_back(low, feature), feature.edges, counts, -1),
+        _guarded(_back(high, feature), feature.edges, counts, 1),
     )
 
 
-def _undo(feature: Feature, edges: NDArray[np.float64], value: float) -> float:
-    """The feature's value whose transform is `value`; ±inf beyond the bins."""
-    return float(np.interp(value, edges, feature.edges, left=-np.inf, right=np.inf))
+def _back(value: float, feature: Feature) -> float:
+    return float(np.expm1(value)) if feature.log else value
 
 
-def quantile(feature: Feature, counts: NDArray[np.int64], share: float) -> float:
-    """Rows are taken to lie evenly within a bin, after the transform."""
-    edges = feature.transform(feature.edges)
-    total = np.concatenate([[0], np.cumsum(counts)])
-    return _undo(feature, edges, float(np.interp(share * total[-1], total, edges)))
+def _median(edges: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """Interpolated within its bin."""
+    above = np.concatenate([[0], counts.cumsum()])
+    return float(np.interp(counts.sum() / 2, above, edges))
 
 
-def _median_deviation(edges: NDArray[np.float64], share: NDArray[np.float64], median: float) -> float:
-    """The d for which half of the rows lie within median ± d, by bisection."""
-    low, high = 0.0, float(edges[-1] - edges[0])
-    for _ in range(50):
-        middle = (low + high) / 2
-        within = np.interp(median + middle, edges, share) - np.interp(median - middle, edges, share)
-        low, high = (low, middle) if within >= 0.5 else (middle, high)
-    return high
+def _guarded(bound: float, edges: NDArray[np.float64], counts: NDArray[np.int64], side: int) -> float:
+    """The bound, or the edge beyond which `GUARD` of the rows lie, whichever lets more pass."""
+    allowed = GUARD * counts.sum()
+    if side > 0:
+        beyond = counts[::-1].cumsum()[::-1]  # in this bin or above
+        return max(bound, float(edges[:-1][beyond <= allowed].min(initial=edges[-1])))
+    beyond = counts.cumsum()
+    return min(bound, float(edges[1:][beyond <= allowed].max(initial=edges[0])))
 
 
-def _pile(lengths: Counter[int]) -> int | None:
-    """The greatest length, if rows were cut off there: 20 at least, ten times as many as at any of the ten before, and
-    less than half of all, for else length is a property of what the rows are."""
-    longest = max(lengths, default=0)
-    rows, before = lengths[longest], max((lengths[longest - k] for k in range(1, 11)), default=0)
-    piled = rows >= 20 and rows >= 10 * before and 2 * rows < lengths.total() and longest < _LONGEST
-    return longest if piled else None
+def limits(
+    feature: str, codes: Sequence[str], bounds: Bounds
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Per row (low, high), by the row's language; `codes` as of `languages_of`."""
+    general = bounds.get((feature, None), Range())
+    own: Mapping[str, Range] = {code: bounds.get((feature, code), general) for code in set(codes)}
+    low = np.fromiter((own[code].low for code in codes), np.float64, len(codes))
+    high = np.fromiter((own[code].high for code in codes), np.float64, len(codes))
+    return low, high

@@ -63,7 +63,7 @@ def test_summary_counts_everything_once():
         "language": 2,
         "duplicates": 1,
     }
-    assert summary["by_step"]["quality"]["reasons"] == {"markup": 1}
+    assert summary["by_step"]["quality"]["reasons"] == {"markup": 1, "symbols": 1}  # all of a row's
     assert {
         language: {key: counts[key] for key in ("rows", "kept", "rejected")}
         for language, counts in summary["by_language"].items()
