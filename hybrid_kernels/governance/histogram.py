@@ -14,6 +14,8 @@ from hybrid_kernels.governance.batch import Range
 #: In pixels of the drawing: of the bins, of the bars, of a language's strip and from one to the next.
 WIDTH, HEIGHT, STRIP, PITCH = 560, 72, 11, 16
 _SHADES = 5
+#: Narrower bins are drawn together.
+MAX_BARS = 64
 
 
 @dataclass(frozen=True)
@@ -68,33 +70,42 @@ def draw(
         counts: language → rows in each bin.
         bounds: language → what its rows are held against.
     """
-    total = np.sum(list(counts.values()), axis=0)
-    width = WIDTH / len(total)
+    bins = len(edges) - 1
+    ends = np.append(np.arange(0, bins, -(-bins // MAX_BARS)), bins)
+    pixels = ends * (WIDTH / bins)
+    merged = {language: np.add.reduceat(found, ends[:-1]) for language, found in counts.items()}
+    total = np.sum(list(merged.values()), axis=0)
     peak = np.log1p(total.max(initial=1))
+    places = zip(pairwise(pixels.tolist()), pairwise(edges[ends].tolist()), total.tolist(), strict=True)
     bars = [
-        Bar(i * width, width, float(np.log1p(n) / peak), 0, _bin(edges, i, int(n)))
-        for i, n in enumerate(total)
+        Bar(x, end - x, float(np.log1p(n) / peak), 0, f"{figure(low)} to {figure(high)}: {n:,} rows")
+        for (x, end), (low, high), n in places
         if n
     ]
     strips = []
-    for language, found in counts.items():
+    for language, found in merged.items():
         limit = bounds.get(language, Range())
         low, high = _pixel(edges, limit.low), _pixel(edges, limit.high)
-        strips.append(Strip(language, _shaded(found, width), low, high, describe(limit)))
-    ticks = [
-        (i * width, figure(edges[i]))
-        for i in range(0, len(edges), -(-len(total) // 8))
-        if np.isfinite(edges[i])
-    ]
+        strips.append(Strip(language, _shaded(found, pixels), low, high, describe(limit)))
+    marks = range(0, bins + 1, _step(bins))
+    ticks = [(i * WIDTH / bins, figure(edges[i])) for i in marks if np.isfinite(edges[i])]
     same = [strips[0].low, strips[0].high] if len({strip.bounds for strip in strips}) == 1 else []
     shared = [place for place in same if place is not None]
     return Drawing(feature, label, int(total.sum()), bars, strips, shared, ticks)
 
 
-def _shaded(counts: NDArray[np.int64], width: float) -> list[Bar]:
+def _step(bins: int) -> int:
+    """Bins from one mark of the axis to the next, so that some ten marks end with the last bin if they can."""
+    parts = next((parts for parts in (8, 10, 6, 5, 9, 7) if bins % parts == 0), None)
+    return 1 if bins <= 10 else bins // parts if parts else -(-bins // 8)
+
+
+def _shaded(counts: NDArray[np.int64], pixels: NDArray[np.float64]) -> list[Bar]:
     shades = np.ceil(_SHADES * np.log1p(counts) / np.log1p(counts.max(initial=1)) - 1e-9).astype(int)
     ends = [0, *(np.flatnonzero(np.diff(shades)) + 1).tolist(), len(shades)]
-    return [Bar(a * width, (b - a) * width, 1.0, int(shades[a]), "") for a, b in pairwise(ends) if shades[a]]
+    return [
+        Bar(pixels[a], pixels[b] - pixels[a], 1.0, int(shades[a]), "") for a, b in pairwise(ends) if shades[a]
+    ]
 
 
 def _pixel(edges: NDArray[np.float64], value: float) -> float | None:
@@ -102,10 +113,6 @@ def _pixel(edges: NDArray[np.float64], value: float) -> float | None:
     if not edges[0] <= value <= edges[-1] or not np.isfinite(value):
         return None
     return float(np.interp(value, edges, np.arange(len(edges)))) * WIDTH / (len(edges) - 1)
-
-
-def _bin(edges: NDArray[np.float64], i: int, rows: int) -> str:
-    return f"{figure(edges[i])} to {figure(edges[i + 1])}: {rows:,} rows"
 
 
 def describe(limit: Range) -> str:

@@ -31,6 +31,18 @@ from hybrid_kernels.governance.verification import Judge
 #: No feature depends on the policy.
 MEASURED: tuple[str, ...] = ()
 
+#: Values of the policy's fields that are worth trying.
+VARIATIONS: dict[str, list[Any]] = {
+    "min_expected": [0.0001, 0.001, 0.01, 0.1],
+    "min_wanted": [0.0001, 0.001, 0.01, 0.1],
+    "min_rival": [0.3, 0.5, 0.7, 0.9],
+    "min_assigned": [0.3, 0.5, 0.7],
+    "min_script": [0.1, 0.2, 0.4],
+    "romanised": ["keep", "reject"],
+    "wrong_script": ["keep", "reject"],
+    "code_switched": ["keep", "reject"],
+}
+
 _STRINGS = ("judged", "language", "likeliest", "assigned", "assigned_rival", "script", "switched_to")
 _NUMBERS = (
     "confidence",

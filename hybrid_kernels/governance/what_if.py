@@ -27,7 +27,7 @@ SPREADS = (4.0, 6.0, 8.0, 12.0)
 #: Similarities to try, those above the policy's.
 SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 #: Rows that are judged under other policies, and shards that they are taken from; of more, as many at even distances.
-MAX_ROWS, MAX_SHARDS = 16384, 64
+MAX_ROWS, MAX_SHARDS = 8192, 64
 
 
 class Judging(Protocol):
@@ -76,10 +76,19 @@ def alternatives(
 
 
 def sample(rows: Sequence[int]) -> tuple[list[int], int]:
-    """(the shards to look at, of how many rows to look at one), always the same, for shards with so many rows."""
+    """(the shards to look at, how many rows of all shards to spread the rows over), for shards with so many rows.
+
+    Always the same; see `_chosen` for the rows.
+    """
     most = min(len(rows), MAX_SHARDS)
     chosen = [i * len(rows) // most for i in range(most)]
-    return chosen, max(1, -(-sum(rows[i] for i in chosen) // MAX_ROWS))
+    return chosen, sum(rows[i] for i in chosen)
+
+
+def _chosen(first: int, rows: int, total: int) -> NDArray[np.int64]:
+    """Positions in a shard, from running number `first` on, so that of `total` rows `MAX_ROWS` are looked at."""
+    number = np.arange(first, first + rows + 1) * min(MAX_ROWS, total) // total
+    return np.flatnonzero(np.diff(number))
 
 
 @dataclass
@@ -298,14 +307,14 @@ def duplicate_lines(
 class _Task:
     job: Job
     shard: Shard
-    every: int
+    total: int
     bounds: Bounds
     others: Sequence[Alternative]
 
 
 def _judge(task: _Task) -> WhatIf:
     job, rows = task.job, Rows(task.job, task.shard)
-    chosen = np.arange(-task.shard.first % task.every, task.shard.rows, task.every)
+    chosen = _chosen(task.shard.first, task.shard.rows, task.total)
     part = rows.table.take(chosen)
     features = {name: values[chosen] for name, values in rows.features().items()}
     return judge(
@@ -336,8 +345,8 @@ def run(judgement: Judgement, engine: Engine) -> dict[str, Any]:
 
     others = alternatives(job.policy, sections | {"thresholds": {"spread": SPREADS}}, bounds)
     shards = [shard for shard in judgement.shards if not shard.evaluation]
-    chosen, every = sample([shard.rows for shard in shards])
-    tasks = [_Task(job, shards[i], every, judgement.bounds, others) for i in chosen]
+    chosen, total = sample([shard.rows for shard in shards])
+    tasks = [_Task(job, shards[i], total, judgement.bounds, others) for i in chosen]
     found = WhatIf()
     for _, one in engine.map(_judge, tasks, "other thresholds"):
         found.merge(one)

@@ -217,6 +217,7 @@ def test_a_sample_is_called_one():
     found = page(what_if=table)
     sentence = "This is a sample: 10 of 20 rows at even distances."
     assert sentence in words(found.text)
+    assert not any(len(row) == 7 and row[0].startswith("quality") for row in found.rows)
     assert "No difference: quality.max_digits 0.2, 0.5 (in force)." in words(found.text)
     assert [words(cell) for cell in found.row("0.9", 2)] == ["0.9", "7 to 9"]
 
@@ -295,7 +296,17 @@ def test_bins_of_one_shade_are_one_rectangle_and_bounds_of_all_go_through_all():
     found = drawing({code: Range(high=0.3) for code in ("en", "sw")}, en=[4] * 10, sw=[4] * 10)
     assert [(bar.x, bar.width, bar.shade) for bar in found.strips[0].bars] == [(0, 560, 5)]
     assert found.shared == [pytest.approx(168)]
-    assert [text for _, text in found.ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert [text for _, text in found.ticks][::5] == ["0", "0.5", "1"]
+
+
+def test_narrow_bins_are_drawn_together_and_bounds_where_they_were():
+    edges, counts = np.linspace(0, 1, 201), np.ones(200, int)
+    found = histogram.draw("digits", "Share", edges, {"en": counts}, {"en": Range(high=0.503)})
+    assert len(found.bars) == 50 and found.bars[0].title == "0 to 0.02: 4 rows" and found.rows == 200
+    assert sum(bar.width for bar in found.bars) == pytest.approx(histogram.WIDTH)
+    assert found.shared == [pytest.approx(0.503 * histogram.WIDTH)]
+    odd = histogram.draw("digits", "Share", np.linspace(0, 1, 98), {"en": np.ones(97, int)}, {})
+    assert [bar.title for bar in odd.bars][-1] == "0.99 to 1: 1 rows"
 
 
 def test_the_fullest_bin_has_the_darkest_shade_whatever_its_count():

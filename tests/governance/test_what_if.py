@@ -127,23 +127,22 @@ def test_what_is_off_is_not_tried_and_what_is_not_possible_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("rows", "shards", "every"),
-    [
-        ([], 0, 1),
-        ([5], 1, 1),
-        ([8192, 8192], 2, 1),
-        ([8192] * 3, 3, 2),
-        ([8192] * 64, 64, 32),
-        ([8192] * 65, 64, 32),
-        ([8192] * 12_800, 64, 32),
-    ],
+    "rows", [[5], [4096, 4096], [5, 8192, 8192], [8192] * 64, [8192] * 65, [8192] * 700 + [3]], ids=len
 )
-def test_the_sample_is_spread_over_all_rows(rows, shards, every):
-    chosen, step = what_if.sample(rows)
-    assert (len(chosen), step) == (shards, every)
-    assert chosen == sorted(set(chosen)) and sum(rows[i] for i in chosen) / step <= what_if.MAX_ROWS
-    if rows:
-        assert max(np.diff([*chosen, len(rows)])) <= -(-len(rows) // what_if.MAX_SHARDS)
+def test_the_sample_is_spread_over_all_rows(rows):
+    chosen, total = what_if.sample(rows)
+    assert len(chosen) == min(len(rows), what_if.MAX_SHARDS)
+    assert max(np.diff([*chosen, len(rows)])) <= -(-len(rows) // what_if.MAX_SHARDS)
+    assert total == sum(rows[i] for i in chosen)
+    starts = np.cumsum([0, *rows])
+    found = np.concatenate([starts[i] + what_if._chosen(int(starts[i]), rows[i], total) for i in chosen])
+    assert abs(len(found) - min(total, what_if.MAX_ROWS)) <= len(chosen)
+    within = np.diff(found)[np.diff(found) < 8192]
+    assert within.max() <= -(-total // what_if.MAX_ROWS) and np.diff(found).min() > 0
+
+
+def test_no_shards_are_no_sample():
+    assert what_if.sample([]) == ([], 0)
 
 
 def test_duplicates_at_each_threshold_are_groups_less_one_row():
@@ -171,10 +170,11 @@ def test_no_duplicates_are_no_rows_at_any_threshold():
     assert [(one["at_least"], one["at_most"]) for one in lines] == [(0, 0), (0, 0)]
 
 
-def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_path):
+def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(what_if, "MAX_ROWS", 4)
     texts = ["Ninapenda kusoma vitabu vya historia kila jioni nyumbani."] * 13
-    texts[6] = "I would like to read a few more books about history in the evening."
-    texts[7] = None
+    texts[5] = texts[6] = "I would like to read a few more books about history in the evening."
+    texts[9] = None
     policy = GovernancePolicy(quality=QualityPolicy(enabled=False))
     job = make_job(tmp_path, Columns(("text",), ("=sw",)), ["en", "sw"], policy, None)
     found = what_if.WhatIf()
@@ -189,7 +189,9 @@ def test_a_shard_is_judged_from_its_files_at_even_distances_over_all_rows(tmp_pa
         write_table(pa.table(arrays, schema=row_schema(job.columns)), job.rows(shard))
         for step in job.steps:
             Rows(job, shard).measure(step)
-        found.merge(what_if._judge(what_if._Task(job, shard, 3, {}, [])))
-    assert found.rows == {"sw": 5}  # 0, 3, 6, 9 and 12
-    assert sum(found.in_force.rejected.values()) == 1
-    assert [step for step, _ in found.in_force.reasons] == ["language"]
+        found.merge(what_if._judge(what_if._Task(job, shard, 13, {}, [])))
+    assert found.rows == {"sw": 4}  # 3, 6, 9 and 12
+    assert {step: number for (step, _), number in found.in_force.reasons.items()} == {
+        "input": 1,
+        "language": 1,
+    }
