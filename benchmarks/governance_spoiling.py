@@ -92,7 +92,7 @@ def same(text: str, draw: random.Random) -> tuple[str, str]:
     words = text.split(" ")
     changes = {
         "verbatim": text,
-        "case": text.swapcase(),
+        "case": text.upper(),
         "punctuation": f"«{text.rstrip('.。।۔')}» !",
         "width": wide,
         "spaces": "  ".join(words) + "\u00a0",

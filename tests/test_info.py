@@ -44,13 +44,13 @@ def build(tmp_path, monkeypatch):
     _extension.cuda_unavailable.cache_clear()
 
 
-def as_json(command, *arguments: str) -> dict:  # noqa: F811
+def as_json(command, *arguments: str) -> dict:
     code, out, err = command("info", "--device", "cpu", *arguments, "--json")
     assert code == 0, err
     return json.loads(out)
 
 
-def test_json_has_every_function_in_every_dtype_it_takes_and_the_operators_of_both_passes(command):  # noqa: F811
+def test_json_has_every_function_in_every_dtype_it_takes_and_the_operators_of_both_passes(command):
     found = as_json(command, "--dtype", "float32,complex64")
     assert set(found["choices"]) == {
         f"cpu {str(dtype).removeprefix('torch.')} {name}"
@@ -67,7 +67,7 @@ def test_json_has_every_function_in_every_dtype_it_takes_and_the_operators_of_bo
 
 
 @needs_extension
-def test_what_runs_is_what_the_package_chooses(command):  # noqa: F811
+def test_what_runs_is_what_the_package_chooses(command):
     found = as_json(command, "--dtype", "float32,float16")["choices"]
     assert found["cpu float32 householder_factors"]["forward"] == {"householder_factors": "cpp"}
     assert found["cpu float16 low_rank_add"]["forward"] == {"low_rank_add": "eager"}
@@ -79,7 +79,7 @@ def test_what_runs_is_what_the_package_chooses(command):  # noqa: F811
 
 
 @needs_extension
-def test_the_tables_name_every_operator_and_every_reason_once(command):  # noqa: F811
+def test_the_tables_name_every_operator_and_every_reason_once(command):
     code, out, _ = command("info", "--device", "cpu", "--dtype", "float32,bfloat16")
     assert code == 0
     for name in (*OPERATORS, *REGISTERED):
@@ -92,7 +92,7 @@ def test_the_tables_name_every_operator_and_every_reason_once(command):  # noqa:
     assert f"all {2 * len(OPERATORS)} operators tried ran" in out.splitlines()[-1]
 
 
-def test_a_failed_build_is_reported_with_its_reason_and_what_to_do(command, build):  # noqa: F811
+def test_a_failed_build_is_reported_with_its_reason_and_what_to_do(command, build):
     reason = "the build failed: error: command 'g++' failed [exit code 1]"
     build(cpp=False, cuda=False, reason=reason, compiler=None)
     found = as_json(command, "--dtype", "float32")
@@ -109,14 +109,14 @@ def test_a_failed_build_is_reported_with_its_reason_and_what_to_do(command, buil
     assert out.count(reason) == 4  # of the extension, below each table, in the verdict
 
 
-def test_an_extension_for_another_torch_is_reported(command, build):  # noqa: F811
+def test_an_extension_for_another_torch_is_reported(command, build):
     build(cpp=True, torch="1.2.3", reason=None)
     message = as_json(command, "--dtype", "float32")["verdict"]["message"]
     assert f"built for torch 1.2.3, this is torch {torch.__version__}" in message
 
 
 @needs_extension
-def test_how_it_was_built_is_readable(command, build):  # noqa: F811
+def test_how_it_was_built_is_readable(command, build):
     flags = {"cxx": ["-O3", "-fopenmp"], "nvcc": ["-O3"]}
     build(
         compiler="g++ 99.1",
@@ -142,7 +142,7 @@ def test_how_it_was_built_is_readable(command, build):  # noqa: F811
     assert "not installed right: the compiled operators were built without optimisation" in lines[-2]
 
 
-def test_an_operator_that_fails_is_named_and_the_others_go_on(command, monkeypatch):  # noqa: F811
+def test_an_operator_that_fails_is_named_and_the_others_go_on(command, monkeypatch):
     def broken(**arguments: object) -> None:
         raise RuntimeError("no [such] kernel")
 
@@ -155,7 +155,7 @@ def test_an_operator_that_fails_is_named_and_the_others_go_on(command, monkeypat
     assert "fails 1" in out and "1  RuntimeError: no [such] kernel" in out
 
 
-def test_missing_packages_come_with_what_installs_them(command, monkeypatch):  # noqa: F811
+def test_missing_packages_come_with_what_installs_them(command, monkeypatch):
     have = _info._version
     monkeypatch.setattr(
         _info, "_version", lambda name: None if name in ("peft", "unsloth", "trl") else have(name)
@@ -215,18 +215,18 @@ def test_the_verdict_with_a_gpu_asks_for_cuda_kernels_and_triton():
         (["--dtype", "int8"], "--dtype is 'int8'; it may be one of 'float32', 'bfloat16'"),
     ],
 )
-def test_what_it_cannot_be_asked_for(command, arguments, message):  # noqa: F811
+def test_what_it_cannot_be_asked_for(command, arguments, message):
     code, _, err = command("info", *arguments)
     assert code == 2 and message in err
 
 
-def test_asking_for_a_gpu_without_one_says_so(monkeypatch, command):  # noqa: F811
+def test_asking_for_a_gpu_without_one_says_so(monkeypatch, command):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, err = command("info", "--device", "cuda")
     assert code == 2 and "--device is 'cuda', and torch sees no GPU; it may be 'cpu'" in err
 
 
-def test_a_gpu_is_shown_with_what_was_measured_on_it_and_the_variants_that_ran(command, monkeypatch):  # noqa: F811
+def test_a_gpu_is_shown_with_what_was_measured_on_it_and_the_variants_that_ran(command, monkeypatch):
     found = copy.deepcopy(hk.info())
     gpu = {"name": "H100", "capability": "9.0", "memory_gib": 79.2, "multiprocessors": 132}
     found |= {"gpus": [gpu], "variants_run": ["forward: epilogue, bfloat16 on cuda, tiles of the table"]}
