@@ -237,8 +237,8 @@ class PersonalDataPolicy(Section):
 
 
 class GovernancePolicy(Section):
-    """One switchable section a step. Every step but duplicates and leakage judges every row, so that a rejected row has
-    all its reasons; duplicates are looked for among the rows that survive, so that the kept row of a group is one of them.
+    """One switchable section a step. All but duplicates and leakage judge every row, so that a rejected row has all its
+    reasons; duplicates are looked for among the rows that survive, so that the kept row of a group is one of them.
     """
 
     quality: QualityPolicy = QualityPolicy()
