@@ -133,7 +133,8 @@ def _any(text: str) -> int:
 
 
 def _unclosed(tail: str) -> str:
-    for opening, closing in _BRACKETS:
+    for pair in _BRACKETS:
+        opening, closing = pair[0], pair[1]
         place = tail.rfind(opening)
         if place > tail.rfind(closing) and not (
             opening == "(" and _SMILEY.search(tail, max(0, place - 2), place + 1)
