@@ -103,11 +103,11 @@ def _load(name: str) -> tuple[Any, Any]:
         )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise OSError(f"policy perplexity.model, {name!r}, could not be loaded: {error}") from error
     # Without its files Transformers makes one that knows no token.
-    words, places = len(tokenizer), model.get_input_embeddings().weight.shape[0]
+    words, places = len(tokenizer), model.get_input_embeddings().num_embeddings
     if not tokenizer("a", add_special_tokens=False)["input_ids"] or words > places:
         raise OSError(
             f"policy perplexity.model, {name!r}, has no tokenizer of its own: {words} tokens, the model knows {places}"
