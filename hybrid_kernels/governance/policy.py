@@ -211,6 +211,12 @@ class ThresholdPolicy(Section):
         le=1,
         description="share of a language's rows that end in a sentence mark, from which one that does not is truncated",
     )
+    min_punctuated: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="share of a language's rows that end in a sentence mark, below which no end shows a text to be truncated",
+    )
 
 
 class PerplexityPolicy(Section):

@@ -288,7 +288,8 @@ class _Judge:
             return None
         cut, terminal = self.features[f"cut_{i}"], self.features[f"terminal_{i}"]
         known = set(self.languages[i])
-        bits = {key: endings.language_bits(key) for key in known}
+        punctuated = {key: self.bounds.get((f"cut_{i}", key), Range()).high > 0 for key in known}
+        bits = {key: endings.language_bits(key) if punctuated[key] else 0 for key in known}
         marked = {key: self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known}
         looks = (cut & np.array([bits[key] for key in self.languages[i]], np.int32)) != 0
         unusual = np.array([marked[key] for key in self.languages[i]], bool)
