@@ -215,7 +215,7 @@ class ThresholdPolicy(Section):
         default=0.95,
         ge=0,
         le=1,
-        description="share of a language's rows that end in a sentence mark, below which no end shows a text to be truncated",
+        description="share of a language's rows that end in a sentence mark, below which no end shows a truncated text",
     )
 
 

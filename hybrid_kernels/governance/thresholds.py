@@ -198,8 +198,8 @@ def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:
     that are no feature's limit:
 
     - `terminal_i`: low 1 for a language whose share of rows that end in a sentence mark is `min_terminated`, or more;
-    - `cut_i` of a language: high 0 where fewer of its rows than `min_punctuated` end in a sentence mark, of 100 or more:
-      where many end without, ending without is no sign of a text cut off;
+    - `cut_i` of a language: high 0 where fewer of its rows than `min_punctuated` end in a sentence mark, of 100 or
+      more: where many end without, ending without is no sign of a text cut off;
     - `cut_i`, language None: high is the length at which rows were cut off, if they pile up there and none is longer.
 
     Of `bits_per_byte_i` the bound is always from the data, with the `spread` of `perplexity` and no guard.
