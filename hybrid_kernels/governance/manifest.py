@@ -23,7 +23,7 @@ MANIFEST, SUMMARY, REPORT, POLICY = "manifest.json", "summary.json", "report.htm
 KEPT, REJECTED, VERDICTS = "kept", "rejected.jsonl", "verdicts.parquet"
 #: Libraries whose version decides about rows, and those that do where a model is asked.
 LIBRARIES = (
-    "py3langid", "rensa", "ftfy", "numpy", "scipy", "pyarrow", "phonenumbers", "python-stdnum", "hanzidentifier",
+    "py3langid", "ftfy", "numpy", "scipy", "pyarrow", "phonenumbers", "python-stdnum", "zhon",
 )  # fmt: skip
 MODEL_LIBRARIES = ("torch", "transformers", "tokenizers")
 

@@ -138,7 +138,7 @@ class Tag:
 
     def accepts(self, other: Tag) -> bool:
         """Whether every text that the other allows is allowed."""
-        if self.language != other.language or self.is_romanised != other.is_romanised:
+        if self.language != other.language:
             return False
         variants = "Hani" in self.scripts and other.script in CHINESE_VARIANTS
         return variants or other.scripts <= self.scripts

@@ -86,13 +86,8 @@ def _segments(walk: Walk) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
     begins &= parts >= 2
     segment = np.where(parts >= 2, np.cumsum(begins) - 1, -1)
     cut = segment >= 0
-    return (
-        segment,
-        walk.owner[begins],
-        np.bincount(segment[cut], weights=weight[cut].astype(np.float64), minlength=int(begins.sum())).astype(
-            np.float64
-        ),
-    )
+    total_weight = np.bincount(segment[cut], weight[cut], int(begins.sum())).astype(np.float64)
+    return segment, walk.owner[begins], total_weight
 
 
 def _is_letter(stream: NDArray[np.uint8]) -> NDArray[np.bool_]:

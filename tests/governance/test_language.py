@@ -210,3 +210,10 @@ def test_wanted_languages_are_checked():
     for overlapping in (["zh", "zh-Hans"], ["sr-Latn", "sr"]):
         with pytest.raises(ValueError, match=f"{min(overlapping)} allows all that {max(overlapping)} does"):
             language.checked_languages(overlapping)
+
+
+def test_a_rival_must_be_as_probable_as_the_policy_asks():
+    text, claim = "Bonjour a tous", "sw"
+    probability = judged(text, claim).features["likeliest_probability_0"][0]
+    assert reason(text, claim, min_rival=probability) == "wrong language"
+    assert reason(text, claim, min_rival=np.nextafter(probability, 1)) is None
