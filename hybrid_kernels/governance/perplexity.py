@@ -103,7 +103,7 @@ def _load(name: str) -> tuple[Any, Any]:
         )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise OSError(f"policy perplexity.model, {name!r}, could not be loaded: {error}") from error
     # Without its files Transformers makes one that knows no token.
