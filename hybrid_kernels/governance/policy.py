@@ -209,7 +209,7 @@ class ThresholdPolicy(Section):
         default=0.995,
         ge=0,
         le=1,
-        description="share of a language's rows that end in a sentence mark, from which one that does not is truncated",
+        description="share of a language's rows that end in a sentence mark, from which one without is cut off",
     )
     min_punctuated: float = Field(
         default=0.95,
