@@ -29,8 +29,8 @@ from governance_spoiling import (
     normal,
     romanised,
     same,
+    scripts_in,
     similar,
-    written_in,
 )
 
 Texts = dict[str, list[str]]
@@ -77,6 +77,7 @@ class Corpus:
     Attributes:
         flores, ntrex, hypotheses: language → lines; row-aligned over the languages.
         romanised: language → real romanised text.
+        traditional: Chinese with characters that no Simplified text here has.
     """
 
     def __init__(self, folder: Path, languages: Sequence[str] = LANGUAGES) -> None:
@@ -92,13 +93,14 @@ class Corpus:
         read = {code: [line.split("\t")[1] for line in rows] for code, rows in pairs.items()}
         # Some hypotheses are romanised, some Thai ones English: no clean text.
         self.hypotheses = {code: [t for t in texts if in_script(t, code)] for code, texts in read.items()}
-        foreign = {
-            code: [t for t in read[code] if written_in(t) == "LATIN"] for code in ("hi", "ur") if code in read
-        }
-        self.romanised: Texts = {"ar": lines(flores / "arb_Latn.dev")} if "ar" in languages else {}
         english = set(read.get("en", ()))
-        self.romanised |= {code: [t for t in texts if t not in english] for code, texts in foreign.items()}
-        self.traditional = lines(folder / "ntrex" / "ntrex.zh-TW.txt")
+        self.romanised: Texts = {"ar": lines(flores / "arb_Latn.dev")} if "ar" in languages else {}
+        for code in (code for code in ("hi", "ur") if code in read):
+            self.romanised[code] = [t for t in read[code] if t not in english and scripts_in(t) == {"LATIN"}]
+        simplified = set("".join((*self.ntrex["zh"], *self.flores["zh"]))) if "zh" in languages else set()
+        # Many a short sentence is the same in both.
+        traditional = lines(folder / "ntrex" / "ntrex.zh-TW.txt")
+        self.traditional = [text for text in traditional if len(set(text) - simplified) > 1]
 
     def translations(self, language: str) -> dict[str, list[tuple[str, str]]]:
         """Corpus → (English, translation) pairs."""

@@ -51,6 +51,11 @@ def written_in(text: str) -> str:
     return max(counts, key=counts.__getitem__, default="")
 
 
+def scripts_in(text: str) -> set[str]:
+    """The scripts of its letters."""
+    return {script(character) for character in text} - {""}
+
+
 def in_script(text: str, language: str) -> bool:
     return written_in(text) == SCRIPTS[language]
 

@@ -30,7 +30,7 @@ class Columns:
 
     Attributes:
         texts: the text columns, one or two.
-        expected: where each text's language stands: a column's name, the same for both or one each; empty where none does.
+        expected: where each text's language stands: a column's name, the same for both or one each; empty: nowhere.
         id: a column that names rows; None: its source and place do.
         translation: the two text columns are translations of each other (else a pair in one language, as in NLI).
     """
@@ -72,11 +72,11 @@ class Objection:
     """What one rule has against rows of a batch.
 
     Attributes:
-        step: `input`, `quality`, `language`, `personal data`, `perplexity`, `duplicates` or `leakage`.
+        step: as in `summary.STEPS`, `quality` say.
         reason: countable, a few words: "too short".
         column: the text column it is about; None: the row.
         rows: positions in the batch, ascending, int64.
-        score, bound: per position the value that decided and what it was held against, float64; NaN where there is none.
+        score, bound: per position the value that decided and what it was held against, float64; NaN: none.
         detail: per position a sentence for a reader, without the column's name.
         rejects: False: the rows are flagged, and kept.
     """

@@ -209,7 +209,13 @@ class ThresholdPolicy(Section):
         default=0.995,
         ge=0,
         le=1,
-        description="share of rows that end in a sentence mark, from which one of the language that does not is cut off",
+        description="share of rows that end in a sentence mark, from which one that does not is cut off; per language",
+    )
+    min_punctuated: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="share of a language's rows that end in a sentence mark, below which no end shows a truncated text",
     )
 
 
@@ -237,8 +243,8 @@ class PersonalDataPolicy(Section):
 
 
 class GovernancePolicy(Section):
-    """One switchable section a step. Every step but duplicates and leakage judges every row, so that a rejected row has
-    all its reasons; duplicates are looked for among the rows that survive, so that the kept row of a group is one of them.
+    """One switchable section a step. All but duplicates and leakage judge every row, so that a rejected row has all its
+    reasons; duplicates are looked for among the rows that survive, so that the kept row of a group is one of them.
     """
 
     quality: QualityPolicy = QualityPolicy()

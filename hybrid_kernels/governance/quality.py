@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -88,9 +89,9 @@ def measure(batch: Batch, policy: GovernancePolicy) -> Features:
     for rows in _pieces(batch.texts, longest):
         sides = []
         for i, texts in enumerate(batch.texts):
-            read = {row: text for row in rows if (text := texts[row]) is not None and len(text) <= longest}
-            there = list(read)
-            side = _Side(list(read.values()), policy.quality)
+            chosen = {row: text for row in rows if (text := texts[row]) is not None and len(text) <= longest}
+            there = list(chosen)
+            side = _Side(list(chosen.values()), policy.quality)
             for name, values in side.features().items():
                 features[f"{name}_{i}"][there] = values
             sides.append((there, side))
@@ -235,18 +236,21 @@ class _Judge:
         return self._objection("empty", i, rows, ["no characters but white space"] * len(rows))
 
     def broken(self, rule: Rule, i: int | None) -> Objection | None:
-        values = np.asarray(self.features[rule.feature if i is None else f"{rule.feature}_{i}"], np.float32)
+        values: NDArray[Any] = self.features[rule.feature if i is None else f"{rule.feature}_{i}"]
         if rule.switch:
             rows = np.flatnonzero(values == 1) if getattr(self.policy, rule.field) else _NO_ROWS
             return self._objection(rule.reason, i, rows, self._explain(rule, i, rows))
         low, high = self._bounds(rule.feature, i)
         outside = (values < low) | (values > high)
         if rule.feature == "letters":
-            outside &= self.features[f"visible_{i}"] != 0
+            outside &= np.asarray(self.features[f"visible_{i}"], np.float64) > 0
         rows = np.flatnonzero(outside)
         bound = np.where(values < low, low, high)[rows].astype(np.float64)
         score = values[rows].astype(np.float64)
-        details = [self._detail(rule, i, *each) for each in zip(rows.tolist(), score, bound, strict=True)]
+        details = [
+            self._detail(rule, i, int(row), float(value), float(limit))
+            for row, value, limit in zip(rows, score, bound, strict=True)
+        ]
         return self._objection(rule.reason, i, rows, details, score, bound)
 
     def _bounds(self, feature: str, i: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -284,7 +288,8 @@ class _Judge:
             return None
         cut, terminal = self.features[f"cut_{i}"], self.features[f"terminal_{i}"]
         known = set(self.languages[i])
-        bits = {key: endings.language_bits(key) for key in known}
+        punctuated = {key: self.bounds.get((f"cut_{i}", key), Range()).high > 0 for key in known}
+        bits = {key: endings.language_bits(key) if punctuated[key] else 0 for key in known}
         marked = {key: self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known}
         looks = (cut & np.array([bits[key] for key in self.languages[i]], np.int32)) != 0
         unusual = np.array([marked[key] for key in self.languages[i]], bool)

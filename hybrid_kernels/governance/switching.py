@@ -89,7 +89,9 @@ def _segments(walk: Walk) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
     return (
         segment,
         walk.owner[begins],
-        np.bincount(segment[cut], weight[cut].astype(np.float64), int(begins.sum())),
+        np.bincount(segment[cut], weights=weight[cut].astype(np.float64), minlength=int(begins.sum())).astype(
+            np.float64
+        ),
     )
 
 

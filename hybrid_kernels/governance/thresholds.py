@@ -20,6 +20,8 @@ from hybrid_kernels.governance.quality_rules import language_pair, limits
 
 #: Where rows of no language are counted; they have no bounds of their own.
 UNDETERMINED = "und"
+#: Rows that show whether texts of a language end in sentence marks.
+_FEW = 100
 #: Lengths are counted one by one up to here.
 _LONGEST = 1 << 16
 
@@ -196,6 +198,8 @@ def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:
     that are no feature's limit:
 
     - `terminal_i`: low 1 for a language whose share of rows that end in a sentence mark is `min_terminated`, or more;
+    - `cut_i` of a language: high 0 where fewer of its rows than `min_punctuated` end in a sentence mark, of 100 or
+      more: where many end without, ending without is no sign of a text cut off;
     - `cut_i`, language None: high is the length at which rows were cut off, if they pile up there and none is longer.
 
     Of `bits_per_byte_i` the bound is always from the data, with the `spread` of `perplexity` and no guard.
@@ -207,6 +211,8 @@ def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:
         if limit is not None:
             found[name, None] = limit
     for (name, language), counts in histograms.counts.items():
+        if name.startswith("terminal") and _is_unpunctuated(counts, policy):
+            found[f"cut_{name[-1]}", language] = Range(high=0.0)
         if language == UNDETERMINED or counts.sum() < policy.thresholds.min_rows:
             continue
         if (limit := _own_limit(name, counts, found.get((name, None)), policy)) is not None:
@@ -240,6 +246,11 @@ def _own_limit(
         return limit if name == "length_ratio" else None
     stricter = Range(max(own.low, limit.low), min(own.high, limit.high))
     return stricter if stricter != limit or name == "length_ratio" else None
+
+
+def _is_unpunctuated(counts: NDArray[np.int64], policy: GovernancePolicy) -> bool:
+    rows = counts.sum()
+    return policy.thresholds.enabled and rows >= _FEW and counts[1] < policy.thresholds.min_punctuated * rows
 
 
 def _robust(feature: Feature, counts: NDArray[np.int64], spread: float, guard: float) -> Range | None:

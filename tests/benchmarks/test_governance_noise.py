@@ -21,6 +21,7 @@ LETTERS = {
     "hi": "".join(map(chr, range(0x915, 0x939))) + "ािीुू",
     "ru": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
     "zh": "".join(map(chr, range(0x4E00, 0x4F00))),
+    "zh-Hant": "".join(map(chr, range(0x4F00, 0x5000))),
 }
 
 
@@ -46,7 +47,7 @@ def spoiling(modules):
 def sentence(language, draw, words):
     letters = LETTERS[language]
     made = ["".join(draw.choices(letters, k=draw.randint(4, 9))) for _ in range(words)]
-    return ("" if language == "zh" else " ").join(made) + ("。" if language == "zh" else "é.")
+    return "".join(made) + "。" if language.startswith("zh") else " ".join(made) + "é."
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,13 @@ def data(tmp_path_factory, spoiling):
         write(f"flores200_dataset/dev/{spoiling.FLORES[language]}.dev", texts[200:300])
         write(f"xnli/dev-{language}.tsv", [f"premise\t{text}\tneutral" for text in texts[300:]])
     latin = [f"p\t{sentence('en', draw, 9)}\tneutral" for _ in range(20)]
+    latin += [f"p\t{sentence('en', draw, 9)} {sentence('hi', draw, 2)}\tneutral" for _ in range(5)]
     with (folder / "xnli" / "dev-hi.tsv").open("a", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in latin))
-    write("ntrex/ntrex.zh-TW.txt", [sentence("zh", draw, 12) for _ in range(20)])
+    # Some sentences are the same in Simplified and Traditional characters, some Hindi hypotheses have Latin names.
+    write(
+        "ntrex/ntrex.zh-TW.txt", [sentence(code, draw, 12) for code in ("zh", "zh-Hant") for _ in range(20)]
+    )
     for language in ("hi", "ru", "zh"):
         for code in ("en", language):
             texts = [sentence(code, draw, 6) for _ in range(40)]
@@ -224,6 +229,7 @@ def test_a_pool_hands_out_each_text_once(noise):
 
 def test_romanised_rows_are_no_clean_hypotheses(corpus):
     assert len(corpus.romanised["hi"]) == 20 and len(corpus.hypotheses["hi"]) == 120
+    assert len(corpus.traditional) == 20
 
 
 def test_translations(corpus, noise):

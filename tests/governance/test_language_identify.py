@@ -99,3 +99,12 @@ def test_two_texts_read_together_are_nearly_one_text():
     a, b = (reading.posterior[reading.place][rows].argmax(1) for reading in (found, expected))
     assert (a == b).mean() >= 0.9
     assert found.total[3] == 0 and np.array_equal(found.total[rows], expected.total[rows])
+
+
+def test_two_texts_read_together_have_the_prior_once():
+    wanted = wanted_of(("en", "th"))
+    first, second = read(["abc", "abc"], [None] * 2, wanted), read(["ไทย", ""], [None] * 2, wanted)
+    found = read_together(first, second, np.array([True, True]), ["abc\nไทย", "abc\n"])
+    evidence = scores(["abc", "ไทย"])[0] - identify.model().log_prior
+    expected = [evidence.sum(0) + identify.model().log_prior, scores(["abc"])[0][0]]
+    np.testing.assert_allclose(found.scores[found.place], expected, rtol=1e-5)

@@ -187,3 +187,16 @@ def test_claims_follow_the_scripts_that_are_wanted():
 
 def test_a_tag_of_a_language_in_its_only_script_is_the_language():
     assert read_tag("hi-Deva") == Tag("hi") == read_tag("hin")
+
+
+def test_short_text_in_another_script_is_no_romanised_text():
+    # Too few letters for the script check.
+    assert reason("ไม่ใช่", "hi-Latn", languages=["hi-Latn", "sw"]) == "outside the wanted languages"
+
+
+def test_unclaimed_text_is_assigned_to_a_romanised_language_if_no_known_language_is_probable():
+    texts = ["Maine kal raat ko khana nahi khaya tha.", SENTENCES["sw"], SENTENCES["de"], SENTENCES["th"]]
+    found = Judged([texts], languages=["hi", "hi-Latn", "sw"])
+    assert found.languages == (["hi-Latn", "sw", None, None],)
+    # Two of them cannot be told apart.
+    assert Judged([texts], languages=["hi-Latn", "ur-Latn", "sw"]).languages == ([None, "sw", None, None],)

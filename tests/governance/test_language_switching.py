@@ -83,3 +83,17 @@ def test_rows_do_not_depend_on_their_neighbours():
     found = Judged([texts], [claims])
     for row, (text, claim) in enumerate(zip(texts, claims, strict=True)):
         assert found.features["switched_0"][row] == judged(text, claim).features["switched_0"][0]
+
+
+def test_of_two_other_languages_the_one_with_more_of_the_text_is_named():
+    for more, less in (("en", "tr"), ("tr", "en")):
+        text = f"{LONG['sw']} {LONG['sw']} {LONG[more]} {SENTENCES[less]}"
+        found = judged(text, "sw")
+        assert found.features["switched_to_0"][0] == more
+        alone = judged(f"{LONG['sw']} {LONG['sw']} {LONG[more]}", "sw")
+        assert 0 < found.features["switched_0"][0] < alone.features["switched_0"][0]
+
+
+def test_a_romanised_language_that_the_model_does_not_know_is_not_switched_from():
+    text = f"Baarish ke kaaran rail gaadi ek ghante der se station pahunchi, {SENTENCES['en']}"
+    assert judged(text, "hi-Latn", languages=["hi-Latn", "sw"]).features["switched_0"][0] == 0

@@ -207,3 +207,13 @@ def test_whole_rows_are_not_truncated(language):
 
 def test_switch():
     assert judged(["He went to the"], languages=["en"], policy=governance(reject_truncated=False)) == []
+
+
+@pytest.mark.parametrize(("unmarked", "found"), [(2, True), (12, False)])
+def test_where_many_end_without_a_mark_the_end_shows_nothing(unmarked, found):
+    texts = [
+        "He went to the",
+        *["Nobody saw him"] * unmarked,
+        *["Everybody saw him leave."] * (119 - unmarked),
+    ]
+    assert (0 in rejected(judged(texts, languages=["en"], from_data=True))) is found
