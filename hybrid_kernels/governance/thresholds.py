@@ -19,9 +19,9 @@ from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.quality_rules import language_pair, limits
 
 #: Where rows of no language are counted; they have no bounds of their own.
+UNDETERMINED = "und"
 #: Rows that show whether texts of a language end in sentence marks.
 _FEW = 100
-UNDETERMINED = "und"
 #: Lengths are counted one by one up to here.
 _LONGEST = 1 << 16
 
