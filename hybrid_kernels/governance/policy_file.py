@@ -177,8 +177,6 @@ def _problem(item: Mapping[str, Any]) -> str:
     path = ".".join(names)
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown key; {_nearest(names)}"
-    if item["type"] == "value_error":  # of a validator, which says it all
-        return f"{path or 'policy'}: {item['msg'].removeprefix('Value error, ')}"
     known = {key.path: key for key in describe()}
     allowed = known[path].allowed if path in known else item["msg"]
     return f"{path}: it is {reprlib.repr(item['input'])}, and may be {allowed}"
