@@ -40,6 +40,7 @@ class Measuring:
     def describe(self) -> dict[str, Any]:
         """Where the package is from, and why it has no compiled operators, if it has none."""
         import hybrid_kernels
+        import hybrid_kernels.functional  # what does not import is to be found now
 
         try:
             from hybrid_kernels import _extension

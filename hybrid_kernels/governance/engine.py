@@ -17,7 +17,9 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from hybrid_kernels.governance.progress import Reporter
@@ -204,8 +206,14 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        with _settings_of_workers():
-            self.process.start()
+        try:
+            with _settings_of_workers():
+                self.process.start()
+        except BaseException:
+            if self.process.pid is not None:
+                self.process.kill()
+                self.process.join()
+            raise
         theirs.close()
 
     def lost(self) -> ChildProcessError:
@@ -224,16 +232,16 @@ class _Worker:
 
 @contextlib.contextmanager
 def _settings_of_workers() -> Iterator[None]:
-    """Inherited by processes started meanwhile: one thread each, and deaf to Ctrl-C from their first moment."""
+    """Inherited by processes started meanwhile: one thread each, and deaf to Ctrl-C from their first moment.
+
+    A Ctrl-C that this process receives meanwhile is raised at the end.
+    """
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
-        yield
+        with _interrupts_later():
+            yield
     finally:
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -241,13 +249,41 @@ def _settings_of_workers() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    # Started within, it would unblock what is blocked here.
+    resource_tracker.ensure_running()
+    received: list[tuple[int, FrameType | None]] = []
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda *got: received.append(got)) if in_main else None
+    # The mask is inherited, a handler is not; and another thread of this process may get the signal all the same.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    if received and callable(handler):
+        handler(*received[0])
+
+
 def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Ends when the other end is closed: by the engine, or by the system when the engine's process is gone.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Ends when the other end is closed by the engine.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, task = connection.recv()
             connection.send_bytes(_outcome(function, task))
+
+
+def _end_with_parent() -> None:
+    """In the middle of a task too: what it was to write is written whole or not at all."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _outcome(function: Callable[[Any], Any], task: Any) -> bytes:

@@ -1,5 +1,6 @@
 """Engines: the same results in any process, errors as they were raised, nothing left behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -125,8 +126,8 @@ if __name__ == "__main__":
     engine = LocalEngine(2)
     pids = {pid for _, (pid, _) in engine.map(process, range(8), "processes")}
     try:
-        print(*pids, flush=True)
-        list(engine.map(sleep, [600] * 4, "sleeping"))
+        for number, _ in engine.map(sleep, [0, 600, 600, 600], "sleeping"):
+            print(*pids, flush=True)  # one worker at least is in the middle of a task
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -161,6 +162,21 @@ def test_workers_end_with_their_process(tmp_path, number, code):
     while any(map(running, workers)) and time.monotonic() < deadline:
         os.sched_yield()
     assert workers and not any(map(running, workers))
+
+
+def test_ctrl_c_while_a_worker_starts_is_not_lost(monkeypatch):
+    started = []
+
+    def start(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        ordinary(self)
+        started.append(self)
+
+    ordinary = multiprocessing.context.SpawnProcess.start
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalEngine(1).map(square, [1], "interrupted"))
+    assert len(started) == 1 and not started[0].is_alive()
 
 
 @pytest.mark.parametrize(

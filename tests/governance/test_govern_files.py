@@ -238,10 +238,12 @@ def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
     out = tmp_path / "out"
     process = start(tmp_path, inputs, evaluation, out)
     wait_for_files(process, out, 4)
+    os.killpg(process.pid, signal.SIGSTOP)  # or it may be done before the other one is at work
     second = start(tmp_path, inputs, evaluation, out)
     output, _ = second.communicate(timeout=60)
     assert second.returncode == 2 and f"process {process.pid} is at work in {out}" in output
     os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGCONT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in output, output
     assert "Traceback" not in output and not (out / "manifest.json").exists()
