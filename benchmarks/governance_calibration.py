@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from governance_spoiling import FLORES, LANGUAGES
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
@@ -37,24 +38,6 @@ from hybrid_kernels.governance.batch import Batch, Columns
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.scripts import SCRIPTS, letters, read_tag, scripts_of
 
-FLORES = {
-    "ar": "arb_Arab",
-    "bg": "bul_Cyrl",
-    "de": "deu_Latn",
-    "el": "ell_Grek",
-    "en": "eng_Latn",
-    "es": "spa_Latn",
-    "fr": "fra_Latn",
-    "hi": "hin_Deva",
-    "ru": "rus_Cyrl",
-    "sw": "swh_Latn",
-    "th": "tha_Thai",
-    "tr": "tur_Latn",
-    "ur": "urd_Arab",
-    "vi": "vie_Latn",
-    "zh": "zho_Hans",
-}
-LANGUAGES = tuple(FLORES)
 LENGTHS = (0, 10, 20, 40, 80, 160, 320)
 POLICY = GovernancePolicy()
 

@@ -1,36 +1,14 @@
 """False rejections and recall on real text (FLORES, NTREX, XNLI) and on the embedded sample."""
 
 import json
-import os
 from collections import Counter
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 
 from hybrid_kernels.governance import GovernancePolicy, govern
+from tests.governance.quality_support import DATA, FLORES, needs_data
 
-DATA = Path(os.environ.get("HYBRID_KERNELS_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-needs_data = pytest.mark.skipif(
-    not (DATA / "xnli").is_dir(), reason=f"no real text at {DATA} (set HYBRID_KERNELS_DATA)"
-)
-FLORES = {
-    "ar": "arb_Arab",
-    "bg": "bul_Cyrl",
-    "de": "deu_Latn",
-    "el": "ell_Grek",
-    "en": "eng_Latn",
-    "es": "spa_Latn",
-    "fr": "fra_Latn",
-    "hi": "hin_Deva",
-    "ru": "rus_Cyrl",
-    "sw": "swh_Latn",
-    "th": "tha_Thai",
-    "tr": "tur_Latn",
-    "ur": "urd_Arab",
-    "vi": "vie_Latn",
-    "zh": "zho_Hans",
-}
 LANGUAGES = list(FLORES)
 PAIR = ["premise", "hypothesis"]
 
