@@ -212,7 +212,7 @@ class ThresholdPolicy(Section):
         description="share of a language's rows that end in a sentence mark, from which one without is cut off",
     )
     min_punctuated: float = Field(
-        default=0.95,
+        default=0.6,
         ge=0,
         le=1,
         description="share of a language's rows that end in a sentence mark, below which no end shows a truncated text",
