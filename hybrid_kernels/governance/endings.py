@@ -57,7 +57,7 @@ _LEADING = {
     "hi": "के का ने और कि या जो एक इस उस जब अपने अपनी लेकिन यदि अगर कई किसी इन उन जिस बारे",
     "ru": "в во на с со и а но или из от до по для о об при у к ко не чтобы если который которая которое которые "
     "через между без под над перед потому даже свою",
-    "sw": "na ya wa za cha vya kwa katika ni au kama kutoka kwamba lakini ambayo ambao ambaye ambazo ili kila hadi "
+    "sw": "na ya wa za cha vya kwa katika ni au kama kutoka kwamba ambayo ambao ambaye ambazo ili kila hadi "
     "baada bila kuhusu kwenye si mwa ikiwa kuliko ingawa dhidi",
     "tr": "ve veya ile her hiçbir fakat ancak çünkü olan en hem bazı birkaç",
     "ur": "کے کا نے اور کہ یا جو ایک اس ان جب اپنے اپنی لیکن اگر کئی کسی جس",
