@@ -26,6 +26,7 @@ from hybrid_kernels.governance.characters import (
     VOWEL,
     WALK,
     CodePoints,
+    walks,
 )
 from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
 from hybrid_kernels.governance.quality_rules import (
@@ -139,7 +140,7 @@ class _Side:
             ],
             "word_share": [_word_share(text) for text in texts],
             "repeated_lines": [_repeated_lines(text) if "\n" in text else np.nan for text in texts],
-            "walk": points.walks >= 0,
+            "walk": walks(texts, points) >= 0,
             "vowels": self._vowels(),
             "mojibake": [sign is not None for sign in signs],
             "markup": [boilerplate.markup(text) is not None for text in texts],
@@ -338,6 +339,6 @@ _EXPLANATIONS: dict[str, Callable[[list[str]], list[str]]] = {
     "boilerplate": lambda texts: _found(texts, boilerplate.phrase),
     "walk": lambda texts: [
         f"walks the keyboard: {text[start : start + WALK]!r}"
-        for text, start in zip(texts, CodePoints(texts).walks.tolist(), strict=True)
+        for text, start in zip(texts, walks(texts, CodePoints(texts)).tolist(), strict=True)
     ],
 }
