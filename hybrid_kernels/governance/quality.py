@@ -34,6 +34,7 @@ from hybrid_kernels.governance.quality_rules import (
     TEXT_RULES,
     VARIATIONS,
     Rule,
+    coded,
     language_pair,
     limits,
 )
@@ -230,6 +231,7 @@ class _Judge:
         }
         if len(languages) == 2:
             self.languages[None] = [language_pair(a, b) for a, b in zip(*languages, strict=True)]
+        self.coded = {i: coded(side) for i, side in self.languages.items()}
 
     def empty(self, i: int) -> Objection | None:
         rows = np.flatnonzero(self.features[f"visible_{i}"] == 0)
@@ -251,13 +253,13 @@ class _Judge:
         return self._objection(rule.reason, i, rows, details, score, bound)
 
     def _bounds(self, feature: str, i: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Per row the least and the most that its language may have."""
+        """Per row the least and the most that it may have, by its language."""
         name = feature if i is None else f"{feature}_{i}"
         fixed = self.bounds.get((name, None), self.limits[feature])
-        known = {key: self.bounds.get((name, key), fixed) for key in set(self.languages[i])}
-        ranges = [known[key] for key in self.languages[i]]
+        known, codes = self.coded[i]
+        ranges = [self.bounds.get((name, key), fixed) for key in known]
         low, high = (np.array([getattr(r, side) for r in ranges], np.float32) for side in ("low", "high"))
-        return low, high
+        return low[codes], high[codes]
 
     def _detail(self, rule: Rule, i: int | None, row: int, score: float, bound: float) -> str:
         if rule.feature == "length_ratio":
@@ -283,13 +285,13 @@ class _Judge:
         at which many rows end, and none is longer."""
         if not self.policy.reject_truncated:
             return None
-        cut, terminal = self.features[f"cut_{i}"], self.features[f"terminal_{i}"]
-        known = set(self.languages[i])
-        punctuated = {key: self.bounds.get((f"cut_{i}", key), Range()).high > 0 for key in known}
-        bits = {key: endings.language_bits(key) if punctuated[key] else 0 for key in known}
-        marked = {key: self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known}
-        looks = (cut & np.array([bits[key] for key in self.languages[i]], np.int32)) != 0
-        unusual = np.array([marked[key] for key in self.languages[i]], bool)
+        cut, terminal = np.asarray(self.features[f"cut_{i}"], np.int32), self.features[f"terminal_{i}"]
+        known, codes = self.coded[i]
+        punctuated = [self.bounds.get((f"cut_{i}", key), Range()).high > 0 for key in known]
+        bits = [endings.language_bits(key) * on for key, on in zip(known, punctuated, strict=True)]
+        marked = [self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known]
+        looks = (cut & np.array(bits, np.int32)[codes]) != 0
+        unusual = np.array(marked, bool)[codes]
         longest = self.bounds.get((f"cut_{i}", None), Range()).high
         piled = self.features[f"characters_{i}"] == longest
         rows = np.flatnonzero((terminal == 0) & (looks | unusual | piled))
