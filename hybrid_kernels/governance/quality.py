@@ -52,6 +52,9 @@ _WINDOW = 500
 _LONG_SHINGLE = 40
 #: From so many words on it is asked how many of them are the same.
 _FEWEST_WORDS = 10
+#: Of fewer visible characters a mark more is a large share ("Oh, no." has a third), so that for these shares the bounds
+#: of longer rows, the data's, do not hold; the policy's do.
+_SHARES, _FEWEST_VISIBLE = ("symbols", "digits"), 20
 
 
 def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
@@ -253,13 +256,16 @@ class _Judge:
         return self._objection(rule.reason, i, rows, details, score, bound)
 
     def _bounds(self, feature: str, i: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Per row the least and the most that it may have, by its language."""
+        """Per row the least and the most that it may have, by its language and length."""
         name = feature if i is None else f"{feature}_{i}"
         fixed = self.bounds.get((name, None), self.limits[feature])
         known, codes = self.coded[i]
-        ranges = [self.bounds.get((name, key), fixed) for key in known]
+        ranges = [fixed, *(self.bounds.get((name, key), fixed) for key in known)]
+        places = codes + 1
+        if feature in _SHARES:
+            places[np.asarray(self.features[f"visible_{i}"], float) < _FEWEST_VISIBLE] = 0
         low, high = (np.array([getattr(r, side) for r in ranges], np.float32) for side in ("low", "high"))
-        return low[codes], high[codes]
+        return low[places], high[places]
 
     def _detail(self, rule: Rule, i: int | None, row: int, score: float, bound: float) -> str:
         if rule.feature == "length_ratio":

@@ -113,6 +113,21 @@ def test_objection_says_where_what_and_how_much():
     assert found.detail == ["80% are digits, at most 50%"]
 
 
+def test_a_short_line_is_not_held_against_the_shares_of_longer_ones():
+    """A mark more is a large share of it; the policy's own bounds hold."""
+    texts = ["О, не.", "Ох!", "5 км.", "???!!! не", "О, не! " * 8]
+    rows = batch(texts)
+    bounds = {(f"{name}_0", "bg"): Range(high=0.3) for name in ("symbols", "digits")}
+    found = quality.objections(rows, measured(rows, ["bg"]), GovernancePolicy(), bounds)
+    shares = {
+        (row, o.reason, bound)
+        for o in found
+        for row, bound in zip(o.rows.tolist(), o.bound.tolist(), strict=True)
+        if o.reason in ("symbols", "digits")
+    }
+    assert shares == {(3, "symbols", 0.5), (4, "symbols", 0.3)}
+
+
 def test_all_reasons_are_given():
     text = "<p>12345 67890 12345678901234567890</p> asdfghj cafÃ©"
     assert reasons_of(text, min_vowels=0) == ["mojibake", "markup", "digits", "keyboard mash"]
@@ -209,7 +224,7 @@ def test_features_of_a_text_do_not_depend_on_its_neighbours():
 
 
 def test_bounds_of_a_language_apply_to_it_alone():
-    rows = batch(["A 12 of b.", "A 12 of b."])
+    rows = batch(["A 123456 of bananas here."] * 2)
     features = measured(rows, [["en", "sw"]])
     bounds = {("digits_0", None): Range(high=0.5), ("digits_0", "sw"): Range(high=0.2)}
     [found] = quality.objections(rows, features, GovernancePolicy(), bounds)
