@@ -25,7 +25,7 @@ _MARKUP = re.compile(
     r"</?(?:a|b|body|br|button|center|code|div|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input|li|link|meta|"
     r"ol|option|p|pre|script|section|span|strong|style|table|tbody|td|th|title|tr|u|ul)(?:\s[^<>]*)?/?>"
     r"|<!--|&(?:nbsp|lt|gt|quot|[a-z]+(?:acute|grave|uml|circ|cedil|tilde)|[lr][ds]quo|[mn]dash|hellip"
-    r"|#\d+|#x[0-9a-f]+);|\bfunction\s*\(|\bvar\s+\w+\s*=|[{};]\s*}|\[/?(?:url|img|quote|b|i)(?:=[^\]]*)?\]",
+    r"|#\d+|#x[0-9a-f]+);|\bfunction\s*\w*\([^()]*\)\s*{|\bvar\s+\w+\s*=|[{};]\s*}|\[/?(?:url|img|quote|b|i)(?:=[^\]]*)?\]",
     re.IGNORECASE,
 )
 _MARKUP_SIGNS = re.compile(r"[<&}\[]|[fF]unction|[vV]ar\s", re.ASCII)

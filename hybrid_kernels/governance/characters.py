@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -59,6 +60,8 @@ _KEYBOARDS = (
 _KEYS = 0x1000
 #: A text that walks along a row of keys for so many is typing, not language.
 WALK = 6
+#: Keys that are also words: the names of layouts.
+_LAYOUT = re.compile(r"(?<!\w)(?:qwerty|qwertz|azerty|йцукен)(?!\w)", re.IGNORECASE)
 
 
 @lru_cache(maxsize=1)
@@ -166,3 +169,13 @@ class CodePoints:
 
     def _max(self, values: NDArray[np.int32]) -> NDArray[np.int32]:
         return np.maximum.reduceat(values, self._starts) if len(self._starts) else values[:0]
+
+
+def walks(texts: Sequence[str], points: CodePoints) -> NDArray[np.int64]:
+    """`points.walks` of these very texts, where the name of a layout among other words is no walk."""
+    found = points.walks.copy()
+    for row in np.flatnonzero(found >= 0).tolist():
+        rest = _LAYOUT.sub(lambda name: " " * len(name.group()), texts[row])
+        if any(map(str.isalpha, rest)):
+            found[row] = CodePoints([rest]).walks[0]
+    return found

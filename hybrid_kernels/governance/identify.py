@@ -31,8 +31,8 @@ TEMPERATURE_SCALE, TEMPERATURE_EXPONENT = 0.710, 0.304
 # Spoken varieties whose written form the model cannot tell from the standard language, older forms in the same
 # script, and a language that the model has twice.
 _VARIETIES = {"ary": "ar", "arz": "ar", "grc": "el", "hbo": "he", "uzs": "uz", "wuu": "zh", "yue": "zh"}
-# The model's class for what is no language.
-_NO_LANGUAGE = "zxx"
+#: The model's class for what is no language.
+NO_LANGUAGE = "zxx"
 
 # Bytes that are walked and scored at once: bounds memory, and decides nothing.
 _BLOCK_BYTES = 1 << 20
@@ -41,6 +41,12 @@ _LANE = 96
 
 # "c ' est" and "c' est" as tokenisers leave them; French so spaced passes for Walloon.
 _SPACED_APOSTROPHE = re.compile(r"(?<=\w) ?(['’]) (?=\w)")
+
+# Letters in another form, alone or with what stands between them: ligatures, Arabic presentation forms, full and half
+# width, mathematical letters. The model has seen the plain ones. All of a text in this form (NFKC) would take the
+# full-width punctuation from Chinese and tear Thai vowels apart.
+_FORMS = "\ufb00-\ufdfb\ufe70-\ufefc\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U0001d400-\U0001d7ff"
+_COMPATIBILITY = re.compile(f"[{_FORMS}]+(?:[\u3000\uff01-\uff20]+[{_FORMS}]+)*")
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,20 @@ def _memory(next_state: NDArray[Any], row: NDArray[np.intp]) -> int:
 @lru_cache(maxsize=1)
 def known_languages() -> tuple[str, ...]:
     """Sorted codes (ISO 639-1, else 639-3) of the languages that can be told."""
-    return tuple(language for language in model().languages if language != _NO_LANGUAGE)
+    return tuple(language for language in model().languages if language != NO_LANGUAGE)
 
 
 def encoded(text: str) -> bytes:
-    """What the model reads of a text: as `py3langid` has it, but for spaced apostrophes and very long texts."""
+    """What the model reads of a text: as `py3langid` has it, but for spaced apostrophes, letters in other
+    forms and very long texts."""
     if len(text) > MAX_CHARACTERS:
         part = MAX_CHARACTERS // 3
         middle = (len(text) - part) // 2
         text = "\n".join((text[:part], text[middle : middle + part], text[-part:]))
     if "' " in text or "’ " in text:
         text = _SPACED_APOSTROPHE.sub(r"\1", text)
+    if not text.isascii():
+        text = _COMPATIBILITY.sub(lambda found: unicodedata.normalize("NFKC", found.group()), text)
     if text.isupper():
         text = text.lower()
     return unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")

@@ -26,7 +26,8 @@ _REPLACED = re.compile(
 _ESCAPED = re.compile(
     r"(?:\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}){2}|(?:%[89A-F][0-9A-F]){2}|(?:=[89A-F][0-9A-F]){2}|<0x[0-9A-F]{2}>"
 )
-_URL = re.compile(r"\S*(?:://|www\.)\S*")
+# From the beginning of a word: from each character of a long one it would take quadratic time.
+_URL = re.compile(r"(?<!\S)\S*(?:://|www\.)\S*")
 _ALIEN = re.compile(r"[A-Za-z][\u0370-\u04ff\u207f\u2200-\u22ff][a-z]")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _EAST_ASIAN = re.compile(r"[\u3000-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")

@@ -21,6 +21,8 @@ _IDEOGRAPH_WEIGHT, _KANA_WEIGHT = 3.0, 2.0
 _SMOOTHING = 10.0
 
 _NUMBER = re.compile(r"\d+(?:[.,٫٬’'\u00a0\u202f]\d+)*")
+#: "26 750" with a plain space is one number or two.
+_GROUPED = re.compile(r"(?<!\d)\d{1,3}(?: \d{3})+(?!\d)")
 _SEPARATORS = re.compile(r"[^0-9]+")
 _ZEROS = (
     0x660,
@@ -98,9 +100,22 @@ def numbers(text: str) -> Counter[str]:
 
 
 def _agreement(first: str, second: str) -> float:
+    common, most = _common(first, second)
+    if common < most:
+        joined, fewer = _common(_joined(first), _joined(second))
+        if joined * most > common * fewer:
+            common, most = joined, fewer
+    return common / most if most >= _FEWEST else np.nan
+
+
+def _joined(text: str) -> str:
+    return _GROUPED.sub(lambda group: group.group().replace(" ", ""), text)
+
+
+def _common(first: str, second: str) -> tuple[int, int]:
+    """Weight of the numbers that both texts have, and of those of the one that has more."""
     a, b = numbers(first), numbers(second)
-    most = max(_weight(a), _weight(b))
-    return _weight(a & b) / most if most >= _FEWEST else np.nan
+    return _weight(a & b), max(_weight(a), _weight(b))
 
 
 def _weight(found: Counter[str]) -> int:

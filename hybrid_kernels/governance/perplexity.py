@@ -7,9 +7,11 @@ language, so a text is held against its language's own distribution.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,15 +31,39 @@ _BATCH_TOKENS = 8192
 _CHARACTERS_PER_TOKEN = 32
 
 
-def check(policy: GovernancePolicy) -> None:
+def check(policy: GovernancePolicy) -> str | None:
     """Before any work: is there such a model, and is it a causal one? The model is loaded, and let go.
+
+    Returns:
+        What tells this model's content from another's of the same name; None: the step is off.
 
     Raises:
         ValueError: no model is named, or it is not a causal language model.
         OSError: it cannot be loaded.
     """
-    if policy.perplexity.enabled:
-        _load(_name(policy))
+    if not policy.perplexity.enabled:
+        return None
+    name = _name(policy)
+    _load(name)
+    # Of an earlier run in this process, whose content may have been another.
+    _scorer.cache_clear()
+    return _digest(name)
+
+
+def _digest(name: str) -> str:
+    """Of the names and contents of the model's files, in its folder or in the cache of the hub."""
+    from transformers.utils import cached_file
+
+    config = cached_file(name, "config.json")
+    assert config is not None  # it was loaded
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in Path(config).parent.iterdir() if path.is_file()):
+        of_file = hashlib.blake2b(digest_size=16)
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                of_file.update(part)
+        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + of_file.digest())
+    return digest.hexdigest()
 
 
 def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:

@@ -83,7 +83,8 @@ _REGIONS = {
 
 _DIGIT = re.compile(r"\d")
 _AT = ("@", "＠")
-_ASCII_LOCAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+'-]*\Z")
+# Not what comes behind "ö" in a name.
+_ASCII_LOCAL = re.compile(r"(?<![A-Za-z0-9À-ɏͰ-ӿḀ-ỿ\u0300-\u036f])[A-Za-z0-9][A-Za-z0-9._%+'-]*\Z")
 # Combining marks are no \w, so letters are what is no space, punctuation or symbol of ASCII or of running text.
 _LETTER = r"[^\s\x00-,/:-@\[-^`{-\x7f‘-‟«»。、，；：（）《》「」।؟،؛]"
 _LOCAL = re.compile(rf"{_LETTER}+\Z")

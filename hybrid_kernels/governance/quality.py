@@ -26,6 +26,7 @@ from hybrid_kernels.governance.characters import (
     VOWEL,
     WALK,
     CodePoints,
+    walks,
 )
 from hybrid_kernels.governance.policy import GovernancePolicy, QualityPolicy
 from hybrid_kernels.governance.quality_rules import (
@@ -33,6 +34,7 @@ from hybrid_kernels.governance.quality_rules import (
     TEXT_RULES,
     VARIATIONS,
     Rule,
+    coded,
     language_pair,
     limits,
 )
@@ -50,6 +52,9 @@ _WINDOW = 500
 _LONG_SHINGLE = 40
 #: From so many words on it is asked how many of them are the same.
 _FEWEST_WORDS = 10
+#: Of fewer visible characters a mark more is a large share ("Oh, no." has a third), so that for these shares the bounds
+#: of longer rows, the data's, do not hold; the policy's do.
+_SHARES, _FEWEST_VISIBLE = ("symbols", "digits"), 20
 
 
 def fields(columns: Columns, policy: GovernancePolicy) -> dict[str, pa.DataType]:
@@ -139,7 +144,7 @@ class _Side:
             ],
             "word_share": [_word_share(text) for text in texts],
             "repeated_lines": [_repeated_lines(text) if "\n" in text else np.nan for text in texts],
-            "walk": points.walks >= 0,
+            "walk": walks(texts, points) >= 0,
             "vowels": self._vowels(),
             "mojibake": [sign is not None for sign in signs],
             "markup": [boilerplate.markup(text) is not None for text in texts],
@@ -229,6 +234,7 @@ class _Judge:
         }
         if len(languages) == 2:
             self.languages[None] = [language_pair(a, b) for a, b in zip(*languages, strict=True)]
+        self.coded = {i: coded(side) for i, side in self.languages.items()}
 
     def empty(self, i: int) -> Objection | None:
         rows = np.flatnonzero(self.features[f"visible_{i}"] == 0)
@@ -250,13 +256,16 @@ class _Judge:
         return self._objection(rule.reason, i, rows, details, score, bound)
 
     def _bounds(self, feature: str, i: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Per row the least and the most that its language may have."""
+        """Per row the least and the most that it may have, by its language and length."""
         name = feature if i is None else f"{feature}_{i}"
         fixed = self.bounds.get((name, None), self.limits[feature])
-        known = {key: self.bounds.get((name, key), fixed) for key in set(self.languages[i])}
-        ranges = [known[key] for key in self.languages[i]]
+        known, codes = self.coded[i]
+        ranges = [fixed, *(self.bounds.get((name, key), fixed) for key in known)]
+        places = codes + 1
+        if feature in _SHARES:
+            places[np.asarray(self.features[f"visible_{i}"], float) < _FEWEST_VISIBLE] = 0
         low, high = (np.array([getattr(r, side) for r in ranges], np.float32) for side in ("low", "high"))
-        return low, high
+        return low[places], high[places]
 
     def _detail(self, rule: Rule, i: int | None, row: int, score: float, bound: float) -> str:
         if rule.feature == "length_ratio":
@@ -282,13 +291,13 @@ class _Judge:
         at which many rows end, and none is longer."""
         if not self.policy.reject_truncated:
             return None
-        cut, terminal = self.features[f"cut_{i}"], self.features[f"terminal_{i}"]
-        known = set(self.languages[i])
-        punctuated = {key: self.bounds.get((f"cut_{i}", key), Range()).high > 0 for key in known}
-        bits = {key: endings.language_bits(key) if punctuated[key] else 0 for key in known}
-        marked = {key: self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known}
-        looks = (cut & np.array([bits[key] for key in self.languages[i]], np.int32)) != 0
-        unusual = np.array([marked[key] for key in self.languages[i]], bool)
+        cut, terminal = np.asarray(self.features[f"cut_{i}"], np.int32), self.features[f"terminal_{i}"]
+        known, codes = self.coded[i]
+        punctuated = [self.bounds.get((f"cut_{i}", key), Range()).high > 0 for key in known]
+        bits = [endings.language_bits(key) * on for key, on in zip(known, punctuated, strict=True)]
+        marked = [self.bounds.get((f"terminal_{i}", key), Range()).low > 0 for key in known]
+        looks = (cut & np.array(bits, np.int32)[codes]) != 0
+        unusual = np.array(marked, bool)[codes]
         longest = self.bounds.get((f"cut_{i}", None), Range()).high
         piled = self.features[f"characters_{i}"] == longest
         rows = np.flatnonzero((terminal == 0) & (looks | unusual | piled))
@@ -338,6 +347,6 @@ _EXPLANATIONS: dict[str, Callable[[list[str]], list[str]]] = {
     "boilerplate": lambda texts: _found(texts, boilerplate.phrase),
     "walk": lambda texts: [
         f"walks the keyboard: {text[start : start + WALK]!r}"
-        for text, start in zip(texts, CodePoints(texts).walks.tolist(), strict=True)
+        for text, start in zip(texts, walks(texts, CodePoints(texts)).tolist(), strict=True)
     ],
 }

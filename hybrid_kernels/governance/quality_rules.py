@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_kernels.governance.batch import Range
 from hybrid_kernels.governance.policy import QualityPolicy
@@ -140,3 +145,13 @@ def limits(policy: QualityPolicy) -> dict[str, Range]:
 def language_pair(first: str | None, second: str | None) -> str | None:
     """Under what the bounds of a translation's features are kept."""
     return None if first is None or second is None else f"{first} → {second}"
+
+
+Key = TypeVar("Key", str, str | None)
+
+
+def coded(keys: Sequence[Key]) -> tuple[list[Key], NDArray[np.int64]]:
+    """(distinct keys, per row which of them)."""
+    places: dict[Key, int] = {}
+    codes = [places.setdefault(key, len(places)) for key in keys]
+    return list(places), np.array(codes, np.int64)

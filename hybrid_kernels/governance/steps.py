@@ -120,15 +120,15 @@ def make_job(
 ) -> Job:
     """`revision`: JSON-able, of the code and libraries that compute features.
 
-    Raises what a module's `check` raises, where it has one: what would otherwise fail in the middle of the work.
+    A module's `check`, where it has one, returns what its features depend on beside the policy, JSON-able, and raises
+    what would otherwise fail in the middle of the work.
     """
     on = tuple(step for step in steps if step.is_on(policy))
     keys = {}
     for step in on:
         module = step.load()
-        if hasattr(module, "check"):
-            module.check(policy)
-        measured = measured_fields(policy, module.MEASURED)
+        outside = module.check(policy) if hasattr(module, "check") else None
+        measured = [measured_fields(policy, module.MEASURED), outside]
         texts = [columns.texts, columns.expected, columns.kind]
         keys[step.name] = content_key(revision, step.name, texts, list(languages), measured)
     return Job(work, columns, tuple(languages), policy, on, keys)

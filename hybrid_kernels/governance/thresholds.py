@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybrid_kernels.governance.batch import Bounds, Features, Range
 from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.quality_rules import language_pair, limits
+from hybrid_kernels.governance.quality_rules import coded, language_pair, limits
 
 #: Where rows of no language are counted; they have no bounds of their own.
 UNDETERMINED = "und"
@@ -104,10 +104,10 @@ class Histograms:
     def add(self, features: Features, languages: Sequence[Sequence[str | None]]) -> None:
         """Count rows. `languages`: per text column those of the rows; NaN is not counted."""
         keys = [[language or UNDETERMINED for language in side] for side in languages]
-        codes = [_codes(side) for side in keys]
+        codes = [coded(side) for side in keys]
         if len(languages) == 2:
             pairs = [language_pair(a, b) or UNDETERMINED for a, b in zip(*languages, strict=True)]
-            codes.append(_codes(pairs))
+            codes.append(coded(pairs))
         for name, feature in FEATURES.items():
             if name in features:
                 place = -1 if name in _OF_ROWS else int(name[-1])
@@ -179,13 +179,6 @@ class Histograms:
         for name, lengths in content["lengths"].items():
             histograms.lengths[name] = Counter({int(length): rows for length, rows in lengths.items()})
         return histograms
-
-
-def _codes(languages: list[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """(distinct languages, per row which of them)."""
-    places: dict[str, int] = {}
-    codes = [places.setdefault(language, len(places)) for language in languages]
-    return list(places), np.array(codes, np.int64)
 
 
 def bounds(histograms: Histograms, policy: GovernancePolicy) -> Bounds:

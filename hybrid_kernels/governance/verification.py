@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance.batch import Objection
+from hybrid_kernels.governance.identify import NO_LANGUAGE
 from hybrid_kernels.governance.policy import LanguagePolicy
 from hybrid_kernels.governance.reading import wanted_of
 from hybrid_kernels.governance.scripts import (
@@ -76,7 +77,7 @@ class Judge:
             return f"closest is {self.features['assigned'][row]} (p = {_shown(probability[row])})"
 
         def looks_like(row: int) -> str:
-            return f"looks like {rival[row]} (p = {_shown(rival_probability[row])})"
+            return _looks_like(rival[row], rival_probability[row])
 
         least = policy.min_assigned
         return [
@@ -231,7 +232,7 @@ class Judge:
         bound = np.where(by_mass, policy.min_wanted, policy.min_expected)
 
         def sentence(row: int) -> str:
-            return f"expected {features['judged'][row]}, looks like {likeliest[row]} (p = {_shown(probability[row])})"
+            return f"expected {features['judged'][row]}, {_looks_like(likeliest[row], probability[row])}"
 
         rows = self.in_wrong_language
         return [
@@ -246,9 +247,8 @@ class Judge:
 
         def sentence(row: int) -> str:
             other = self.features["switched_to"][row]
-            return (
-                f"expected {self.features['judged'][row]}, {share[row]:.0%} of the letters look like {other}"
-            )
+            judged = self.features["judged"][row]
+            return f"expected {judged}, {share[row]:.0%} of the letters look like {_named(other)}"
 
         rejects = policy.code_switched == "reject"
         return _objection("code-switched", column, rows, share, policy.min_switched, sentence, rejects)
@@ -287,6 +287,15 @@ def _objection(
     return [
         Objection("language", reason, column, rows.astype(np.int64), score[rows], bounds, details, rejects)
     ]
+
+
+def _looks_like(language: str, probability: float) -> str:
+    return f"looks like {_named(language)} (p = {_shown(probability)})"
+
+
+def _named(language: str) -> str:
+    """For a reader: garbled text is most often of the model's class for what is no language."""
+    return "no language" if language == NO_LANGUAGE else language
 
 
 def _shown(probability: float) -> str:

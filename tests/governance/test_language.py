@@ -212,6 +212,26 @@ def test_wanted_languages_are_checked():
             language.checked_languages(overlapping)
 
 
+def test_what_is_no_language_is_not_named_as_one():
+    for claim, before in (("en", "expected en, "), (None, "")):
+        [(_, why, detail)] = judged("fdk sldkfj weoiru sldkjf", claim).against()
+        assert why == "outside the wanted languages"
+        assert detail.startswith(f"{before}looks like no language (p = 0.9")
+
+
+@pytest.mark.parametrize("code", ["de", "en", "vi"])
+@pytest.mark.parametrize("first", [0xFF01, 0x1D400])
+def test_letters_of_another_form_are_the_same_language(code, first):
+    """Full width, with its spaces and marks, and mathematical letters."""
+    wide = {ord(" "): "\u3000"} | {ord("!") + i: chr(0xFF01 + i) for i in range(94)}
+    bold = {ord("A") + i: chr(0x1D400 + i) for i in range(26)} | {
+        ord("a") + i: chr(0x1D41A + i) for i in range(26)
+    }
+    text = SENTENCES[code].translate(wide if first == 0xFF01 else bold)
+    assert judged(text, code).objections == []
+    assert judged(text).languages == ([code],)
+
+
 def test_a_rival_must_be_as_probable_as_the_policy_asks():
     text, claim = "Bonjour a tous", "sw"
     probability = judged(text, claim).features["likeliest_probability_0"][0]

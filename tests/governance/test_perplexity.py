@@ -1,6 +1,7 @@
 """Bits per byte against a loop by hand, on tiny models of random weights."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hybrid_kernels.governance import perplexity, thresholds
-from hybrid_kernels.governance.batch import Range
+from hybrid_kernels.governance.batch import Columns, Range
 from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.steps import make_job
 from tests.governance.quality_support import batch
 
 TEXTS = ["The house is old.", None, "x", "", "Das Haus ist größer, 家很大。", "The house " * 40, "  "]
@@ -136,6 +138,38 @@ def test_check(gpt2, llama):
     perplexity.check(GovernancePolicy())
     perplexity.check(policy(gpt2))
     perplexity.check(policy(llama))
+
+
+def test_features_are_kept_under_the_content_of_the_model(gpt2, tmp_path):
+    """Another model under the same name is measured again; the same one in the same place is not."""
+    folder = tmp_path / "model"
+    shutil.copytree(gpt2, folder)
+
+    def key():
+        columns = Columns(("text",))
+        return make_job(tmp_path, columns, ["en"], policy(str(folder)), None).keys["perplexity"]
+
+    first = key()
+    before = perplexity.measure(batch(TEXTS), policy(str(folder)))["bits_per_byte_0"]
+    assert key() == first
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] += 1
+    model.save_pretrained(folder)
+    assert key() != first
+    assert (perplexity.measure(batch(TEXTS), policy(str(folder)))["bits_per_byte_0"] != before)[0]
+
+
+def test_content_of_a_model_of_the_hub(gpt2, tmp_path, monkeypatch):
+    """As the hub's client lays it out."""
+    cache = tmp_path / "models--someone--tiny"
+    shutil.copytree(gpt2, cache / "snapshots" / "abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert perplexity.check(policy("someone/tiny")) == perplexity.check(policy(gpt2))
 
 
 def test_what_is_no_causal_model_is_named(tmp_path):

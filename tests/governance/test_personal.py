@@ -56,8 +56,10 @@ def test_masks_of_each_language(language):
     result = masked(text, POLICY, language)
     assert (result.count("[EMAIL]"), result.count("[PHONE]")) == (1, 2), result
     assert not any(c.isdigit() or c in "@+" for c in result), result
-    # What stands around them is untouched.
-    assert text.startswith(result.split("[EMAIL]")[0])
+    # What stands around them is untouched, and nothing of the address is left.
+    before = result.split("[EMAIL]")[0]
+    assert text.startswith(before)
+    assert before[-1:] in ("", " ", "ง", "系"), result
     assert text.endswith(result.split("[PHONE]")[-1])
     assert masked(result, POLICY, language) == result
 

@@ -42,6 +42,8 @@ def reasons_of(text, language=None, **fields):
         ("Read&nbsp;more", {"markup"}),
         ("caf&eacute; au lait", {"markup"}),
         ("if (x) { return f(x); } }", {"markup"}),
+        ("See function(a, b) { return a; } here", {"markup"}),
+        ("Run function clean(a){ it; } now", {"markup"}),
         ("https://example.org/a/b?id=12 www.example.com", {"links"}),
         ("Write to info@example.org", {"links"}),
         ("Lorem ipsum dolor sit amet, consectetur", {"boilerplate"}),
@@ -50,6 +52,8 @@ def reasons_of(text, language=None, **fields):
         ("asdfghjkl qwe", {"keyboard mash"}),
         ("йцукенг фывапр", {"keyboard mash"}),
         ("poiuytr is typed", {"keyboard mash"}),
+        ("qwerty QWERTY", {"keyboard mash"}),
+        ("The qwerty keys asdfgh", {"keyboard mash"}),
         ("sdkfj hskdjf hwkjr hskdj fhskdjfh", {"keyboard mash"}),
     ],
 )
@@ -71,6 +75,9 @@ def test_defect_is_named(text, expected):
         "เขาไม่ได้พูดสักคำ",
         "شدید بارش کی وجہ سے ٹرین دیر سے پہنچی۔",
         "See https://example.org for the full text of the agreement, which runs to forty pages.",
+        "Liver function (ALT and AST) was normal in all patients.",
+        "Most typists use QWERTY, not QWERTZ or AZERTY.",
+        "Раскладка йцукен привычна многим.",
         "The property owner was liberty-loving; he typed a poem.",
         "Ha ha ha, that is funny.",
         "NOOOOOOOOOOO, not again!",
@@ -104,6 +111,21 @@ def test_objection_says_where_what_and_how_much():
     assert found.score.tolist() == [0.8]
     assert found.bound.tolist() == [0.5]
     assert found.detail == ["80% are digits, at most 50%"]
+
+
+def test_a_short_line_is_not_held_against_the_shares_of_longer_ones():
+    """A mark more is a large share of it; the policy's own bounds hold."""
+    texts = ["О, не.", "Ох!", "5 км.", "???!!! не", "О, не! " * 8]
+    rows = batch(texts)
+    bounds = {(f"{name}_0", "bg"): Range(high=0.3) for name in ("symbols", "digits")}
+    found = quality.objections(rows, measured(rows, ["bg"]), GovernancePolicy(), bounds)
+    shares = {
+        (row, o.reason, bound)
+        for o in found
+        for row, bound in zip(o.rows.tolist(), o.bound.tolist(), strict=True)
+        if o.reason in ("symbols", "digits")
+    }
+    assert shares == {(3, "symbols", 0.5), (4, "symbols", 0.3)}
 
 
 def test_all_reasons_are_given():
@@ -202,7 +224,7 @@ def test_features_of_a_text_do_not_depend_on_its_neighbours():
 
 
 def test_bounds_of_a_language_apply_to_it_alone():
-    rows = batch(["A 12 of b.", "A 12 of b."])
+    rows = batch(["A 123456 of bananas here."] * 2)
     features = measured(rows, [["en", "sw"]])
     bounds = {("digits_0", None): Range(high=0.5), ("digits_0", "sw"): Range(high=0.2)}
     [found] = quality.objections(rows, features, GovernancePolicy(), bounds)

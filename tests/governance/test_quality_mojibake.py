@@ -1,6 +1,7 @@
 """Text that went through a wrong encoding is seen in any script, and undone where that can be."""
 
 import random
+import time
 
 import pytest
 
@@ -158,6 +159,14 @@ def test_the_quick_look_hides_nothing_from_ftfy():
     found = signs(texts)
     assert sum(bool(badness(text)) for text in texts) > 1000
     assert [text for text, sign in zip(texts, found, strict=True) if sign is None and badness(text)] == []
+
+
+@pytest.mark.parametrize("piece", ["a?b", "%E4"])
+def test_a_long_word_takes_no_quadratic_time(piece):
+    started = time.process_time()
+    assert signs([piece * 40_000]) != [None]
+    assert signs([f"{piece * 40_000}://"]) == [None]
+    assert time.process_time() - started < 2
 
 
 @needs_data
