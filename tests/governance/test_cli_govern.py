@@ -155,3 +155,13 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
         "govern", str(empty), "--languages", "en", "--text", "text", "--out", str(tmp_path / "e")
     )
     assert code == 2 and "there are no rows in" in err
+
+
+@pytest.mark.parametrize("named", ["kept/in.jsonl", "kept/*.jsonl", "kept", ".", ".."])
+def test_a_result_is_not_written_over_its_input(govern, tmp_path, named):
+    out = tmp_path / "out"
+    assert govern()[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    code, _, err = govern(inputs=out / named)
+    assert code == 2 and "lie one in the other; name a folder apart" in err, err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -256,3 +256,11 @@ def test_ray_decides_the_same(undisturbed, tmp_path):
         patch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
         run(inputs, tmp_path / "out", evaluation=[evaluation], engine="ray")
     assert result_files(tmp_path / "out") == result_files(expected)
+
+
+def test_the_cost_of_the_what_if_table_is_of_the_rows_it_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
+    monkeypatch.setattr("hybrid_kernels.governance.what_if.MAX_SHARDS", 1)
+    summary = run(write_lines(tmp_path / "a.jsonl", sample()[:60]), tmp_path / "out", workers=1)
+    assert summary["cost"]["what if"]["rows"] == summary["stages"]["what if"]["rows"] == 20
+    assert summary["cost"]["writing"]["rows"] == 60
