@@ -17,6 +17,7 @@ from typing import Any
 from hybrid_kernels._files import write_file
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.policy_file import dump_policy
 
 SCHEMA = 1
 MANIFEST, SUMMARY, REPORT, POLICY = "manifest.json", "summary.json", "report.html", "policy.yaml"
@@ -115,10 +116,7 @@ def result_id(made: Mapping[str, Any]) -> str:
 
 def write_policy(folder: Path, policy: GovernancePolicy) -> Path:
     """Write policy.yaml: the whole policy, as `--policy` takes it."""
-    import yaml
-
-    text = yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_file(folder / POLICY, text)
+    write_file(folder / POLICY, dump_policy(policy))
     return folder / POLICY
 
 
