@@ -21,7 +21,7 @@ def govern(
         ),
     ],
     languages: Annotated[str, typer.Option(help="The languages wanted, such as en,de,sw.")],
-    out: Annotated[Path, typer.Option(help="Folder for the result; see below.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; see above.")],
     text: Annotated[str, typer.Option(help="The text column, or the two.")] = "premise,hypothesis",
     language_column: Annotated[
         str | None,
@@ -58,7 +58,9 @@ def govern(
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster; without it Ray runs on this machine.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the hash functions; takes the policy's place.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the hash functions; takes the policy's place.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write summary and report alone, into OUT/dry-run.")
     ] = False,
@@ -128,25 +130,25 @@ def policy() -> None:
 
 def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
     from hybrid_kernels.governance.policy import GovernancePolicy
-    from hybrid_kernels.governance.policy_file import load_policy, policy_of
+    from hybrid_kernels.governance.policy_file import load_policy, policy_of, value_of
 
     loaded = GovernancePolicy() if path is None else load_policy(path)
     if seed is not None:
         changes = [*changes, f"seed={seed}"]
     if not changes:
         return loaded
-    import yaml
-
     values = loaded.model_dump(mode="json")
     for change in changes:
         name, equals, value = change.partition("=")
         *sections, field = name.strip().split(".")
-        place: Any = values
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict) or field not in place:
-            raise ValueError(f"--set takes SECTION.FIELD=VALUE with a field of the policy, got {change!r}")
-        place[field] = yaml.safe_load(value)
+        if not equals:
+            raise ValueError(f"--set takes SECTION.FIELD=VALUE, got {change!r}")
+        place = values
+        for section in sections:  # what is no section is put in too, for `policy_of` to name what was meant
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[field] = value_of(value, f"--set {change!r}")
     return policy_of(values, "--set")
 
 

@@ -130,7 +130,12 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
     full.mkdir()
     (full / "thesis.tex").write_text("")
     for arguments, message in (
-        (["--set", "quality.nothing=1"], "--set takes SECTION.FIELD=VALUE"),
+        (["--set", "quality.max_digits"], "--set takes SECTION.FIELD=VALUE, got 'quality.max_digits'"),
+        (["--set", "quality.max_digit=1"], "max_digit: unknown key; did you mean quality.max_digits?"),
+        (["--set", "max_digits=1"], "max_digits: unknown key; did you mean quality.max_digits?"),
+        (["--set", "duplicate.threshold=1"], "duplicate: unknown key; did you mean duplicates?"),
+        (["--set", "seed.first=1"], "seed: it is {'first': 1}, and may be a whole number"),
+        (["--set", "quality.max_digits={"], "--set 'quality.max_digits={' is not YAML: line 1, column 2"),
         (["--set", "quality.max_symbols=3"], "max_symbols"),
         (["--engine", "spark"], "engine must be 'local' or 'ray', got 'spark'"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
