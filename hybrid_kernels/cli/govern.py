@@ -62,7 +62,7 @@ def govern(
         int | None, typer.Option(min=0, help="Of the hash functions; takes the policy's place.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write summary and report alone, into OUT/dry-run.")
+        bool, typer.Option("--dry-run", help="Write summary, report and policy alone, into OUT/dry-run.")
     ] = False,
 ) -> None:
     """Clean data: languages, duplicates, leakage of evaluation rows, quality, personal data; every rejection explained.
@@ -105,19 +105,15 @@ def check(
     from hybrid_kernels.governance import manifest
 
     audit = manifest.check(folder)
-    for problem in audit.problems:
-        cli.console.print(f"wrong: {problem}", markup=False, highlight=False, soft_wrap=True)
-    for note in audit.notes:
-        cli.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if (again := manifest.command(audit.manifest)) is not None:
-        cli.console.print(f"made again by: {again}", markup=False, highlight=False, soft_wrap=True)
+    lines = [f"wrong: {problem}" for problem in audit.problems] + [f"note: {note}" for note in audit.notes]
+    lines.append(f"made again by: {manifest.command(audit.manifest, str(folder))}")
+    if audit.passed:
+        counts, result = audit.manifest["counts"], audit.manifest["result_id"][:12]
+        kept = f"{counts['kept']:,} of {counts['rows']:,} rows kept"
+        lines.append(f"{folder} is as it was written: {kept}, result {result}")
+    cli.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if not audit.passed:
         raise typer.Exit(1)
-    counts = audit.manifest["counts"]
-    cli.console.print(
-        f"{folder} is as it was written: {counts['kept']:,} of {counts['rows']:,} rows kept, result "
-        f"{audit.manifest['result_id'][:12]}"
-    )
 
 
 @cli.app.command("govern-policy")
@@ -175,10 +171,12 @@ def _show(summary: Mapping[str, Any], out: Path, dry_run: bool) -> None:
     print_(stages)
     ids = summary["duplicate_ids"]
     if ids and ids["ids"]:
-        first = ", ".join(repr(name) for name in ids["first"])
-        print_(f"{ids['ids']:,} ids name more than one row: {first}…", markup=False, highlight=False)
+        first = ", ".join(map(repr, ids["first"])) + (", …" if ids["ids"] > len(ids["first"]) else "")
+        text = f"ids that name more than one row: {ids['ids']:,}, such as {first}"
+        print_(text, markup=False, highlight=False, soft_wrap=True)
     print_(f"kept {summary['kept']:,} of {summary['rows']:,} rows")
     if dry_run:
-        print_(f"dry run, nothing else written: {out / 'dry-run' / 'report.html'}", soft_wrap=True)
+        where = f"dry run, no rows written; see {out / 'dry-run' / 'report.html'}"
     else:
-        print_(f"{out / 'kept'}, {out / 'rejected.jsonl'}; why: {out / 'report.html'}", soft_wrap=True)
+        where = f"{out / 'kept'}, {out / 'rejected.jsonl'}; why: {out / 'report.html'}"
+    print_(where, markup=False, highlight=False, soft_wrap=True)

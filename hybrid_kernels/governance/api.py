@@ -173,7 +173,7 @@ def govern_files(
         engine: worker processes of this machine, or Ray.
         workers: tasks that run at once; None: as many as there are cores.
         ray_address: of a Ray cluster; None: Ray on this machine.
-        dry_run: write summary.json and report.html alone, into `out`/dry-run.
+        dry_run: write summary.json, report.html and policy.yaml alone, into `out`/dry-run.
         progress: show progress, on this console.
 
     Returns:
@@ -263,8 +263,8 @@ class _Files:
         folder = self.out / DRY_RUN if dry_run else self.out
         manifest.write_summary(folder, summary)
         report.write_report(folder, summary, judgement.histograms, judgement.bounds, alternatives, made)
+        manifest.write_policy(folder, job.policy)
         if not dry_run:
-            manifest.write_policy(folder, job.policy)
             manifest.write_manifest(folder, made)
         return summary
 

@@ -230,9 +230,9 @@ def test_a_result_can_be_made_again_from_its_report():
     assert found.row("train.jsonl", 4)[1:] == ["20", "5", "ab" * 32]
     assert found.row("rejected.jsonl", 4)[3] == "cd" * 32
     assert "py3langid" in found.text
-    memory = [{"name": "dataset", "format": "dataset", "rows": 20, "fingerprint": "f00d"}]
-    assert "The rows came from memory" in page(changes={"inputs": memory}).text
-    assert "dry run: no rows were written" in page(changes={"outputs": []}).text
+    assert "--policy RESULT/policy.yaml" in found.text and "govern-check RESULT" in found.text
+    dry = page(changes={"outputs": []}).text
+    assert "dry run: no rows were written" in dry and "govern-check" not in dry
 
 
 def test_ids_of_several_rows_are_named():
