@@ -281,7 +281,9 @@ def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]
     steps = ["input", *(step.name for step in job.steps)]
     steps += ["duplicates"] if job.policy.duplicates.enabled else []
     steps += ["leakage"] if any(shard.evaluation for shard in judgement.shards) else []
-    counted = judgement.tally.to_json(languages if job.policy.language.enabled else (), steps)
+    # A translation counts under the language of its first text: the other's would seem to have lost all rows.
+    listed_always = languages if job.policy.language.enabled and not job.columns.translation else ()
+    counted = judgement.tally.to_json(listed_always, steps)
     summary = {**counted, "policy": job.policy.model_dump(mode="json"), "languages": list(languages)}
     plain: dict[str, Any] = json.loads(json.dumps(summary))
     return plain

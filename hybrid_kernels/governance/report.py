@@ -95,7 +95,7 @@ def page(
         ),
         pairs={step: [_pair(example) for example in summary["examples"].get(step, ())] for step in _PAIRED},
         groups=list(_groups(summary["duplicate_groups"])),
-        drawings=list(_drawings(histograms, bounds)),
+        drawings=list(_drawings(histograms, bounds, manifest["columns"]["texts"])),
         what_if=what_if,
         tried=[(name, lines) for name, lines in tried if any(map(_matters, lines))],
         idle=[(name, lines) for name, lines in tried if not any(map(_matters, lines))],
@@ -235,8 +235,10 @@ def _marked(first: str, second: str) -> tuple[Markup, Markup]:
     return sides[0], sides[1]
 
 
-def _drawings(histograms: Histograms | None, bounds: Bounds) -> Iterator[histogram.Drawing]:
-    """Of the features that any row has, those first that are held against bounds."""
+def _drawings(
+    histograms: Histograms | None, bounds: Bounds, texts: Sequence[str]
+) -> Iterator[histogram.Drawing]:
+    """Of the features that any row has; one of a text is named after its column."""
     if histograms is None:
         return
     from hybrid_kernels.governance.thresholds import FEATURES
@@ -250,8 +252,9 @@ def _drawings(histograms: Histograms | None, bounds: Bounds) -> Iterator[histogr
         most = sorted(by_language, key=lambda code: (-by_language[code].sum(), code))[:MAX_STRIPS]
         counts = {code: by_language[code] for code in sorted(most)}
         limits = {code: bounds.get((feature, code), bounds.get((feature, None), Range())) for code in counts}
-        found = FEATURES[feature]
-        yield histogram.draw(feature, found.label, found.edges, counts, limits)
+        found, text = FEATURES[feature], feature.rpartition("_")[2]
+        label = f"{found.label}, {texts[int(text)]}" if text.isdigit() else found.label
+        yield histogram.draw(feature, label, found.edges, counts, limits)
 
 
 def count(number: int) -> str:

@@ -337,3 +337,12 @@ def test_every_feature_that_rows_have_is_drawn(monkeypatch):
     assert "Share of <digits>, 90 values" in words(found.text)
     assert "at most 0.5" in found.text and "at most 0.8" in found.text
     assert text.count('class="bound"') == 2
+
+
+def test_a_drawing_is_named_after_its_column():
+    counts = {(f"digits_{i}", "en"): np.eye(60, dtype=int)[i] for i in range(2)}
+    text = report.page(
+        tally().to_json(), types.SimpleNamespace(counts=counts), {}, None, made(tally().to_json())
+    )
+    found = words(Page(text).text)
+    assert "share of digits, premise, 1 values" in found and "share of digits, hypothesis, 1 values" in found
