@@ -16,7 +16,7 @@ from hybrid_kernels._files import write_file
 from hybrid_kernels.governance import histogram
 from hybrid_kernels.governance.batch import Bounds, Range
 from hybrid_kernels.governance.manifest import REPORT, command
-from hybrid_kernels.governance.policy import GovernancePolicy, Section
+from hybrid_kernels.governance.policy_file import describe
 
 if TYPE_CHECKING:
     from hybrid_kernels.governance.thresholds import Histograms
@@ -142,27 +142,17 @@ def _listed(parts: Iterator[str]) -> str:
 
 def _settings(policy: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each field of a policy: name, value, default, description, whether it differs from the default."""
-    defaults = GovernancePolicy()
-    values = defaults.model_dump(mode="json")
-    for section, info in type(defaults).model_fields.items():
-        part = getattr(defaults, section)
-        if isinstance(part, Section):
-            for name, field in type(part).model_fields.items():
-                yield _setting(
-                    f"{section}.{name}", policy[section][name], values[section][name], field.description
-                )
-        else:
-            yield _setting(section, policy[section], values[section], info.description)
-
-
-def _setting(name: str, value: Any, default: Any, description: str | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": figure(value),
-        "default": figure(default),
-        "description": description or "",
-        "changed": value != default,
-    }
+    for key in describe():
+        section, _, name = key.path.partition(".")
+        value = policy[section][name] if name else policy[section]
+        if not isinstance(value, Mapping):
+            yield {
+                "name": key.path,
+                "value": figure(value),
+                "default": figure(key.default),
+                "description": key.description,
+                "changed": value != key.default,
+            }
 
 
 def _flow(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -131,6 +131,7 @@ def test_settings_that_differ_from_the_default_are_marked():
     assert len(marked) == 4  # two, in the short table and in the whole one
     assert found.row("quality.max_digits", 4)[1:3] == ["0.4 changed", "0.5"]
     assert found.row("quality.max_symbols", 4)[1:3] == ["0.5", "0.5"]
+    assert found.row("leakage.enabled", 4)[1:] == ["no changed", "yes", "whether this step runs"]
     assert re.search(r"2 of \d+ settings of the policy differ from the default", words(found.text))
     assert "leakage" in words(found.text).split("Steps off")[1].split("Seed")[0]
     assert re.search(r"All \d+ settings of the policy have their default", words(page().text))
