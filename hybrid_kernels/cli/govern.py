@@ -21,7 +21,7 @@ def govern(
         ),
     ],
     languages: Annotated[str, typer.Option(help="The languages wanted, such as en,de,sw.")],
-    out: Annotated[Path, typer.Option(help="Folder for the result; see below.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; see above.")],
     text: Annotated[str, typer.Option(help="The text column, or the two.")] = "premise,hypothesis",
     language_column: Annotated[
         str | None,
@@ -58,9 +58,11 @@ def govern(
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster; without it Ray runs on this machine.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the hash functions; takes the policy's place.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the hash functions; takes the policy's place.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write summary and report alone, into OUT/dry-run.")
+        bool, typer.Option("--dry-run", help="Write summary, report and policy alone, into OUT/dry-run.")
     ] = False,
 ) -> None:
     """Clean data: languages, duplicates, leakage of evaluation rows, quality, personal data; every rejection explained.
@@ -103,19 +105,15 @@ def check(
     from hybrid_kernels.governance import manifest
 
     audit = manifest.check(folder)
-    for problem in audit.problems:
-        cli.console.print(f"wrong: {problem}", markup=False, highlight=False, soft_wrap=True)
-    for note in audit.notes:
-        cli.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if (again := manifest.command(audit.manifest)) is not None:
-        cli.console.print(f"made again by: {again}", markup=False, highlight=False, soft_wrap=True)
+    lines = [f"wrong: {problem}" for problem in audit.problems] + [f"note: {note}" for note in audit.notes]
+    lines.append(f"made again by: {manifest.command(audit.manifest, str(folder))}")
+    if audit.passed:
+        counts, result = audit.manifest["counts"], audit.manifest["result_id"][:12]
+        kept = f"{counts['kept']:,} of {counts['rows']:,} rows kept"
+        lines.append(f"{folder} is as it was written: {kept}, result {result}")
+    cli.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if not audit.passed:
         raise typer.Exit(1)
-    counts = audit.manifest["counts"]
-    cli.console.print(
-        f"{folder} is as it was written: {counts['kept']:,} of {counts['rows']:,} rows kept, result "
-        f"{audit.manifest['result_id'][:12]}"
-    )
 
 
 @cli.app.command("govern-policy")
@@ -128,25 +126,25 @@ def policy() -> None:
 
 def _policy(path: Path | None, changes: list[str], seed: int | None) -> Any:
     from hybrid_kernels.governance.policy import GovernancePolicy
-    from hybrid_kernels.governance.policy_file import load_policy, policy_of
+    from hybrid_kernels.governance.policy_file import load_policy, policy_of, value_of
 
     loaded = GovernancePolicy() if path is None else load_policy(path)
     if seed is not None:
         changes = [*changes, f"seed={seed}"]
     if not changes:
         return loaded
-    import yaml
-
     values = loaded.model_dump(mode="json")
     for change in changes:
         name, equals, value = change.partition("=")
         *sections, field = name.strip().split(".")
-        place: Any = values
-        for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict) or field not in place:
-            raise ValueError(f"--set takes SECTION.FIELD=VALUE with a field of the policy, got {change!r}")
-        place[field] = yaml.safe_load(value)
+        if not equals:
+            raise ValueError(f"--set takes SECTION.FIELD=VALUE, got {change!r}")
+        place = values
+        for section in sections:  # what is no section is put in too, for `policy_of` to name what was meant
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[field] = value_of(value, f"--set {change!r}")
     return policy_of(values, "--set")
 
 
@@ -173,10 +171,12 @@ def _show(summary: Mapping[str, Any], out: Path, dry_run: bool) -> None:
     print_(stages)
     ids = summary["duplicate_ids"]
     if ids and ids["ids"]:
-        first = ", ".join(repr(name) for name in ids["first"])
-        print_(f"{ids['ids']:,} ids name more than one row: {first}…", markup=False, highlight=False)
+        first = ", ".join(map(repr, ids["first"])) + (", …" if ids["ids"] > len(ids["first"]) else "")
+        text = f"ids that name more than one row: {ids['ids']:,}, such as {first}"
+        print_(text, markup=False, highlight=False, soft_wrap=True)
     print_(f"kept {summary['kept']:,} of {summary['rows']:,} rows")
     if dry_run:
-        print_(f"dry run, nothing else written: {out / 'dry-run' / 'report.html'}", soft_wrap=True)
+        where = f"dry run, no rows written; see {out / 'dry-run' / 'report.html'}"
     else:
-        print_(f"{out / 'kept'}, {out / 'rejected.jsonl'}; why: {out / 'report.html'}", soft_wrap=True)
+        where = f"{out / 'kept'}, {out / 'rejected.jsonl'}; why: {out / 'report.html'}"
+    print_(where, markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from hybrid_kernels.governance.arguments import (
     check_apart,
     check_claims,
     check_free,
+    check_outside,
     checked_languages,
     checked_policy,
     checked_rows,
@@ -32,6 +33,7 @@ from hybrid_kernels.governance.arguments import (
     make_columns,
 )
 from hybrid_kernels.governance.batch import Columns
+from hybrid_kernels.governance.duplicate_ids import duplicate_ids
 from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
 from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
 from hybrid_kernels.governance.pipeline import Judgement, Pipeline, processor_seconds
@@ -61,7 +63,7 @@ class GovernanceResult:
 
     kept: Dataset
     rejected: Dataset
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)  # pages of it would hide the data sets in a notebook
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write kept.jsonl, rejected.jsonl and summary.json (last) into `folder`, each file atomically."""
@@ -171,7 +173,7 @@ def govern_files(
         engine: worker processes of this machine, or Ray.
         workers: tasks that run at once; None: as many as there are cores.
         ray_address: of a Ray cluster; None: Ray on this machine.
-        dry_run: write summary.json and report.html alone, into `out`/dry-run.
+        dry_run: write summary.json, report.html and policy.yaml alone, into `out`/dry-run.
         progress: show progress, on this console.
 
     Returns:
@@ -189,11 +191,13 @@ def govern_files(
     reporter = Reporter(console)
     if engine not in ("local", "ray"):
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
+    out = Path(out)
+    check_outside([*listed(inputs), *listed(evaluation)], out)
     sources = open_sources(listed(inputs), columns, encoding=encoding)
     if listed(evaluation):
         sources += open_sources(listed(evaluation), columns, encoding=encoding, evaluation=True)
+    check_outside([source.name for source in sources], out)  # globs are files by now
     check_additions(sources, columns, policy)
-    out = Path(out)
     revision = [manifest.revision(), manifest.versions(policy), encoding]
     runner: Engine = (
         LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
@@ -235,8 +239,8 @@ class _Files:
         with pipeline.stage("what if") as count:
             before = processor_seconds(self.engine)
             alternatives = what_if.run(judgement, self.engine)
-            judgement.tally.add_cost("what if", rows, processor_seconds(self.engine) - before)
-            count(rows)
+            judgement.tally.add_cost("what if", alternatives["rows"], processor_seconds(self.engine) - before)
+            count(alternatives["rows"])
         summary = summary_of(judgement, job.languages)
         summary["duplicate_ids"] = duplicate_ids(judgement) if job.columns.id else None
         summary["stages"] = pipeline.stages
@@ -259,8 +263,8 @@ class _Files:
         folder = self.out / DRY_RUN if dry_run else self.out
         manifest.write_summary(folder, summary)
         report.write_report(folder, summary, judgement.histograms, judgement.bounds, alternatives, made)
+        manifest.write_policy(folder, job.policy)
         if not dry_run:
-            manifest.write_policy(folder, job.policy)
             manifest.write_manifest(folder, made)
         return summary
 
@@ -277,35 +281,12 @@ def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]
     steps = ["input", *(step.name for step in job.steps)]
     steps += ["duplicates"] if job.policy.duplicates.enabled else []
     steps += ["leakage"] if any(shard.evaluation for shard in judgement.shards) else []
-    counted = judgement.tally.to_json(languages if job.policy.language.enabled else (), steps)
+    # A translation counts under the language of its first text: the other's would seem to have lost all rows.
+    listed_always = languages if job.policy.language.enabled and not job.columns.translation else ()
+    counted = judgement.tally.to_json(listed_always, steps)
     summary = {**counted, "policy": job.policy.model_dump(mode="json"), "languages": list(languages)}
     plain: dict[str, Any] = json.loads(json.dumps(summary))
     return plain
-
-
-def duplicate_ids(judgement: Judgement) -> dict[str, Any]:
-    """{"ids": those that several judged rows have, "rows": rows with one of them, "first": the first few}."""
-    import pandas as pd
-
-    job = judgement.decisions.job
-    parts = []
-    for shard in judgement.shards:
-        if not shard.evaluation:
-            ids = read_table(job.rows(shard))["id"].combine_chunks().drop_null()
-            values = ids.to_numpy(zero_copy_only=False)
-            parts.append(pd.util.hash_array(values, categorize=False))
-    hashes = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    again = counts > 1
-    places = np.sort(first[again])[:5].tolist()
-    ends = np.cumsum([len(part) for part in parts])
-    found = []
-    judged = [shard for shard in judgement.shards if not shard.evaluation]
-    for place in places:
-        number = int(np.searchsorted(ends, place, side="right"))
-        ids = read_table(job.rows(judged[number]))["id"].combine_chunks().drop_null()
-        found.append(ids[place - int(ends[number]) + len(parts[number])].as_py())
-    return {"ids": int(again.sum()), "rows": int(counts[again].sum()), "first": found}
 
 
 def _result(rows: Dataset, judgement: Judgement, languages: Sequence[str]) -> GovernanceResult:

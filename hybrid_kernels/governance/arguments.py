@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,18 @@ def check_additions(sources: Sequence[Source], columns: Columns, policy: Governa
 
 def listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+
+
+def check_outside(paths: Iterable[str | Path], out: Path) -> None:
+    """A file in the folder of the result would be removed with it; that folder in one of the inputs would be read."""
+    result = out.resolve()
+    for path in map(Path, paths):
+        place = path.resolve()
+        inside = path.exists() and result in place.parents
+        if inside or (path.is_dir() and place in (result, *result.parents)):
+            raise ValueError(
+                f"the input {path} and out, {out}, lie one in the other; name a folder apart from the inputs as out"
+            )
 
 
 def check_apart(sources: Sequence[Source], fingerprints: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from hybrid_kernels._files import write_file
 from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.policy import GovernancePolicy
+from hybrid_kernels.governance.policy_file import dump_policy
 
 SCHEMA = 1
 MANIFEST, SUMMARY, REPORT, POLICY = "manifest.json", "summary.json", "report.html", "policy.yaml"
@@ -51,14 +52,12 @@ class Run:
         workers: worker processes.
         seconds: from start to the end of writing.
         cost: of `Tally.to_json`.
-        options: of the command line those that decide nothing, ``("--workers", "4")`` say.
     """
 
     engine: str
     workers: int
     seconds: float
     cost: Mapping[str, Any] = field(default_factory=dict)
-    options: Sequence[str] = ()
 
 
 def manifest(
@@ -115,10 +114,7 @@ def result_id(made: Mapping[str, Any]) -> str:
 
 def write_policy(folder: Path, policy: GovernancePolicy) -> Path:
     """Write policy.yaml: the whole policy, as `--policy` takes it."""
-    import yaml
-
-    text = yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_file(folder / POLICY, text)
+    write_file(folder / POLICY, dump_policy(policy))
     return folder / POLICY
 
 
@@ -143,16 +139,9 @@ def as_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
-def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
-    """The command, in several lines, that makes the result again where its inputs are, with its policy.yaml.
-
-    None for rows from memory.
-
-    `out`: the folder it writes to.
-    """
-    sources, columns = [*made["inputs"], *made["evaluation"]], made["columns"]
-    if not all("sha256" in source or source["name"].startswith("hub:") for source in sources):
-        return None
+def command(made: Mapping[str, Any], folder: str = "RESULT", out: str = "OUT") -> str:
+    """The command, in several lines, that makes the result in `folder` again, in `out`, where its inputs are."""
+    columns = made["columns"]
     lines = [["hybrid-kernels", "govern", *(source["name"] for source in made["inputs"])]]
     lines += [["--languages", ",".join(made["languages"])], ["--text", ",".join(columns["texts"])]]
     if claims := columns["expected"]:
@@ -165,7 +154,8 @@ def command(made: Mapping[str, Any], out: str = "OUT") -> str | None:
     lines += [["--evaluation", source["name"]] for source in made["evaluation"]]
     lines += [["--encoding", made["encoding"]]] if made["encoding"] != "utf-8" else []
     lines += [] if made["outputs"] else [["--dry-run"]]
-    lines += [["--policy", POLICY], [*made["run"]["options"], "--out", out]]
+    # The policy of the result itself: a policy.yaml where the inputs are may be another.
+    lines += [["--policy", (Path(folder) / POLICY).as_posix()], ["--out", out]]
     return " \\\n  ".join(map(shlex.join, lines))
 
 

@@ -6,17 +6,25 @@ there; the paper's are not public.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Action = Literal["keep", "reject"]
 
 
 class Section(BaseModel):
-    """A part of a policy: unknown keys are an error."""
+    """A part of a policy: unknown keys are an error, and so are infinite numbers, which JSON has none of."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`max_digits: no` is meant to switch a rule off, and would be a bound of 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("a number is needed")
+        return value
 
 
 class LanguagePolicy(Section):

@@ -46,12 +46,18 @@ def load_policy(path: str | Path) -> GovernancePolicy:
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8")
-        values = yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file of a policy: {_yaml_problem(error)}") from None
+    values = value_of(text, str(path))
     return policy_of({} if values is None else values, str(path))
+
+
+def value_of(text: str, source: str) -> Any:
+    """What a YAML text says. ValueError, which begins with `source`: it is none, or names a key twice."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {_yaml_problem(error)}") from None
 
 
 def policy_of(values: Any, source: str) -> GovernancePolicy:

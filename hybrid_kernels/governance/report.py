@@ -16,7 +16,7 @@ from hybrid_kernels._files import write_file
 from hybrid_kernels.governance import histogram
 from hybrid_kernels.governance.batch import Bounds, Range
 from hybrid_kernels.governance.manifest import REPORT, command
-from hybrid_kernels.governance.policy import GovernancePolicy, Section
+from hybrid_kernels.governance.policy_file import describe
 
 if TYPE_CHECKING:
     from hybrid_kernels.governance.thresholds import Histograms
@@ -95,7 +95,7 @@ def page(
         ),
         pairs={step: [_pair(example) for example in summary["examples"].get(step, ())] for step in _PAIRED},
         groups=list(_groups(summary["duplicate_groups"])),
-        drawings=list(_drawings(histograms, bounds)),
+        drawings=list(_drawings(histograms, bounds, manifest["columns"]["texts"])),
         what_if=what_if,
         tried=[(name, lines) for name, lines in tried if any(map(_matters, lines))],
         idle=[(name, lines) for name, lines in tried if not any(map(_matters, lines))],
@@ -142,27 +142,17 @@ def _listed(parts: Iterator[str]) -> str:
 
 def _settings(policy: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each field of a policy: name, value, default, description, whether it differs from the default."""
-    defaults = GovernancePolicy()
-    values = defaults.model_dump(mode="json")
-    for section, info in type(defaults).model_fields.items():
-        part = getattr(defaults, section)
-        if isinstance(part, Section):
-            for name, field in type(part).model_fields.items():
-                yield _setting(
-                    f"{section}.{name}", policy[section][name], values[section][name], field.description
-                )
-        else:
-            yield _setting(section, policy[section], values[section], info.description)
-
-
-def _setting(name: str, value: Any, default: Any, description: str | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": figure(value),
-        "default": figure(default),
-        "description": description or "",
-        "changed": value != default,
-    }
+    for key in describe():
+        section, _, name = key.path.partition(".")
+        value = policy[section][name] if name else policy[section]
+        if not isinstance(value, Mapping):
+            yield {
+                "name": key.path,
+                "value": figure(value),
+                "default": figure(key.default),
+                "description": key.description,
+                "changed": value != key.default,
+            }
 
 
 def _flow(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -235,8 +225,10 @@ def _marked(first: str, second: str) -> tuple[Markup, Markup]:
     return sides[0], sides[1]
 
 
-def _drawings(histograms: Histograms | None, bounds: Bounds) -> Iterator[histogram.Drawing]:
-    """Of the features that any row has, those first that are held against bounds."""
+def _drawings(
+    histograms: Histograms | None, bounds: Bounds, texts: Sequence[str]
+) -> Iterator[histogram.Drawing]:
+    """Of the features that any row has; one of a text is named after its column."""
     if histograms is None:
         return
     from hybrid_kernels.governance.thresholds import FEATURES
@@ -250,8 +242,9 @@ def _drawings(histograms: Histograms | None, bounds: Bounds) -> Iterator[histogr
         most = sorted(by_language, key=lambda code: (-by_language[code].sum(), code))[:MAX_STRIPS]
         counts = {code: by_language[code] for code in sorted(most)}
         limits = {code: bounds.get((feature, code), bounds.get((feature, None), Range())) for code in counts}
-        found = FEATURES[feature]
-        yield histogram.draw(feature, found.label, found.edges, counts, limits)
+        found, text = FEATURES[feature], feature.rpartition("_")[2]
+        label = f"{found.label}, {texts[int(text)]}" if text.isdigit() else found.label
+        yield histogram.draw(feature, label, found.edges, counts, limits)
 
 
 def count(number: int) -> str:

@@ -79,14 +79,8 @@ _OF_ROWS = {
     "numbers": Feature("share of numbers that agree", _SHARE),
     "marks": Feature("difference in sentence marks", np.arange(0.0, 21)),
 }
-_COLUMNS = ("first text", "second text")
-#: By the names features have in a batch.
-FEATURES: dict[str, Feature] = {
-    f"{name}_{i}": Feature(f"{feature.label}, {column}", *_rest)
-    for name, feature in _OF_TEXTS.items()
-    for i, column in enumerate(_COLUMNS)
-    for _rest in [(feature.edges, feature.transform, feature.low, feature.high, feature.guard)]
-} | _OF_ROWS
+#: By the names features have in a batch, those of a text with its number behind.
+FEATURES = {f"{name}_{i}": feature for name, feature in _OF_TEXTS.items() for i in range(2)} | _OF_ROWS
 
 
 class Histograms:

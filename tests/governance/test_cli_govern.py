@@ -1,6 +1,7 @@
 """The commands govern, govern-check and govern-policy."""
 
 import json
+import shlex
 
 import pyarrow.parquet as pq
 import pytest
@@ -37,7 +38,7 @@ def govern(command, inputs, tmp_path):
 def test_a_file_is_governed_and_checked(govern, command, tmp_path):
     code, text, err = govern("--id-column", "key")
     assert code == 0, err
-    assert "kept 1 of 4 rows" in text and "1 ids name more than one row: 'a'" in text
+    assert "kept 1 of 4 rows" in text
     assert "exact duplicate" in text and "malformed" in text
     out = tmp_path / "out"
     assert (out / "kept" / "in.jsonl").read_text() == json.dumps(GOOD) + "\n"
@@ -64,8 +65,33 @@ def test_a_dry_run_writes_no_rows(govern, tmp_path):
     assert code == 0 and "kept 1 of 4 rows" in text and "dry run" in text
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["dry-run", "work"]
-    assert sorted(path.name for path in (out / "dry-run").iterdir()) == ["report.html", "summary.json"]
+    names = sorted(path.name for path in (out / "dry-run").iterdir())
+    assert names == ["policy.yaml", "report.html", "summary.json"]
     assert govern()[0] == 0 and (out / "manifest.json").exists()
+
+
+def test_a_result_is_made_again_by_its_own_command(govern, command, inputs, tmp_path, monkeypatch):
+    """Whatever policy.yaml lies where the inputs are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.yaml").write_text("language: {enabled: false}")
+    assert govern("--set", "duplicates.enabled=false", out="out [b]1", inputs=inputs.name)[0] == 0
+    code, text, _ = command("govern-check", "out [b]1")
+    assert code == 0, text
+    again = text.partition("made again by: hybrid-kernels ")[2].partition("\n" + "out [b]1 is")[0]
+    code, text, err = command(*shlex.split(again.replace("\\\n", "")))
+    assert code == 0 and "OUT/kept" in text, err
+    ids = [
+        json.loads((tmp_path / out / "manifest.json").read_text())["result_id"] for out in ("out [b]1", "OUT")
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_folders_and_ids_are_shown_as_they_are(govern, tmp_path):
+    out = tmp_path / "a [b]result"
+    code, text, _ = govern("--id-column", "key", out=out)
+    assert code == 0 and f"why: {out / 'report.html'}" in text
+    assert "ids that name more than one row: 1, such as 'a'\n" in text
+    assert f"see {out / 'dry-run' / 'report.html'}" in govern("--dry-run", out=out)[1]
 
 
 def test_another_result_takes_the_place_of_the_first(govern, inputs, tmp_path):
@@ -130,7 +156,12 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
     full.mkdir()
     (full / "thesis.tex").write_text("")
     for arguments, message in (
-        (["--set", "quality.nothing=1"], "--set takes SECTION.FIELD=VALUE"),
+        (["--set", "quality.max_digits"], "--set takes SECTION.FIELD=VALUE, got 'quality.max_digits'"),
+        (["--set", "quality.max_digit=1"], "max_digit: unknown key; did you mean quality.max_digits?"),
+        (["--set", "max_digits=1"], "max_digits: unknown key; did you mean quality.max_digits?"),
+        (["--set", "duplicate.threshold=1"], "duplicate: unknown key; did you mean duplicates?"),
+        (["--set", "seed.first=1"], "seed: it is {'first': 1}, and may be a whole number"),
+        (["--set", "quality.max_digits={"], "--set 'quality.max_digits={' is not YAML: line 1, column 2"),
         (["--set", "quality.max_symbols=3"], "max_symbols"),
         (["--engine", "spark"], "engine must be 'local' or 'ray', got 'spark'"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
@@ -155,3 +186,13 @@ def test_errors_are_of_the_user(govern, command, inputs, tmp_path):
         "govern", str(empty), "--languages", "en", "--text", "text", "--out", str(tmp_path / "e")
     )
     assert code == 2 and "there are no rows in" in err
+
+
+@pytest.mark.parametrize("named", ["kept/in.jsonl", "kept/*.jsonl", "kept", ".", ".."])
+def test_a_result_is_not_written_over_its_input(govern, tmp_path, named):
+    out = tmp_path / "out"
+    assert govern()[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    code, _, err = govern(inputs=out / named)
+    assert code == 2 and "lie one in the other; name a folder apart" in err, err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

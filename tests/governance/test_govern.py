@@ -236,3 +236,8 @@ def test_unknown_policy_key_is_refused():
         GovernancePolicy.model_validate({"duplicates": {"treshold": 0.9}})
     with pytest.raises(ValidationError):
         GovernancePolicy.model_validate({"language": {"min_expected": 2}})
+
+
+def test_a_result_shows_its_data_sets_and_not_pages_of_its_summary():
+    shown = repr(run(rows()))
+    assert shown.count("num_rows") == 2 and "by_step" not in shown

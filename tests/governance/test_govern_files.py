@@ -256,3 +256,20 @@ def test_ray_decides_the_same(undisturbed, tmp_path):
         patch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
         run(inputs, tmp_path / "out", evaluation=[evaluation], engine="ray")
     assert result_files(tmp_path / "out") == result_files(expected)
+
+
+def test_the_cost_of_the_what_if_table_is_of_the_rows_it_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("hybrid_kernels.governance.storage.MAX_ROWS", 20)
+    monkeypatch.setattr("hybrid_kernels.governance.what_if.MAX_SHARDS", 1)
+    summary = run(write_lines(tmp_path / "a.jsonl", sample()[:60]), tmp_path / "out", workers=1)
+    assert summary["cost"]["what if"]["rows"] == summary["stages"]["what if"]["rows"] == 20
+    assert summary["cost"]["writing"]["rows"] == 60
+
+
+def test_translations_count_under_the_language_of_their_first_text(tmp_path):
+    lines = [{"en": "The museum opens on Monday.", "es": "El museo abre los lunes."}]
+    options = {"text_columns": ["en", "es"], "expected": ["en", "es"], "translation": True}
+    options |= {"language_column": None, "id_column": None, "workers": 1}
+    summary = run(write_lines(tmp_path / "a.jsonl", lines), tmp_path / "out", ["en", "es"], **options)
+    assert {code: part["rows"] for code, part in summary["by_language"].items()} == {"en": 1}
+    assert "Language of en" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ def made(inputs=None, policy=None, seconds=1.0, engine="local", **changes):
         "languages": ["en", "sw"],
         "policy": policy or GovernancePolicy(),
         "counts": {"rows": 3, "kept": 2, "rejected": 1},
-        "run": manifest.Run(engine, 2, seconds, {"quality": {"rows": 3}}, ("--workers", "2")),
+        "run": manifest.Run(engine, 2, seconds, {"quality": {"rows": 3}}),
     }
     return manifest.manifest(**arguments | changes)
 
@@ -203,7 +203,7 @@ def test_a_manifest_is_not_written_before_the_rest(tmp_path):
 
 
 def words(found, out="OUT"):
-    return shlex.split(manifest.command(found, out).replace("\\\n", ""))
+    return shlex.split(manifest.command(found, "a result", out).replace("\\\n", ""))
 
 
 def test_the_command_makes_the_same_run():
@@ -216,7 +216,7 @@ def test_the_command_makes_the_same_run():
         *("hybrid-kernels", "govern", "my data/a.jsonl", "--languages", "en,sw"),
         *("--text", "premise,hypothesis", "--language-column", "language", "--id-column", "uid"),
         *("--evaluation", "test.jsonl", "--evaluation", "dev.jsonl", "--encoding", "utf-16"),
-        *("--policy", "policy.yaml", "--workers", "2", "--out", "again"),
+        *("--policy", "a result/policy.yaml", "--out", "again"),
     ]
 
 
@@ -231,10 +231,6 @@ def test_a_dry_run_is_made_again_as_one():
     )
 
 
-def test_rows_from_memory_have_no_command():
-    assert (
-        manifest.command(made([{"name": "dataset", "format": "dataset", "rows": 3, "fingerprint": "a"}]))
-        is None
-    )
+def test_a_data_set_of_the_hub_is_named_in_the_command():
     hub = {"name": "hub:owner/set:train", "format": "dataset", "rows": 3, "fingerprint": "a"}
     assert words(made([hub]))[:3] == ["hybrid-kernels", "govern", "hub:owner/set:train"]

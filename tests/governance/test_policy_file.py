@@ -131,11 +131,14 @@ def test_describe():
         ("quality: 5", "quality: it is 5, and may be a mapping with the keys enabled"),
         ("quality: {enabled: [1]}", "quality.enabled: it is [1], and may be true or false"),
         ("quality: {enabled: null}", "quality.enabled: it is None, and may be true or false"),
+        ("quality: {max_digits: no}", "quality.max_digits: it is False, and may be a number from 0 to 1"),
+        ("quality: {min_letters: yes}", "quality.min_letters: it is True, and may be a whole number"),
+        ("thresholds: {spread: .inf}", "thresholds.spread: it is inf, and may be a number, above 0"),
         ("seed: -1", "seed: it is -1, and may be a whole number, at least 0"),
         ("seed: 1.5", "seed: it is 1.5, and may be a whole number, at least 0"),
         ("- quality", "holds list ['quality']; it may be a mapping with the keys quality, thresholds"),
         ("quality", "holds str 'quality'; it may be a mapping"),
-        ("a: [", "is not a YAML file of a policy: line 1, column 5:"),
+        ("a: [", "is not YAML: line 1, column 5:"),
         (
             "seed: 1\nquality:\n  enabled: true\n  enabled: true",
             "line 4, column 3: the key 'enabled' stands there twice",
@@ -145,7 +148,7 @@ def test_describe():
         ("[a]: 2", "a key must be a name"),
         ("quality: !!python/object:os.system {}", "could not determine a constructor"),
         (b"seed: \xff", "is not UTF-8"),
-        ("seed: 1\0", "is not a YAML file of a policy"),
+        ("seed: 1\0", "is not YAML"),
     ],
 )
 def test_errors_say_where_what_and_what_may_be(error_of, content, expected):

@@ -131,6 +131,7 @@ def test_settings_that_differ_from_the_default_are_marked():
     assert len(marked) == 4  # two, in the short table and in the whole one
     assert found.row("quality.max_digits", 4)[1:3] == ["0.4 changed", "0.5"]
     assert found.row("quality.max_symbols", 4)[1:3] == ["0.5", "0.5"]
+    assert found.row("leakage.enabled", 4)[1:] == ["no changed", "yes", "whether this step runs"]
     assert re.search(r"2 of \d+ settings of the policy differ from the default", words(found.text))
     assert "leakage" in words(found.text).split("Steps off")[1].split("Seed")[0]
     assert re.search(r"All \d+ settings of the policy have their default", words(page().text))
@@ -230,9 +231,9 @@ def test_a_result_can_be_made_again_from_its_report():
     assert found.row("train.jsonl", 4)[1:] == ["20", "5", "ab" * 32]
     assert found.row("rejected.jsonl", 4)[3] == "cd" * 32
     assert "py3langid" in found.text
-    memory = [{"name": "dataset", "format": "dataset", "rows": 20, "fingerprint": "f00d"}]
-    assert "The rows came from memory" in page(changes={"inputs": memory}).text
-    assert "dry run: no rows were written" in page(changes={"outputs": []}).text
+    assert "--policy RESULT/policy.yaml" in found.text and "govern-check RESULT" in found.text
+    dry = page(changes={"outputs": []}).text
+    assert "dry run: no rows were written" in dry and "govern-check" not in dry
 
 
 def test_ids_of_several_rows_are_named():
@@ -337,3 +338,12 @@ def test_every_feature_that_rows_have_is_drawn(monkeypatch):
     assert "Share of <digits>, 90 values" in words(found.text)
     assert "at most 0.5" in found.text and "at most 0.8" in found.text
     assert text.count('class="bound"') == 2
+
+
+def test_a_drawing_is_named_after_its_column():
+    counts = {(f"digits_{i}", "en"): np.eye(60, dtype=int)[i] for i in range(2)}
+    text = report.page(
+        tally().to_json(), types.SimpleNamespace(counts=counts), {}, None, made(tally().to_json())
+    )
+    found = words(Page(text).text)
+    assert "share of digits, premise, 1 values" in found and "share of digits, hypothesis, 1 values" in found
