@@ -21,7 +21,10 @@ _HIATUS = regex.compile("(?<=[αεηιουωΑΕΗΙΟΥΩ]\u0301)([ιυΙΥ])(?
 def upper(text: str, tag: Tag) -> str:
     if tag.language in _TURKIC:
         text = unicodedata.normalize("NFC", text).replace("i", "İ")
-    if tag.language == "el" and text != "ή":  # "or" keeps it, as distinct from the article
+    if tag.language == "el" and unicodedata.normalize("NFC", text) not in (
+        "ή",
+        "Ή",
+    ):  # "or", apart from the article η
         decomposed = unicodedata.normalize("NFD", text)
         marked = _HIATUS.sub("\\1\u0308", decomposed)
         text = unicodedata.normalize("NFC", marked.replace("\u0301", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from functools import lru_cache
 from typing import Any
 
@@ -51,7 +52,9 @@ def romanisation(text: str, tag: Tag, generator: random.Random) -> list[Edit]:
     if tag.language == "zh":
         spaced = _HAN_BOUNDARY.sub(" ", text).translate(str.maketrans(ASCII))
         return _whole(text, _HAN.sub(lambda run: " ".join(_syllables(run[0])), spaced))
-    return _whole(text, str(_uroman().romanize_string(text, lcode=_UROMAN_CODES.get(tag.language))))
+    # uroman does not know decomposed letters.
+    composed = unicodedata.normalize("NFC", text)
+    return _whole(text, str(_uroman().romanize_string(composed, lcode=_UROMAN_CODES.get(tag.language))))
 
 
 def _syllables(characters: str) -> list[str]:

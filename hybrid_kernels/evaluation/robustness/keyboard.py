@@ -67,7 +67,8 @@ def _substituted(word: _Word, i: int, tag: Tag, generator: random.Random) -> Edi
     j, others = keys[int(draws[0] * len(keys))]
     other = others[int(draws[1] * len(others))]
     new = cluster[:j] + (upper(other, tag) if is_upper else other) + cluster[j + 1 :]
-    return Edit(start, start + len(cluster), new)
+    # Σ has the keys of both σ and ς.
+    return Edit(start, start + len(cluster), new) if new != cluster else None
 
 
 def _transposed(word: _Word, i: int, tag: Tag, generator: random.Random) -> Edit | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hybrid_kernels.evaluation.metrics import _validated
+from hybrid_kernels.evaluation.metrics import classification_metrics
 from hybrid_kernels.governance.scripts import read_tag
 
 #: What `paired_metrics` gives, besides `n`; means of these are taken over languages.
@@ -35,24 +35,24 @@ def paired_metrics(clean: ArrayLike, varied: ArrayLike, labels: ArrayLike) -> di
         jensen_shannon: mean Jensen–Shannon divergence (Lin 1991, eq. 3.4, equal weights) in bits, in [0, 1].
         n: number of rows.
     """
-    p, y = _validated(clean, labels)
-    q, _ = _validated(varied, labels)
+    p, q = np.asarray(clean), np.asarray(varied)
+    # Both are checked here.
+    clean_accuracy, accuracy = (classification_metrics(x, np.asarray(labels))["accuracy"] for x in (p, q))
     if p.shape != q.shape:
         raise ValueError(
             f"clean has shape {p.shape}, varied has shape {q.shape}; they must be the same rows and classes"
         )
-    before, after = p.argmax(1), q.argmax(1)
-    clean_accuracy, accuracy = float((before == y).mean()), float((after == y).mean())
+    p, q = p.astype(np.float64), q.astype(np.float64)
     middle = (p + q) / 2
     divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
     return {
         "clean_accuracy": clean_accuracy,
         "accuracy": accuracy,
         "accuracy_drop": clean_accuracy - accuracy,
-        "consistency": float((before == after).mean()),
+        "consistency": float((p.argmax(1) == q.argmax(1)).mean()),
         "total_variation": float(np.abs(p - q).sum(1).mean() / 2),
         "jensen_shannon": float(divergence.mean()),
-        "n": len(y),
+        "n": len(p),
     }
 
 
@@ -80,7 +80,8 @@ def robustness_metrics(
     Raises:
         ValueError: malformed arrays, a position out of range or twice, an unknown language.
     """
-    p, y = _validated(clean, labels)
+    p, y = np.asarray(clean), np.asarray(labels)
+    classification_metrics(p, y)  # both are checked here
     codes = np.asarray(list(languages), dtype=object)
     if len(codes) != len(y):
         raise ValueError(
