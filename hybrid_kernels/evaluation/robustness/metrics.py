@@ -32,7 +32,7 @@ def paired_metrics(clean: ArrayLike, varied: ArrayLike, labels: ArrayLike) -> di
         clean_accuracy, accuracy: of the rows as they are, and as varied; accuracy_drop: the one minus the other.
         consistency: share of rows whose predicted class is the same.
         total_variation: mean of ½ Σ |p − q|, in [0, 1].
-        jensen_shannon: mean Jensen–Shannon divergence (Lin 1991, eq. 3.4, equal weights) in bits, in [0, 1].
+        jensen_shannon: mean Jensen–Shannon divergence (Lin 1991, eq. 4.1, equal weights) in bits, in [0, 1].
         n: number of rows.
     """
     p, q = np.asarray(clean), np.asarray(varied)

@@ -48,6 +48,10 @@ def perturb(
     """
     if isinstance(texts, str):
         raise ValueError(f"texts is one string, {texts[:40]!r}; it must be a sequence of strings")
+    if strange := [(i, text) for i, text in enumerate(texts) if not isinstance(text, str)]:
+        raise ValueError(f"texts[{strange[0][0]}] is {strange[0][1]!r}; every text must be a string")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed is {seed!r}; it must be an integer")
     tag = _tag(language)
     if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")

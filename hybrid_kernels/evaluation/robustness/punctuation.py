@@ -50,7 +50,7 @@ ASCII = {
 
 #: Quotation marks by CLDR 46 (`quotationStart`, `quotationEnd`); languages that are not named: “ ”.
 _QUOTES = {
-    **dict.fromkeys(("el", "es", "fa", "fr", "it", "pt", "ru", "uk"), "«»"),
+    **dict.fromkeys(("el", "es", "fa", "fr", "it", "ru", "uk"), "«»"),
     **dict.fromkeys(("bg", "cs", "de", "sk", "sl"), "„“"),
     **dict.fromkeys(("hu", "pl", "ro"), "„”"),
     "ar": "”“",

@@ -32,6 +32,7 @@ class Recipe:
         unit: what `rate` counts: grapheme clusters, words, punctuation marks, or whole texts.
         default_rate: the probability with which each unit that the recipe can change is changed.
         applies: whether it is offered for a language.
+        propose: all edits that it may make of a text.
     """
 
     statement: str
@@ -58,8 +59,9 @@ def _is_simplified(tag: Tag) -> bool:
     return tag.language == "zh" and tag.script in (None, "Hans")
 
 
-_UCD = "Unicode Character Database 17"
-_CAMEL = "Habash 2010, Introduction to Arabic NLP, ch. 3; Obeid et al. 2020 (CAMeL Tools)"
+_UCD = "Unicode Character Database"
+_CAMEL = "Habash 2010, Introduction to Arabic Natural Language Processing; Obeid et al. 2020 (CAMeL Tools)"
+_HINDI = "Central Hindi Directorate, Standardization of Devanagari Script and Hindi Spelling"
 _TYPING = "Belinkov & Bisk 2018, arXiv 1711.02173; layouts of xkeyboard-config"
 
 RECIPES: dict[str, Recipe] = {
@@ -145,7 +147,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "punctuation_loss": Recipe(
         "punctuation left out, but for apostrophes and hyphens in words, separators in numbers, and % & @ # /",
-        "general category P of the Unicode Character Database",
+        f"{_UCD}, general category P",
         "mark",
         1.0,
         lambda tag: True,
@@ -209,7 +211,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "foreign_kaf_yeh": Recipe(
         "kaf and yeh of the other orthography: Arabic ك ي → ک ی; Persian and Urdu ک ی ہ → ك ي ه",
-        "The Unicode Standard, section 9.2 (Arabic), table 9-5",
+        "The Unicode Standard, section 9.2 (Arabic)",
         "character",
         1.0,
         _languages("ar", "fa", "ur"),
@@ -219,7 +221,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "do_chashmi_heh": Recipe(
         "Urdu ہ written ھ",
-        "attested in XNLI's Urdu hypotheses; Gulzar 2009 (CRULP), Urdu normalization",
+        "attested in XNLI's Urdu hypotheses",
         "character",
         1.0,
         _languages("ur"),
@@ -259,7 +261,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "chandrabindu_as_anusvara": Recipe(
         "Devanagari ँ written ं",
-        "Central Hindi Directorate 2019, Standardization of Devanagari Script and Hindi Spelling",
+        _HINDI,
         "character",
         1.0,
         _languages("hi"),
@@ -267,7 +269,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "nasal_as_anusvara": Recipe(
         "a nasal before a stop of its class as anusvara: हिन्दी → हिंदी",
-        "Central Hindi Directorate 2019, Standardization of Devanagari Script and Hindi Spelling",
+        _HINDI,
         "word",
         1.0,
         _languages("hi", "mr", "ne"),
@@ -275,7 +277,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits_swapped": Recipe(
         "each digit in the language's other set: 0–9 in its script's own digits, and these in 0–9",
-        f"general category Nd of the {_UCD}",
+        f"{_UCD}, general category Nd",
         "character",
         1.0,
         lambda tag: characters.zero(tag) is not None,
@@ -315,7 +317,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "romanisation": Recipe(
         "the text in Latin letters; Chinese with a space between syllables, without tones",
-        "Hermjakob et al. 2018, P18-4003 (uroman); Chinese: ISO 7098 by pypinyin",
+        "Hermjakob et al. 2018, P18-4003 (uroman); Chinese: pinyin (ISO 7098) by pypinyin",
         "text",
         1.0,
         lambda tag: "Latn" not in scripts_of(tag),
@@ -331,7 +333,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "homophones": Recipe(
         "characters of Simplified Chinese replaced by common ones of the same sound, tone aside",
-        "GB 2312-1980, level 1; sounds by pypinyin; Zhang et al. 2021, 2021.acl-long.1 (slips of pinyin input)",
+        "Liu et al. 2010, COLING (most wrong characters sound right); GB 2312, level 1; sounds by pypinyin",
         "character",
         0.05,
         _is_simplified,

@@ -150,6 +150,8 @@ def test_keyboard_slips():
     # A conjunct with its vowel sign is one.
     assert perturb(["क्षेत्र"], "hi", "keyboard_transposition", rate=1) == ["त्रक्षे"]
     assert perturb(["aa b"], "en", "keyboard_transposition", rate=1) == ["aa b"]
+    # The second pair overlaps the first, which is exchanged already.
+    assert perturb(["abc"], "en", "keyboard_transposition", rate=1) == ["bac"]
 
 
 def test_keyboard_noise_is_all_four():
@@ -188,6 +190,7 @@ def test_offered():
             "'upper_case' is not offered for language 'th'; these are: tone_loss, ",
         ),
         (("abc", "en", "lower_case"), "texts is one string"),
+        ((["abc", None], "en", "lower_case"), r"texts\[1\] is None"),
     ],
 )
 def test_bad_arguments(arguments, message):
