@@ -14,6 +14,8 @@ BICAMERAL = frozenset({"Latn", "Cyrl", "Grek", "Armn"})
 _TURKIC = frozenset({"tr", "az"})
 # 28χρονος and l'homme are one word.
 _TITLE_WORD = regex.compile(r"[\p{L}\p{M}\p{N}][\p{L}\p{M}\p{N}'’]*")
+# "Or" keeps its tonos, unlike the article η.
+_OR = frozenset({"ή", "Ή"})
 # ά before ι or υ without a dialytika shows that they are no diphthong; without the tonos the dialytika has to.
 _HIATUS = regex.compile("(?<=[αεηιουωΑΕΗΙΟΥΩ]\u0301)([ιυΙΥ])(?!\u0308)")
 
@@ -21,10 +23,7 @@ _HIATUS = regex.compile("(?<=[αεηιουωΑΕΗΙΟΥΩ]\u0301)([ιυΙΥ])(?
 def upper(text: str, tag: Tag) -> str:
     if tag.language in _TURKIC:
         text = unicodedata.normalize("NFC", text).replace("i", "İ")
-    if tag.language == "el" and unicodedata.normalize("NFC", text) not in (
-        "ή",
-        "Ή",
-    ):  # "or", apart from the article η
+    if tag.language == "el" and unicodedata.normalize("NFC", text) not in _OR:
         decomposed = unicodedata.normalize("NFD", text)
         marked = _HIATUS.sub("\\1\u0308", decomposed)
         text = unicodedata.normalize("NFC", marked.replace("\u0301", ""))

@@ -18,8 +18,22 @@ _HAN_BOUNDARY = regex.compile(
     r"(?<=\p{Han})(?=[\p{L}\p{N}--\p{Han}])|(?<=[\p{L}\p{N}--\p{Han}])(?=\p{Han})", regex.V1
 )
 _HAN = regex.compile(r"\p{Han}+")
-# Languages whose letters `uroman` reads otherwise than other languages' of the script; ISO 639-3.
-_UROMAN_CODES = {"ar": "ara", "bg": "bul", "fa": "fas", "hi": "hin", "ru": "rus", "uk": "ukr", "ur": "urd"}
+# Languages that `uroman` has rules of their own for, among those not in Latin letters; ISO 639-3.
+_UROMAN_CODES = {
+    "be": "bel",
+    "bg": "bul",
+    "el": "ell",
+    "fa": "fas",
+    "kk": "kaz",
+    "ky": "kir",
+    "mk": "mkd",
+    "ps": "pus",
+    "ru": "rus",
+    "sr": "srp",
+    "ug": "uig",
+    "uk": "ukr",
+    "yi": "yid",
+}
 
 
 @lru_cache(maxsize=2)
@@ -68,9 +82,8 @@ def _syllables(characters: str) -> list[str]:
 def _homophones() -> dict[str, tuple[str, ...]]:
     """The 3,755 most common characters (GB 2312, level 1) by their sound without the tone."""
     pairs = ((row, cell) for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF))
-    common = [
-        bytes(pair).decode("gb2312", "ignore") for pair in pairs if bytes(pair).decode("gb2312", "ignore")
-    ]
+    # The last row is not full.
+    common = [character for pair in pairs if (character := bytes(pair).decode("gb2312", "ignore"))]
     sounds = [_syllables(character)[0] for character in common]
     alike: dict[str, list[str]] = {}
     for character, sound in zip(common, sounds, strict=True):

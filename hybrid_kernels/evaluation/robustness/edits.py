@@ -13,7 +13,8 @@ from hybrid_kernels.governance.scripts import CHINESE_VARIANTS, Tag
 
 #: A letter with its marks, a conjunct, a digit...: what a reader takes for one character (UAX #29, extended).
 CLUSTER = regex.compile(r"\X")
-WORD = regex.compile(r"[\p{L}\p{M}]+")
+#: Letters with their marks; joiners and non-joiners within (Persian, Hindi) are part of the letter before them.
+WORD = regex.compile(r"\p{L}[\p{L}\p{M}\u200c\u200d]*")
 
 #: Scripts that set no space between words.
 SPACELESS = frozenset({"Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr"})
@@ -87,7 +88,7 @@ def without_marks(cluster: str, marks: frozenset[str]) -> str:
 
 
 def per_word(replace: Callable[[str, Tag], str]) -> Proposal:
-    """Edits of whole words (runs of letters and their marks)."""
+    """Edits of whole words (see `WORD`)."""
 
     def propose(text: str, tag: Tag, generator: random.Random) -> list[Edit]:
         return [

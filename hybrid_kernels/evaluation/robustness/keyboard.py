@@ -37,22 +37,13 @@ def neighbours(layout: str) -> dict[str, tuple[str, ...]]:
             for x2, row2, level2, other in places
             if level2 == level and other != key and (x - x2) ** 2 + (row - row2) ** 2 <= REACH**2
         ]
-        near[key] = tuple(sorted(other for other in others if _exchangeable(key, other)))
+        near[key] = tuple(sorted(other for other in others if _kind(other) == _kind(key)))
     return near
 
 
-def _exchangeable(key: str, other: str) -> bool:
-    """Letter for letter, mark for mark where they attach alike; none that binds its neighbours (virama, sara am)."""
-    if _is_mark(key) != _is_mark(other):
-        return False
-    if _is_mark(key):
-        classes = {unicodedata.combining(key), unicodedata.combining(other)}
-        return len(classes) == 1 and not classes & {7, 9}  # nukta, virama
-    return all(len(CLUSTER.findall("ก" + letter)) == 2 for letter in (key, other))
-
-
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character).startswith("M")
+def _kind(character: str) -> tuple[bool, int]:
+    """A letter stands in for a letter, a mark for one that attaches alike; the virama and the nukta are alone."""
+    return unicodedata.category(character).startswith("M"), unicodedata.combining(character)
 
 
 def _substituted(word: _Word, i: int, tag: Tag, generator: random.Random) -> Edit | None:

@@ -320,7 +320,8 @@ RECIPES: dict[str, Recipe] = {
         "Hermjakob et al. 2018, P18-4003 (uroman); Chinese: pinyin (ISO 7098) by pypinyin",
         "text",
         1.0,
-        lambda tag: "Latn" not in scripts_of(tag),
+        # What Japanese reads its kanji as, neither library knows.
+        lambda tag: "Latn" not in scripts_of(tag) and tag.language != "ja",
         conversion.romanisation,
     ),
     "homoglyphs": Recipe(

@@ -75,7 +75,7 @@ AT_RATE_1 = [
     ("zh", "romanisation", "三个人，28岁了。银行很行", "san ge ren,28 sui le.yin hang hen xing"),
     ("ru", "homoglyphs", "Россия жёстко", "Poccия жёcткo"),
     ("en", "homoglyphs", "peace Box", "реасе Вох"),
-    ("el", "homoglyphs", "όνομα Άννα", "όvoμa Άvva"),
+    ("el", "homoglyphs", "όνομα Άννα σε", "όvoμa Άvva σε"),
 ]  # fmt: skip
 
 

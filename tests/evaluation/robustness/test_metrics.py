@@ -44,7 +44,7 @@ def table():
     right, wrong = [0.9, 0.1], [0.2, 0.8]
     clean = np.array([right, right, wrong] + [right] * 3 + [wrong] * 3)
     varied = {
-        "lower_case": ([0, 1, 2, 3, 4, 5], np.array([right, right, wrong, right, right, wrong])),
+        "lower_case": ([0, 5, 1, 3, 4, 2], np.array([right, wrong, right, right, right, wrong])),
         "diacritic_loss": ([5, 3], np.array([wrong, right])),
         "tashkil_loss": ([6, 7, 8], np.array([wrong, right, right])),
     }
@@ -60,6 +60,7 @@ def test_by_language_and_script(table):
     assert recipes["en"] == {"lower_case"} and recipes["ur"] == {"tashkil_loss"}
     assert set(table["per_script"]) == {"Latn", "Arab"}
     latin = table["per_script"]["Latn"]
+    assert table["per_language"]["en"]["lower_case"]["consistency"] == 1
     # English has 0, German 1/3: the mean of the two languages.
     assert latin["lower_case"]["accuracy_drop"] == pytest.approx(1 / 6)
     assert latin["lower_case"]["n"] == 6 and latin["lower_case"]["languages"] == 2

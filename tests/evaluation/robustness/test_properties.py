@@ -21,6 +21,9 @@ IDEMPOTENT = {r for r in RECIPES if r not in NOT_IDEMPOTENT and not r.startswith
 def test_real_text(language, recipe):
     """Something changes; only whole clusters do; none is torn or joined to another; every edit changes its place."""
     texts = flores(language)[:8] if RECIPES[recipe].unit == "text" else flores(language)[:40]
+    if RECIPES[recipe].unit != "text":
+        # With a joiner, a non-joiner, decomposed letters, an emoji of several code points.
+        texts += ("क्\u200dषमा किया", "می\u200cشود", "o\u0302\u0301ng cafe\u0301s", "wow 👩\u200d👧 ok")
     tag, proposed = read_tag(language), RECIPES[recipe].propose
     for text in texts:
         edits = proposed(text, tag, random.Random(0))
