@@ -48,7 +48,9 @@ class Predictions:
                 )
         names, counts = np.unique(ids, return_counts=True)
         if len(names) < len(ids):
-            raise ValueError(f"ids must be unique, {names[counts.argmax()]!r} occurs {counts.max()} times")
+            raise ValueError(
+                f"ids must be unique, {str(names[counts.argmax()])!r} occurs {counts.max()} times"
+            )
         fields = {"probabilities": p, "labels": y, "languages": languages, "ids": ids, "clusters": clusters}
         for name, value in fields.items():
             object.__setattr__(self, name, value)

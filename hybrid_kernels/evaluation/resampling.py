@@ -126,11 +126,14 @@ class _Sums:
         columns = {name: _columns(name, p, y, bins, cells) for name in dict.fromkeys(map(_source, metrics))}
         ends = np.cumsum([one.shape[1] for one in columns.values()]).tolist()
         self.slices = {n: slice(end - columns[n].shape[1], end) for n, end in zip(columns, ends, strict=True)}
+        self.columns = ends[-1]
         self.table = cells.total(np.concatenate(list(columns.values()), axis=1))
 
     def metrics(self, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(resamples, metrics) where cluster c occurs counts[r, c] times; `rows`: (clusters, languages)."""
-        sums = (counts.astype(self.table.dtype) @ self.table).reshape(len(counts), self.languages, -1)
+        sums = (counts.astype(self.table.dtype) @ self.table).reshape(
+            len(counts), self.languages, self.columns
+        )
         n = counts @ rows
         found = []
         for name in self.names:
