@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,8 +50,7 @@ def test_estimates_are_the_metrics_whatever_the_order_of_rows():
     data = items(80, 0)
     runs = [trained(*data, seed) for seed in (1, 2)]
     order = np.random.default_rng(0).permutation(240)
-    fields = ("probabilities", "labels", "languages", "ids", "clusters")
-    shuffled = Predictions(**{field: getattr(runs[1], field)[order] for field in fields})
+    shuffled = Predictions(*(values[order] for values in vars(runs[1]).values()))
     found = bootstrap({"a": [runs[0], shuffled]}, tuple(DIRECTIONS), resamples=100)
     whole = [run_metrics(run) for run in runs]
     for metric in DIRECTIONS:
@@ -63,6 +63,9 @@ def test_estimates_are_the_metrics_whatever_the_order_of_rows():
 
 def test_a_resample_has_the_metrics_of_its_rows_taken_one_by_one():
     run = trained(*items(40, 0), seed=1, clusters=np.tile(np.arange(40) // 3, 3))
+    # A class that one item alone has, and nobody predicts: it occurs in some resamples only.
+    labels = np.where(np.arange(120) % 40 == 7, 3, run.labels)
+    run = replace(run, probabilities=np.pad(run.probabilities, ((0, 0), (0, 1))), labels=labels)
     # Bins of equal mass keep their edges, so they are no metric of the resampled rows alone.
     metrics = [metric for metric in DIRECTIONS if metric != "ece_equal_mass"]
     _, found = resample({"a": [run]}, metrics, "en", 20, 15, np.random.default_rng(5))
@@ -270,9 +273,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 
 
 def good(**changes):
-    run = trained(*items(10, 0), seed=1)
-    fields = ("probabilities", "labels", "languages", "ids", "clusters")
-    return Predictions(**{field: getattr(run, field) for field in fields} | changes)
+    return replace(trained(*items(10, 0), seed=1), **changes)
 
 
 @pytest.mark.parametrize(
