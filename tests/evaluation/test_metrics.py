@@ -4,44 +4,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
-from torchmetrics.classification import MulticlassCalibrationError
 
 from hybrid_kernels.evaluation import (
+    Predictions,
+    aggregate,
     classification_metrics,
+    expected_calibration_error,
     macro_average,
-    parity,
     per_language_metrics,
-    reliability_bins,
+    run_metrics,
 )
-
-
-def softmax_case(n, classes, sharpness, seed=0):
-    generator = np.random.default_rng(seed)
-    logits = sharpness * generator.normal(size=(n, classes))
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return probabilities / probabilities.sum(axis=1, keepdims=True), generator.integers(0, classes, n)
-
-
-CASES = {
-    "moderate": softmax_case(500, 3, 1.0),
-    "overconfident": softmax_case(500, 3, 8.0, seed=1),
-    "two classes": softmax_case(200, 2, 1.0, seed=2),
-    "many classes": softmax_case(400, 11, 2.0, seed=3),
-    "single row": (np.array([[0.2, 0.7, 0.1]]), np.array([2])),
-    "all certain": (np.eye(3)[[0, 1, 2, 0, 1]], np.array([0, 1, 2, 1, 1])),
-    "class never occurs": (
-        np.array([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.8, 0.2, 0.0]]),
-        np.array([0, 1, 1]),
-    ),
-    "class predicted only": (np.array([[0.1, 0.1, 0.8], [0.6, 0.3, 0.1]]), np.array([0, 0])),
-}
-
-
-def torchmetrics_ece(probabilities, labels, bins):
-    # torchmetrics gives confidences of exactly 1 a bin of their own; one float32 step less is in the last.
-    below_one = np.float32(1) - np.finfo(np.float32).epsneg
-    metric = MulticlassCalibrationError(num_classes=probabilities.shape[1], n_bins=bins, norm="l1")
-    return metric(torch.tensor(probabilities).clamp(max=below_one), torch.tensor(labels)).item()
+from tests.evaluation.cases import CASES, torchmetrics_ece
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -57,42 +30,12 @@ def test_metrics_agree_with_scikit_learn_and_torchmetrics(name):
             "nll": log_loss(labels, probabilities, labels=range(classes)),
             "brier": brier_score_loss(labels, probabilities, labels=range(classes), scale_by_half=False),
             "ece": torchmetrics_ece(probabilities, labels, 15),
+            # Compared with scikit-learn in test_calibration.py.
+            "ece_equal_mass": expected_calibration_error(probabilities, labels, 15, "equal_mass"),
             "n": len(labels),
         },
         abs=1e-6,
     )
-
-
-def test_confidences_on_bin_edges_fall_where_torchmetrics_puts_them():
-    # Eighths are exact in float32 and float64, so both sides see the same edges.
-    confidence = np.arange(4, 9) / 8
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    labels = np.array([0, 1, 0, 1, 1])
-    bins = reliability_bins(probabilities, labels, bins=8)
-    assert [b["count"] for b in bins] == [0, 0, 0, 0, 1, 1, 1, 2]
-    ece = classification_metrics(probabilities, labels, bins=8)["ece"]
-    assert ece == pytest.approx(torchmetrics_ece(probabilities, labels, 8), abs=1e-6)
-    # By hand: |1 − 4/8| + |0 − 5/8| + |1 − 6/8| + |0 − (7/8 + 1)|, over five rows.
-    assert ece == pytest.approx((0.5 + 0.625 + 0.25 + 1.875) / 5)
-
-
-def test_edges_of_fifteen_bins_belong_to_the_upper_bin():
-    probabilities = np.array([[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.8, 0.1, 0.1]])
-    bins = reliability_bins(probabilities, np.zeros(3, int))
-    assert [i for i, b in enumerate(bins) if b["count"]] == [6, 9, 12]
-
-
-def test_reliability_bins_account_for_every_row():
-    probabilities, labels = CASES["moderate"]
-    bins = reliability_bins(probabilities, labels, bins=7)
-    assert len(bins) == 7 and bins[0]["lower"] == 0 and bins[-1]["upper"] == 1
-    assert sum(b["count"] for b in bins) == len(labels)
-    filled = [b for b in bins if b["count"]]
-    assert all(b["lower"] <= b["confidence"] < b["upper"] for b in filled)
-    correct = sum(b["count"] * b["accuracy"] for b in filled)
-    assert correct == pytest.approx((probabilities.argmax(axis=1) == labels).sum())
-    empty = [b for b in bins if not b["count"]]
-    assert empty and all(b["confidence"] is None and b["accuracy"] is None for b in empty)
 
 
 def test_probability_zero_for_the_label_costs_the_documented_clip():
@@ -130,25 +73,51 @@ def test_macro_average_counts_each_language_once():
     languages = ["en"] * 490 + ["sw"] * 10
     per_language = per_language_metrics(probabilities, labels, languages)
     macro = macro_average(per_language)
-    assert set(macro) == {"accuracy", "macro_f1", "nll", "brier", "ece"}
+    assert set(macro) == {"accuracy", "macro_f1", "nll", "brier", "ece", "ece_equal_mass"}
     for metric, value in macro.items():
         assert value == pytest.approx((per_language["en"][metric] + per_language["sw"][metric]) / 2)
 
 
-def test_parity():
-    accuracies = {"en": 0.8, "fr": 0.7, "sw": 0.5, "de": 0.5}
-    found = parity({language: {"accuracy": value} for language, value in accuracies.items()})
-    assert found == pytest.approx(
-        {
-            "reference": "en",
-            "reference_accuracy": 0.8,
-            "worst_language": "de",
-            "worst_accuracy": 0.5,
-            "gap": 0.3,
-            "std": math.sqrt((0.175**2 + 0.075**2 + 2 * 0.125**2) / 4),
-        }
-    )
-    assert parity({"en": {"accuracy": 0.4}, "fr": {"accuracy": 0.6}})["gap"] == 0
+def predictions(seed, languages=("en", "sw"), rows=60):
+    generator = np.random.default_rng(seed)
+    n = rows * len(languages)
+    probabilities = generator.dirichlet(np.ones(3), n)
+    return Predictions(probabilities, generator.integers(0, 3, n), np.repeat(languages, rows), np.arange(n))
+
+
+def test_a_run_has_every_metric():
+    one = predictions(0)
+    found = run_metrics(one)
+    assert set(found) == {"macro", "per_language", "parity", "by_script", "by_resource_class"}
+    assert found["per_language"] == per_language_metrics(one.probabilities, one.labels, one.languages)
+    accuracy = [found["per_language"][language]["accuracy"] for language in ("en", "sw")]
+    assert found["macro"]["accuracy"] == pytest.approx(np.mean(accuracy))
+    assert found["parity"]["gap"] == pytest.approx(accuracy[0] - min(accuracy))
+    assert list(found["by_script"]["groups"]) == ["Latin"]
+    assert list(found["by_resource_class"]["groups"]) == ["2", "5"]
+
+
+def test_aggregation_over_seeds():
+    runs = [run_metrics(predictions(seed)) for seed in range(3)]
+    found = aggregate(runs)
+    for path in [("macro", "nll"), ("per_language", "sw", "ece_equal_mass"), ("parity", "gap")]:
+        values, leaf = runs, found
+        for key in path:
+            values, leaf = [value[key] for value in values], leaf[key]
+        mean = sum(values) / 3
+        std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+        assert len(set(values)) == 3
+        assert leaf == {"mean": pytest.approx(mean), "std": pytest.approx(std), "values": values}
+    assert found["parity"]["worst_language"] == {"values": [run["parity"]["worst_language"] for run in runs]}
+    assert found["per_language"]["en"]["n"] == {"mean": 60, "std": 0, "values": [60, 60, 60]}
+    assert aggregate(runs[:1])["macro"]["nll"]["std"] is None
+
+
+def test_malformed_seeds_are_refused():
+    with pytest.raises(ValueError, match="seeds is empty"):
+        aggregate([])
+    with pytest.raises(ValueError, match="same metrics and languages; th is not in all"):
+        aggregate([run_metrics(predictions(0)), run_metrics(predictions(1, ("en", "sw", "th")))])
 
 
 GOOD = np.full((4, 2), 0.5)
@@ -176,20 +145,30 @@ def test_malformed_predictions_are_refused(probabilities, labels, message):
         classification_metrics(probabilities, labels)
 
 
-@pytest.mark.parametrize("bins", [0, -1, 2.5, True])
-def test_malformed_bins_are_refused(bins):
-    with pytest.raises(ValueError, match="bins must be an integer of at least 1"):
-        reliability_bins(GOOD, [0, 1, 0, 1], bins=bins)
-
-
 def test_malformed_languages_are_refused():
     with pytest.raises(ValueError, match="languages has 3 entries, labels has 4"):
         per_language_metrics(GOOD, [0, 1, 0, 1], ["en"] * 3)
     with pytest.raises(ValueError, match="language codes, found None"):
         per_language_metrics(GOOD, [0, 1, 0, 1], ["en", None, "en", "en"])
-    with pytest.raises(ValueError, match=r"reference language 'en' is not among the languages \['fr'\]"):
-        parity({"fr": {"accuracy": 0.5}})
     with pytest.raises(ValueError, match="per_language is empty"):
         macro_average({})
-    with pytest.raises(ValueError, match=r"per_language\['fr'\] lacks macro_f1, nll, brier, ece"):
+    with pytest.raises(
+        ValueError, match=r"per_language\['fr'\] lacks macro_f1, nll, brier, ece, ece_equal_mass"
+    ):
         macro_average({"fr": {"accuracy": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 3, 0]}, r"labels must be in \[0, 2\), row 1 has 3"),
+        ({"languages": ["en", "en"]}, "languages has 2 entries, labels has 3"),
+        ({"ids": ["a", "b", "a"]}, "ids must be unique, 'a' occurs 2 times"),
+        ({"ids": ["a", "b"]}, r"ids has shape \(2,\), labels has 3 entries"),
+        ({"clusters": ["a"]}, r"clusters has shape \(1,\), labels has 3 entries"),
+    ],
+)
+def test_malformed_runs_are_refused(changes, message):
+    fields = {"probabilities": GOOD[:3], "labels": [0, 1, 0], "languages": ["en"] * 3, "ids": ["a", "b", "c"]}
+    with pytest.raises(ValueError, match=message):
+        Predictions(**fields | changes)
