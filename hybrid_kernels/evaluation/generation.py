@@ -11,7 +11,6 @@ space, none left at the ends. Nothing else is changed.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import torch
 
 from hybrid_kernels._files import write_file
 from hybrid_kernels.evaluation.prompting import pad_token_id
-from hybrid_kernels.evaluation.scoring import length_buckets, open_ids, pad, prefill, progress
+from hybrid_kernels.evaluation.scoring import cache_argument, length_buckets, open_ids, pad, prefill, progress
 from hybrid_kernels.training.files import content_key
 
 # Limits are multiples of this, so that there are not as many batches as limits.
@@ -147,7 +146,7 @@ def _decode(
             state, _, _ = prefill(rows, model, pad_id)
         if state.get_seq_length():
             state.batch_repeat_interleave(decoding.beams)
-            arguments[_cache_argument(model)] = state
+            arguments[cache_argument(model)] = state
     beam_search = {"num_beams": decoding.beams, "length_penalty": decoding.length_penalty}
     config = GenerationConfig(
         do_sample=False,
@@ -162,13 +161,6 @@ def _decode(
     tokens = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **arguments)
     start = 1 if model.config.is_encoder_decoder else ids.shape[1]
     return [list(map(int, row)) for row in tokens[:, start:].tolist()]
-
-
-def _cache_argument(model: Any) -> str:
-    # Transformers 5.24 renamed it.
-    accepted = inspect.signature(model.prepare_inputs_for_generation).parameters
-    names = set(accepted) | set(inspect.signature(type(model).generate).parameters)
-    return "cache" if "cache" in names else "past_key_values"
 
 
 def _limit(source_tokens: int, decoding: Decoding) -> int:

@@ -101,22 +101,28 @@ def encode_row(
     tokenizer: Any, prompt: Prompt, row: Mapping[str, Any], max_length: int, encoder_decoder: bool = False
 ) -> Encoded:
     """Prompt and verbalisers of one row as token ids, at most `max_length` together; the premise gives way."""
-    premise = row["premise"]
-    while True:
-        text = prompt.fill(premise, row["hypothesis"])
-        encoded = encode(tokenizer, text, prompt.verbalizers, encoder_decoder=encoder_decoder)
-        surplus = len(encoded.prompt) + max(map(len, encoded.completions)) - max_length
-        if surplus <= 0:
-            return encoded
-        ids = tokenizer(premise, add_special_tokens=False)["input_ids"]
-        if len(ids) <= surplus:
-            raise ValueError(
-                f"max_length {max_length} is too short for the {row['language']!r} prompt with hypothesis "
-                f"{row['hypothesis'][:80]!r}, which needs {max_length + surplus - len(ids)} tokens without a premise"
-            )
-        # What is decoded may be tokenised a little longer again, hence the loop; it is shorter text each time.
-        shorter = tokenizer.decode(ids[:-surplus], skip_special_tokens=True)
-        premise = shorter if len(shorter) < len(premise) else premise[: len(premise) - surplus]
+
+    def encoded(characters: int) -> Encoded:
+        text = prompt.fill(row["premise"][:characters].rstrip(), row["hypothesis"])
+        return encode(tokenizer, text, prompt.verbalizers, encoder_decoder=encoder_decoder)
+
+    def length(one: Encoded) -> int:
+        return len(one.prompt) + max(map(len, one.completions))
+
+    most = len(row["premise"])
+    if length(whole := encoded(most)) <= max_length:
+        return whole
+    if (needed := length(encoded(0))) > max_length:
+        raise ValueError(
+            f"max_length {max_length} is too short for the {row['language']!r} prompt with hypothesis "
+            f"{row['hypothesis'][:80]!r}, which needs {needed} tokens without a premise"
+        )
+    # Not by cutting its tokens and decoding them: that does not give back the text of every tokenizer.
+    least = 0
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if length(encoded(middle)) <= max_length else (least, middle)
+    return encoded(least)
 
 
 def pad_token_id(tokenizer: Any) -> int:

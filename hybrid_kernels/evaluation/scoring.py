@@ -214,13 +214,19 @@ def _forward(
     arguments: dict[str, Any] = {"use_cache": state is not None}
     accepted = inspect.signature(base_model(model).forward).parameters
     if state is not None:
-        # Transformers 5.24 renamed it.
-        arguments["cache" if "cache" in accepted else "past_key_values"] = state
+        arguments[cache_argument(model)] = state
     if "position_ids" in accepted:
         arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
     return model(input_ids=ids, attention_mask=mask, **arguments).logits[:, -keep:]
+
+
+def cache_argument(model: Any) -> str:
+    """The name of the forward's argument that takes a cache; Transformers 5.24 renamed it."""
+    return (
+        "cache" if "cache" in inspect.signature(base_model(model).forward).parameters else "past_key_values"
+    )
 
 
 def base_model(model: Any) -> Any:

@@ -59,7 +59,7 @@ def test_clean_pairs_are_kept_and_noise_is_found():
     rejected = rejected_by_language(result)
     rejected = {c: n - truncated[c] for c, n in rejected.items()}
     noisy = {c: rejected.pop(c) / total for c in ("ur", "hi")}
-    assert 20 < truncated.total() and max(truncated.values()) <= 0.012 * total, truncated
+    assert truncated.total() > 20 and max(truncated.values()) <= 0.012 * total, truncated
     assert all(n / total <= 0.01 for n in rejected.values()), (rejected, result.rejected["detail"][:])
     assert 0.04 <= noisy["ur"] <= 0.15
     assert 0.02 <= noisy["hi"] <= 0.10
