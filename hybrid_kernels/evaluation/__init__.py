@@ -1,6 +1,7 @@
 """Evaluation: accuracy, calibration and cross-language parity, and the report of a run.
 
-The report's libraries (matplotlib, jinja2, pydantic) are imported when `write_report` is called.
+The report's libraries (matplotlib, jinja2, pydantic) are imported when `write_report` is called. What evaluates
+language models is imported from its own modules: `prompting` (classification), `generation`, `parallel`, `translation`.
 """
 
 from hybrid_kernels.evaluation.metrics import (

@@ -21,6 +21,12 @@ class Prompt:
         for name in ("{premise}", "{hypothesis}"):
             if name not in self.template:
                 raise ValueError(f"template must have the field {name}, got {self.template!r}")
+        try:
+            self.fill("", "")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"template must have no other field, and other braces doubled, got {self.template!r} ({error})"
+            ) from None
         if len(set(self.verbalizers)) != len(self.verbalizers) or not all(
             v.strip() for v in self.verbalizers
         ):
@@ -29,10 +35,7 @@ class Prompt:
             )
 
     def fill(self, premise: str, hypothesis: str) -> str:
-        # Not str.format: data may hold braces.
-        before, _, after = self.template.partition("{premise}")
-        middle, _, end = after.partition("{hypothesis}")
-        return f"{before}{premise}{middle}{hypothesis}{end}"
+        return self.template.format(premise=premise, hypothesis=hypothesis)
 
 
 # Verbalisers in the order of training.data.LABELS: entailment, neutral, contradiction.

@@ -90,7 +90,8 @@ def completion_log_probabilities(
             tokens follow the decoder's start token). It is put into evaluation mode.
         rows: as `encode` makes them, all with the same number of completions c.
         pad_token_id: any id of the vocabulary; what it stands for is masked.
-        batch_size: prompts a batch; a batch holds prompts of like length.
+        batch_size: prompts a batch; a batch holds prompts of like length. Its logits are batch_size × c × (tokens of
+            its longest completion) × vocabulary numbers.
         cache: compute each prompt once; otherwise once for each completion. The result is the same.
         description: of a progress bar; none without.
 

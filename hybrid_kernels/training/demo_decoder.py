@@ -74,11 +74,11 @@ def verify_demo_decoder(folder: Path) -> None:
 
 
 def _convert(folder: Path) -> None:
+    package = _package()
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = _package()
     # Versions that know it keep the weights packed unless told otherwise; earlier ones always unpack.
     options: dict[str, Any] = {"gguf_file": package.MODEL_NAME, "dtype": torch.bfloat16}
     if hasattr(transformers, "GgufConfig"):

