@@ -1,6 +1,8 @@
 """Evaluation: quality, calibration and cross-language parity, what differs significantly, and the report of a run.
 
-scipy and the report's libraries (matplotlib, jinja2, pydantic) are imported by the functions that use them.
+scipy and the report's libraries (matplotlib, jinja2, pydantic) are imported by the functions that use them. What
+evaluates language models is imported from its own modules: `prompting` (classification), `generation`, `parallel`,
+`translation`; orthographic variants are in `robustness`.
 """
 
 from hybrid_kernels.evaluation.calibration import (

