@@ -63,7 +63,9 @@ def initialize_gradient_aligned(
         raise ValueError(f"gamma is {gamma}; it must be greater than 0")
     for name, layer, adapter in found:
         if not adapter.rank:
-            raise ValueError(f"layer {name}: rank is 0; gradient-aligned initialisation needs a low-rank branch")
+            raise ValueError(
+                f"layer {name}: rank is 0; gradient-aligned initialisation needs a low-rank branch"
+            )
         if 2 * adapter.rank > min(layer.in_features, layer.out_features):
             raise ValueError(
                 f"layer {name}: gradient-aligned initialisation takes 2r singular vectors, but 2r = {2 * adapter.rank} "

@@ -105,7 +105,9 @@ class StructuredUnitaryLayer(nn.Module, BaseTunerLayer):
             weight = self._mergeable_weight()
             merged = weight.to(q.dtype) @ q.mT
             if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+                )
             weight.data = merged.to(weight.dtype)
             self.merged_adapters.append(name)
 
@@ -155,8 +157,8 @@ class StructuredUnitaryModel(BaseTuner):
         features = getattr(base, "in_features", None)
         if not isinstance(features, int) or not isinstance(getattr(base, "out_features", None), int):
             raise TypeError(
-                f"target module {current_key} is a {type(base).__name__}; a structured unitary adapter goes on nn.Linear "
-                "or a layer with in_features and out_features: name such modules in target_modules"
+                f"target module {current_key} is a {type(base).__name__}; a structured unitary adapter goes on "
+                "nn.Linear or a layer with in_features and out_features: name such modules in target_modules"
             )
         if features % 2:
             raise ValueError(f"target module {current_key}: in_features is {features}; it must be even")
@@ -170,6 +172,4 @@ class StructuredUnitaryModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
 
 
-register_peft_method(
-    name="urnn", config_cls=StructuredUnitaryConfig, model_cls=StructuredUnitaryModel
-)
+register_peft_method(name="urnn", config_cls=StructuredUnitaryConfig, model_cls=StructuredUnitaryModel)

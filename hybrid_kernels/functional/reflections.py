@@ -94,8 +94,8 @@ def hybrid_factors(
         down = [A; vᵀ]        up = [λ s B, −(1 − λ) W v t]
 
     ``weight`` is W (out_features, in_features) or, where W cannot be read, a function z ↦ W z for z (in_features, n).
-    lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor; r or n may
-    be 0. ``reflections``: (v, t, v t) of u where they have been made already (`ops.householder.prepare`).
+    lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor; r or n
+    may be 0. ``reflections``: (v, t, v t) of u where they have been made already (`ops.householder.prepare`).
     Returns down (r + n, in_features) and up (out_features, r + n) in float32 or the parameters' dtype if wider.
     """
     if u.shape[1]:

@@ -156,7 +156,9 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if isinstance(part, int):
             continue
         narrowed = [
-            m for m in found if "method" in m.model_fields and part in get_args(m.model_fields["method"].annotation)
+            m
+            for m in found
+            if "method" in m.model_fields and part in get_args(m.model_fields["method"].annotation)
         ]
         children = [child for m in found if part in m.model_fields for child in _models(m.model_fields[part])]
         found = narrowed or children

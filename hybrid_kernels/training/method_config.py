@@ -1,7 +1,7 @@
 """The methods that a run compares, as sections of its configuration, and the hybrid's ablations.
 
-A size that is null (r, reflections, block_size) is left to the run's budget of trainable parameters: `budget.fit_budget`
-chooses it.
+A size that is null (r, reflections, block_size) is left to the run's budget of trainable parameters:
+`budget.fit_budget` chooses it.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ class HybridMethod(_Adapter):
         if self.r == 0 and self.reflections == 0:
             raise ValueError("r and reflections are both 0; at least one must be greater")
         if self.mixing == "learned" and self.mixing_value in (0.0, 1.0):
-            raise ValueError(f"mixing_value is {self.mixing_value}; it must lie between 0 and 1, strictly, to be learned")
+            raise ValueError(
+                f"mixing_value is {self.mixing_value}; it must lie between 0 and 1, strictly, to be learned"
+            )
         return self
 
     @property
@@ -198,14 +200,7 @@ class HybridMethod(_Adapter):
 
 
 AnyMethod = (
-    FullMethod
-    | LoraMethod
-    | LoraGaMethod
-    | HraMethod
-    | OftMethod
-    | BoftMethod
-    | UrnnMethod
-    | HybridMethod
+    FullMethod | LoraMethod | LoraGaMethod | HraMethod | OftMethod | BoftMethod | UrnnMethod | HybridMethod
 )
 Method = Annotated[AnyMethod, Field(discriminator="method")]
 TAGS: tuple[str, ...] = tuple(

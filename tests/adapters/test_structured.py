@@ -9,7 +9,9 @@ from hybrid_kernels.adapters.structured import StructuredUnitaryLayer
 
 
 def adapted(base, **options):
-    return get_peft_model(base, StructuredUnitaryConfig(target_modules="all-linear", task_type="SEQ_CLS", **options))
+    return get_peft_model(
+        base, StructuredUnitaryConfig(target_modules="all-linear", task_type="SEQ_CLS", **options)
+    )
 
 
 def logits(model, batch):
