@@ -83,8 +83,9 @@ def test_training_moves_every_branch(trained, make_base, batch) -> None:
     assert not torch.allclose(logits(trained, batch), logits(make_base(), batch), atol=1e-3)
     for layer in hybrid_layers(trained).values():
         adapter = layer.adapter("default")
-        assert not torch.equal(adapter.lora_B, adapter.lora_B_start)
-        assert not torch.equal(adapter.householder_u[:, 0], adapter.householder_u[:, 1])
+        assert adapter.rank == 0 or not torch.equal(adapter.lora_B, adapter.lora_B_start)
+        u = adapter.householder_u
+        assert adapter.reflections == 0 or not torch.equal(u[:, 0], u[:, 1])
         if adapter.has_rotation:
             assert adapter.cayley_skew.any()
 
