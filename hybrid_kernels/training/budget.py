@@ -33,7 +33,7 @@ from hybrid_kernels.training.method_config import (
     OftMethod,
     UrnnMethod,
 )
-from hybrid_kernels.training.methods import Task, add_adapter, required
+from hybrid_kernels.training.methods import add_adapter, required
 
 TOLERANCE = 0.05
 """How much of the budget a method may go above it."""
@@ -48,7 +48,6 @@ def fit_budget(
     budget: int,
     *,
     head: Sequence[str] = (),
-    task: Task = "classification",
 ) -> M:
     """The method with the sizes whose number of trainable parameters is closest to ``budget``, at most 5 % above it.
 
@@ -61,7 +60,7 @@ def fit_budget(
     Args:
         model: the base model, without an adapter; only its configuration is used.
         budget: trainable parameters, head not counted.
-        head, task: as `methods.add_adapter` takes them.
+        head: as `methods.add_adapter` takes it.
 
     Raises ValueError, naming the nearest counts there are, if all sizes are more than 5 % above the budget.
     """
@@ -69,8 +68,10 @@ def fit_budget(
         raise ValueError(f"budget is {budget}; it must be at least 1")
     if isinstance(method, FullMethod | UrnnMethod):
         return method
-    layers = target_layers(method, model, head=head, task=task)
-    fits = {count_parameters(fit, layers): fit for fit in _sizes(method, layers, budget)}
+    layers = target_layers(method, model, head=head)
+    fits: dict[int, M] = {}
+    for fit in _sizes(method, layers, budget):
+        fits.setdefault(count_parameters(fit, layers), fit)  # of equals the first: the more even split
     allowed = [count for count in fits if count <= (1 + TOLERANCE) * budget]
     if not allowed:
         nearest = ", ".join(f"{count:,}" for count in sorted(fits)[:2]) or "none"
@@ -81,13 +82,11 @@ def fit_budget(
     return fits[min(allowed, key=lambda count: abs(count - budget))]
 
 
-def adapter_parameters(
-    method: AnyMethod, model: PreTrainedModel, *, head: Sequence[str] = (), task: Task = "classification"
-) -> int:
+def adapter_parameters(method: AnyMethod, model: PreTrainedModel, *, head: Sequence[str] = ()) -> int:
     """How many parameters the method trains besides the head, by the formulas above; arguments as in `fit_budget`."""
     if not isinstance(method, FullMethod):
-        return count_parameters(method, target_layers(method, model, head=head, task=task))
-    trained = add_adapter(_skeleton(model), list(head), method, seed=0, task=task)
+        return count_parameters(method, target_layers(method, model, head=head))
+    trained = add_adapter(_skeleton(model), list(head), method, seed=0)
     return sum(
         parameter.numel()
         for name, parameter in trained.named_parameters()
@@ -95,9 +94,7 @@ def adapter_parameters(
     )
 
 
-def target_layers(
-    method: Any, model: PreTrainedModel, *, head: Sequence[str] = (), task: Task = "classification"
-) -> Layers:
+def target_layers(method: Any, model: PreTrainedModel, *, head: Sequence[str] = ()) -> Layers:
     """(in_features, out_features) of each layer that a method with these target_modules adapts, by PEFT's rules."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -106,7 +103,7 @@ def target_layers(
         {"method": "lora", "name": method.name or method.method, "r": 1, "alpha": 1}
         | {"target_modules": method.target_modules}
     )
-    adapted: Any = add_adapter(_skeleton(model), list(head), probe, seed=0, task=task)
+    adapted: Any = add_adapter(_skeleton(model), list(head), probe, seed=0)
     layers: Any = [(name, each) for name, each in adapted.named_modules() if isinstance(each, BaseTunerLayer)]
     return {
         name.removeprefix("base_model.model."): (each.in_features, each.out_features) for name, each in layers

@@ -124,7 +124,7 @@ def load_decoder(name: str) -> PreTrainedModel:
 
 
 def add_adapter(
-    model: PreTrainedModel, head: list[str], method: AnyMethod, seed: int, task: Task = "classification"
+    model: PreTrainedModel, head: list[str], method: AnyMethod, seed: int, task: Task | None = None
 ) -> PeftModel | PreTrainedModel:
     """Puts the method's adapter on a pretrained model, in place; for full fine-tuning, sets what trains.
 
@@ -132,7 +132,8 @@ def add_adapter(
         model: from `load_classifier` or `load_decoder`.
         head: names of the modules that the pretrained weights lack; they are trained along and saved.
         seed: of the adapter's random start.
-        task: "classification", or "causal_lm" for a decoder with its own language-model head.
+        task: "classification", or "causal_lm" for a decoder with its own language-model head; None for whichever the
+            model's head is for.
 
     Returns the model to train, whose outputs are still the pretrained model's.
     """
@@ -141,6 +142,8 @@ def add_adapter(
         model.requires_grad_(True)
         model.get_input_embeddings().requires_grad_(method.embeddings)
         return model
+    if task is None:
+        task = "classification" if model.get_output_embeddings() is None else "causal_lm"
     # PEFT takes these two by itself for sequence classification; naming a module inside them would wrap it twice.
     inside = tuple(f"{name}." for name in ("classifier", "score"))
     modules_to_save = [name for name in head if not f"{name}.".startswith(inside)]

@@ -1,4 +1,4 @@
-"""Every method on a tiny BERT with a new head and on a tiny Llama: start, training, saving, acceleration, diagnostics."""
+"""Every method on a tiny BERT with a new head and a tiny Llama: start, training, saving, acceleration, diagnostics."""
 
 import json
 
