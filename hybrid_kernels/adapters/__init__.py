@@ -1,6 +1,7 @@
-"""The hybrid adapter as a PEFT method, its initialisation, mixing, regulariser and export; PEFT's own layers made fast.
+"""The hybrid adapter as a PEFT method, its initialisation, mixing, regulariser and export; the structured unitary
+adapter of uRNNs; PEFT's own layers made fast.
 
-Importing this package registers the method with PEFT: do so before `PeftModel.from_pretrained` on a hybrid checkpoint.
+Importing this package registers both methods with PEFT: do so before `PeftModel.from_pretrained` on their checkpoints.
 """
 
 from hybrid_kernels.adapters.acceleration import AccelerateCallback, LayerReport, Report, accelerate, restore
@@ -14,6 +15,7 @@ from hybrid_kernels.adapters.regularization import (
     norm_preservation_penalty,
     orthogonality_penalty,
 )
+from hybrid_kernels.adapters.structured import StructuredUnitaryConfig, StructuredUnitaryModel
 from hybrid_kernels.adapters.trainer import HybridTrainer
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "HybridTrainer",
     "LayerReport",
     "Report",
+    "StructuredUnitaryConfig",
+    "StructuredUnitaryModel",
     "accelerate",
     "export_lora",
     "initialize_gradient_aligned",

@@ -31,11 +31,11 @@ class HybridConfig(PeftConfig):
     """Configuration of the hybrid adapter: y = (x Q) W'ᵀ + b, W' = W + λ s (B A − B₀ A₀) + (1 − λ)(W H₁…Hₙ − W).
 
     Args:
-        r: rank of the low-rank branch, at least 1 and at most the smaller side of every target layer.
-        reflections: n, Householder reflections, even, at least 2.
+        r: rank of the low-rank branch, at most the smaller side of every target layer; 0 for reflections alone.
+        reflections: n, Householder reflections, even; 0 for a low-rank branch alone, not both.
         lora_alpha: α of the scaling s = α/√r.
         mixing: "gradient_norm" (λ follows the branches' gradient norms: add the `GradientNormMixing` callback),
-            "fixed" or "learned".
+            "fixed" or "learned"; of no effect on one branch alone.
         mixing_value: λ at the start.
         lora_dropout: probability of an element of a layer's input to be dropped before the low-rank branch, in
             training only; the reflections see the input as it is.
@@ -92,10 +92,12 @@ class HybridConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, list):
                 setattr(self, name, set(value))
-        if self.r < 1:
-            raise ValueError(f"r is {self.r}; it must be at least 1")
-        if self.reflections < 2 or self.reflections % 2:
-            raise ValueError(f"reflections is {self.reflections}; it must be even and at least 2")
+        if self.r < 0:
+            raise ValueError(f"r is {self.r}; it must be at least 0")
+        if self.reflections < 0 or self.reflections % 2:
+            raise ValueError(f"reflections is {self.reflections}; it must be even and at least 0")
+        if not self.r and not self.reflections:
+            raise ValueError("r and reflections are both 0; at least one must be greater")
         if not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be greater than 0")
         if self.mixing not in MIXING_RULES:

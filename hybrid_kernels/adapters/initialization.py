@@ -52,7 +52,8 @@ def initialize_gradient_aligned(
         seed: of its random test matrix.
 
     Returns the names of the layers that were initialised; a layer the loss does not depend on keeps its usual start.
-    Raises ValueError where 2r exceeds a layer's smaller side, for no batches, or a loss that is not a finite scalar.
+    Raises ValueError where r is 0 or 2r exceeds a layer's smaller side, for no batches, or a loss that is no finite
+    scalar.
     """
     found = require_adapters(model, adapter_name)
     data = list(batches)
@@ -61,6 +62,10 @@ def initialize_gradient_aligned(
     if gamma <= 0:
         raise ValueError(f"gamma is {gamma}; it must be greater than 0")
     for name, layer, adapter in found:
+        if not adapter.rank:
+            raise ValueError(
+                f"layer {name}: rank is 0; gradient-aligned initialisation needs a low-rank branch"
+            )
         if 2 * adapter.rank > min(layer.in_features, layer.out_features):
             raise ValueError(
                 f"layer {name}: gradient-aligned initialisation takes 2r singular vectors, but 2r = {2 * adapter.rank} "

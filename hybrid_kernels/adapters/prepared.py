@@ -73,7 +73,9 @@ class PreparedFactors:
 
     def _prepare_reflections(self) -> None:
         if not any(
-            householder.prepares(a.householder_u) for layer in self.layers[:1] for a in layer.applied()
+            a.reflections and householder.prepares(a.householder_u)
+            for layer in self.layers[:1]
+            for a in layer.applied()
         ):
             return
         adapters = [
@@ -81,7 +83,7 @@ class PreparedFactors:
             for layer in self.layers
             if has_plain_weight(layer.get_base_layer())
             for adapter in layer.applied()
-            if adapter.householder_u.shape == (layer.in_features, adapter.reflections)
+            if adapter.reflections and adapter.householder_u.shape == (layer.in_features, adapter.reflections)
         ]
         prepared = householder.prepare([adapter.householder_u for adapter in adapters])
         for adapter, factors in zip(adapters, prepared or (), strict=False):

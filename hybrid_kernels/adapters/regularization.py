@@ -20,6 +20,9 @@ def orthogonality_penalty(model: nn.Module) -> Tensor:
     """Σ ‖I − ÛᵀÛ‖_F over the active hybrid adapters; a 0-dim tensor to be scaled by μ and added to the loss."""
     penalties = []
     for _, _, adapter in require_adapters(model):
+        if not adapter.reflections:
+            penalties.append(torch.zeros_like(adapter.mixing))
+            continue
         v, _ = functional.householder_factors(adapter.householder_u)
         penalties.append(
             torch.linalg.matrix_norm(v.mT @ v - torch.eye(v.shape[1], dtype=v.dtype, device=v.device))
@@ -43,6 +46,8 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 def _defect(adapter: HybridAdapter) -> Tensor:
+    if not adapter.reflections:
+        return torch.zeros_like(adapter.mixing)
     v, t = functional.householder_factors(adapter.householder_u)
     coefficient = adapter.coefficient().to(v.dtype)
     # ‖V S Vᵀ‖_F² = tr(S G S G) for symmetric S = T + Tᵀ and G = VᵀV: n × n products only.

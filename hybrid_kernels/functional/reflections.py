@@ -94,13 +94,17 @@ def hybrid_factors(
         down = [A; vᵀ]        up = [λ s B, −(1 − λ) W v t]
 
     ``weight`` is W (out_features, in_features) or, where W cannot be read, a function z ↦ W z for z (in_features, n).
-    lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor.
-    ``reflections``: (v, t, v t) of u where they have been made already (`ops.householder.prepare`).
+    lora_A (r, in_features), lora_B (out_features, r), u (in_features, n), mixing λ a number or a 0-dim tensor; r or n
+    may be 0. ``reflections``: (v, t, v t) of u where they have been made already (`ops.householder.prepare`).
     Returns down (r + n, in_features) and up (out_features, r + n) in float32 or the parameters' dtype if wider.
     """
-    _check_reflections(u)
+    if u.shape[1]:
+        _check_reflections(u)
     dtype = torch.promote_types(widened(u.dtype), lora_A.dtype)
     lora_A, lora_B, u = lora_A.to(dtype), lora_B.to(dtype), u.to(dtype)
+    if not u.shape[1]:
+        # Joined all the same: data parallelism waits for a gradient of every parameter, be it empty.
+        return torch.cat([lora_A, u.mT]), lora_B * (mixing * scaling)
     with no_autocast(u):
         if isinstance(weight, Tensor) and current_backend() != "reference":
             coefficient = (

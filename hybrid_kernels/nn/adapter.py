@@ -24,8 +24,9 @@ class HybridAdapter(nn.Module):
     """The trainable state of a hybrid adapter for a layer with ``in_features`` and ``out_features``.
 
     Args:
-        rank: r of the low-rank branch, 1 ≤ r ≤ min(in_features, out_features).
-        reflections: n of the Householder branch, even, 2 ≤ n ≤ in_features.
+        rank: r of the low-rank branch, 0 ≤ r ≤ min(in_features, out_features).
+        reflections: n of the Householder branch, even, 0 ≤ n ≤ in_features. With r = 0 or n = 0 (not both) there is one
+            branch and nothing to mix: λ is 0 or 1, and stays, whatever ``mixing`` says.
         alpha: α of the scaling s = α/√r.
         mixing: how λ moves. "gradient_norm": set by `hybrid_kernels.adapters.GradientNormMixing` from the branches'
             gradients; "fixed": stays at ``mixing_value``; "learned": λ = sigmoid(mixing_logit), trained.
@@ -62,12 +63,15 @@ class HybridAdapter(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if not 1 <= rank <= min(in_features, out_features):
+        if not 0 <= rank <= min(in_features, out_features):
             raise ValueError(
-                f"rank is {rank}; it must be at least 1 and at most min(in_features, out_features) = "
+                f"rank is {rank}; it must be at least 0 and at most min(in_features, out_features) = "
                 f"{min(in_features, out_features)}"
             )
-        check_reflections(reflections, in_features)
+        if reflections:
+            check_reflections(reflections, in_features)
+        elif not rank:
+            raise ValueError("rank and reflections are both 0; at least one must be greater")
         if mixing not in MIXING_RULES:
             raise ValueError(f"mixing is {mixing!r}; it may be one of {', '.join(map(repr, MIXING_RULES))}")
         if not 0.0 <= mixing_value <= 1.0 or (mixing == "learned" and mixing_value in (0.0, 1.0)):
@@ -77,15 +81,17 @@ class HybridAdapter(nn.Module):
             )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
+        if not rank or not reflections:
+            mixing, mixing_value = "fixed", float(rank > 0)
         self.rank, self.reflections, self.alpha = rank, reflections, alpha
-        self.dropout = dropout
+        self.dropout = dropout if rank else 0.0
         self.mixing_rule = mixing
         self.unitary_block_size, self.unitary_complex = unitary_block_size, unitary_complex
         factory = {"device": device, "dtype": dtype}
         self.lora_A = nn.Parameter(torch.empty(rank, in_features, **factory))  # type: ignore[arg-type]
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank, **factory))  # type: ignore[arg-type]
         self.householder_u = nn.Parameter(paired_reflections(in_features, reflections, device, dtype))
-        if self.lora_A.device.type != "meta":
+        if rank and self.lora_A.device.type != "meta":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         if unitary_block_size is not None:
             rotation = CayleyRotation(in_features, unitary_block_size, unitary_complex, device, dtype)
@@ -117,8 +123,8 @@ class HybridAdapter(nn.Module):
 
     @property
     def scaling(self) -> float:
-        """s = α/√r, as LoRA-GA and rsLoRA have it."""
-        return self.alpha / math.sqrt(self.rank)
+        """s = α/√r, as LoRA-GA and rsLoRA have it; 0 without a low-rank branch."""
+        return self.alpha / math.sqrt(self.rank) if self.rank else 0.0
 
     @property
     def low_rank_size(self) -> int:

@@ -29,7 +29,7 @@ def paired_reflections(
     The initialisation of Householder reflection adaptation (Yuan et al., arXiv 2405.17484).
     """
     half = torch.empty(reflections // 2, features, device=device, dtype=dtype)
-    if half.device.type != "meta":
+    if reflections and half.device.type != "meta":
         nn.init.kaiming_uniform_(half, a=math.sqrt(5))
     return half.repeat_interleave(2, dim=0).T.contiguous()
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import difflib
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hybrid_kernels.governance import GovernancePolicy
+from hybrid_kernels.training.method_config import TAGS, AnyMethod, Method
+from hybrid_kernels.training.method_config import Section as _Section
 
 DEMO_CONFIG = Path(__file__).parent / "demo.yaml"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelConfig(_Section):
@@ -64,52 +62,6 @@ class TrainingConfig(_Section):
         return self
 
 
-class _Method(_Section):
-    name: str | None = Field(None, pattern=r"^[\w.-]+$", description="of its folder; by default the method's")
-    target_modules: str | list[str] = "all-linear"
-    learning_rate: float | None = Field(None, gt=0)
-
-
-class LoraMethod(_Method):
-    method: Literal["lora"]
-    r: int = Field(ge=1)
-    alpha: int = Field(gt=0)
-
-    @property
-    def label(self) -> str:
-        return f"LoRA r = {self.r}"
-
-
-class HraMethod(_Method):
-    method: Literal["hra"]
-    r: int = Field(ge=2, multiple_of=2, description="even: reflections start in pairs that cancel")
-
-    @property
-    def label(self) -> str:
-        return f"HRA r = {self.r}"
-
-
-class HybridMethod(_Method):
-    method: Literal["hybrid"]
-    r: int = Field(ge=1)
-    reflections: int = Field(ge=2, multiple_of=2, description="even: they start in pairs that cancel")
-    alpha: float = Field(gt=0)
-    mixing: Literal["gradient_norm", "fixed", "learned"] = "gradient_norm"
-    mixing_value: float = Field(0.5, ge=0, le=1)
-    unitary_modules: str | list[str] | None = None
-    unitary_block_size: int = Field(32, ge=2)
-    gradient_aligned: bool = True
-    gradient_batches: int = Field(4, ge=1, description="training batches behind the gradient-aligned start")
-    orthogonality_weight: float = Field(0.0, ge=0, description="μ of the loss's μ ‖I − ÛᵀÛ‖_F")
-
-    @property
-    def label(self) -> str:
-        return f"Hybrid r = {self.r} + {self.reflections} reflections"
-
-
-Method = Annotated[LoraMethod | HraMethod | HybridMethod, Field(discriminator="method")]
-
-
 class RunConfig(_Section):
     """A whole run. `RunConfig.load(path)` reads it from YAML."""
 
@@ -130,7 +82,7 @@ class RunConfig(_Section):
         return self
 
     @cached_property
-    def named_methods(self) -> dict[str, LoraMethod | HraMethod | HybridMethod]:
+    def named_methods(self) -> dict[str, AnyMethod]:
         return {method.name or method.method: method for method in self.methods}
 
     @classmethod
@@ -176,7 +128,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for item in error.errors():
         # A discriminated union puts the chosen tag into the location; it is no key of the file.
-        parts = [part for part in item["loc"] if part not in ("lora", "hra", "hybrid")]
+        parts = [part for part in item["loc"] if part not in TAGS]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         if item["type"] == "extra_forbidden":
             known = _known_keys(model, item["loc"][:-1])
@@ -204,7 +156,9 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if isinstance(part, int):
             continue
         narrowed = [
-            m for m in found if m.model_fields.get("method") and part in repr(m.model_fields["method"])
+            m
+            for m in found
+            if "method" in m.model_fields and part in get_args(m.model_fields["method"].annotation)
         ]
         children = [child for m in found if part in m.model_fields for child in _models(m.model_fields[part])]
         found = narrowed or children
@@ -213,8 +167,6 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 def _models(field: Any) -> list[type[BaseModel]]:
     """The pydantic models in a field's annotation."""
-    from typing import get_args
-
     pending, models = [getattr(field, "annotation", field)], []
     while pending:
         annotation = pending.pop()

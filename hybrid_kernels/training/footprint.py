@@ -27,9 +27,10 @@ from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybrid_kernels.training import methods
-from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod, RunConfig
+from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.memory import peak_rise
+from hybrid_kernels.training.method_config import AnyMethod, FullMethod, HybridMethod
 from hybrid_kernels.training.trainer import batches, tokenize
 
 ROUNDS = 9
@@ -67,11 +68,12 @@ def measure(
     steps = {FROZEN: _frozen_step(frozen, batch)}
     for name, method in config.named_methods.items():
         model, head = methods.load_classifier(config.model.name, tokenizer.pad_token_id, seed=0)
-        # Frozen in all of them and the bulk of a small multilingual model: held in memory once.
-        model.set_input_embeddings(frozen.get_input_embeddings())
-        steps[name] = _training_step(
-            config, methods.add_adapter(model, head, method, seed=0).to(device), method, batch
-        )
+        if not isinstance(method, FullMethod):
+            # Frozen in all adapters and the bulk of a small multilingual model: held in memory once.
+            model.set_input_embeddings(frozen.get_input_embeddings())
+        adapted = methods.add_adapter(model, head, method, seed=0)
+        adapted.to(torch.device(device))  # type: ignore[arg-type]
+        steps[name] = _training_step(config, adapted, method, batch)
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -110,7 +112,7 @@ def _frozen_step(model: PreTrainedModel, batch: methods.Batch) -> Callable[[], N
 def _training_step(
     config: RunConfig,
     model: torch.nn.Module,
-    method: LoraMethod | HraMethod | HybridMethod,
+    method: AnyMethod,
     batch: methods.Batch,
 ) -> Callable[[], None]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -181,7 +183,8 @@ def _peak_memory(request: Path) -> int:
             parameter.sum()
 
     def steps() -> None:
-        adapted = methods.add_adapter(model, head, method, seed=0).to(device)
+        adapted = methods.add_adapter(model, head, method, seed=0)
+        adapted.to(torch.device(device))  # type: ignore[arg-type]
         step = _training_step(config, adapted, method, batch)
         for _ in range(MEMORY_STEPS):
             step()

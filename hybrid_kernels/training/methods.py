@@ -1,4 +1,4 @@
-"""A pretrained sequence classifier with each method's adapter on it."""
+"""Pretrained models with each method's adapter on them: made, saved and loaded."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import HRAConfig, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from huggingface_hub import ModelCard
+from peft import (
+    BOFTConfig,
+    HRAConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+)
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -20,17 +31,32 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod
+from hybrid_kernels.cases.peft_butterflies import allow_butterflies_in_peft
 from hybrid_kernels.training.data import LABELS
+from hybrid_kernels.training.method_config import (
+    AnyMethod,
+    BoftMethod,
+    FullMethod,
+    HraMethod,
+    HybridMethod,
+    LoraGaMethod,
+    LoraMethod,
+    OftMethod,
+    UrnnMethod,
+)
 
 DEMO = "demo"
 DEMO_DECODER = "demo-decoder"
 Batch = dict[str, torch.Tensor]
+Task = Literal["classification", "causal_lm"]
+TASK_TYPES = {"classification": TaskType.SEQ_CLS, "causal_lm": TaskType.CAUSAL_LM}
+TRAINED = "trained.safetensors"
+"""The file of a full fine-tuning: the parameters that trained, by name."""
 
 
-def backend(method: LoraMethod | HraMethod | HybridMethod) -> str:
+def backend(method: AnyMethod) -> str:
     """Whose layers run."""
-    return "hybrid-kernels" if isinstance(method, HybridMethod) else "peft"
+    return method.backend
 
 
 def display_name(name: str) -> str:
@@ -93,75 +119,181 @@ def load_classifier(name: str, pad_token_id: int, seed: int) -> tuple[PreTrained
     return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
 
 
+def load_decoder(name: str) -> PreTrainedModel:
+    """The pretrained causal language model in float32."""
+    try:
+        with _quiet():
+            return AutoModelForCausalLM.from_pretrained(model_folder(name), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _no_model(name, error) from error
+
+
 def add_adapter(
-    model: PreTrainedModel, head: list[str], method: LoraMethod | HraMethod | HybridMethod, seed: int
-) -> PeftModel:
-    """Puts the method's adapter on a model from `load_classifier`; the head is trained with it."""
+    model: PreTrainedModel, head: list[str], method: AnyMethod, seed: int, task: Task | None = None
+) -> PeftModel | PreTrainedModel:
+    """Puts the method's adapter on a pretrained model, in place; for full fine-tuning, sets what trains.
+
+    Args:
+        model: from `load_classifier` or `load_decoder`.
+        head: names of the modules that the pretrained weights lack; they are trained along and saved.
+        seed: of the adapter's random start.
+        task: "classification", or "causal_lm" for a decoder with its own language-model head; None for whichever the
+            model's head is for.
+
+    Returns the model to train, whose outputs are still the pretrained model's.
+    """
     set_seed(seed)
+    if isinstance(method, FullMethod):
+        model.requires_grad_(True)
+        model.get_input_embeddings().requires_grad_(method.embeddings)
+        return model
+    if task is None:
+        task = "classification" if model.get_output_embeddings() is None else "causal_lm"
     # PEFT takes these two by itself for sequence classification; naming a module inside them would wrap it twice.
     inside = tuple(f"{name}." for name in ("classifier", "score"))
     modules_to_save = [name for name in head if not f"{name}.".startswith(inside)]
     common: dict[str, Any] = {
-        "task_type": TaskType.SEQ_CLS,
-        "modules_to_save": modules_to_save,
+        "task_type": TASK_TYPES[task],
+        "modules_to_save": modules_to_save or None,
         "target_modules": method.target_modules,
     }
     try:
         with warnings.catch_warnings():
             # PEFT asks Transformers for an attribute by its former name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return get_peft_model(model, _peft_config(method, common))
-    except ValueError as error:
+            # A size that does not fit is an error, not another size.
+            warnings.filterwarnings("error", message="Invalid `oft_block_size`")
+            adapted = get_peft_model(model, _peft_config(method, common))
+    except (ValueError, UserWarning) as error:
         raise ValueError(f"method {method.name or method.method!r}: {error}") from error
+    if getattr(method, "accelerate", False):
+        import hybrid_kernels
+
+        hybrid_kernels.accelerate(adapted)
+    return adapted
 
 
-def _peft_config(method: LoraMethod | HraMethod | HybridMethod, common: dict[str, Any]) -> PeftConfig:
-    if isinstance(method, LoraMethod):
-        return LoraConfig(r=method.r, lora_alpha=method.alpha, **common)
-    if isinstance(method, HraMethod):
-        return HRAConfig(r=method.r, **common)
-    from hybrid_kernels.adapters import HybridConfig
-
-    return HybridConfig(
-        r=method.r,
-        reflections=method.reflections,
-        lora_alpha=method.alpha,
-        mixing=method.mixing,
-        mixing_value=method.mixing_value,
-        unitary_modules=method.unitary_modules,
-        unitary_block_size=method.unitary_block_size,
-        **common,
-    )
+def required(method: Any, size: str) -> int:
+    """A size of a method that the budget leaves to nobody else."""
+    value: int | None = getattr(method, size)
+    if value is None:
+        raise ValueError(
+            f"method {method.name or method.method!r}: {size} is null; give a number, or fit the method to a budget"
+        )
+    return value
 
 
-def initialize(
-    model: PeftModel, method: LoraMethod | HraMethod | HybridMethod, batches: Iterable[Batch]
-) -> None:
-    """The hybrid's gradient-aligned start from a few training batches; nothing for other methods."""
-    if isinstance(method, HybridMethod) and method.gradient_aligned:
+def _peft_config(method: AnyMethod, common: dict[str, Any]) -> PeftConfig:
+    from hybrid_kernels.adapters import HybridConfig, StructuredUnitaryConfig
+
+    match method:
+        case LoraMethod():
+            return LoraConfig(r=required(method, "r"), lora_alpha=method.alpha, **common)
+        case LoraGaMethod():
+            return HybridConfig(r=required(method, "r"), reflections=0, lora_alpha=method.alpha, **common)
+        case HraMethod():
+            return HRAConfig(r=required(method, "r"), **common)
+        case OftMethod():
+            block_size = required(method, "block_size")
+            return OFTConfig(oft_block_size=block_size, use_cayley_neumann=False, **common)
+        case BoftMethod():
+            allow_butterflies_in_peft()
+            return BOFTConfig(
+                boft_block_size=required(method, "block_size"),
+                boft_n_butterfly_factor=method.factors,
+                **common,
+            )
+        case UrnnMethod():
+            return StructuredUnitaryConfig(**common)
+        case HybridMethod():
+            return HybridConfig(
+                r=required(method, "r"),
+                reflections=required(method, "reflections"),
+                lora_alpha=method.alpha,
+                mixing=method.mixing,
+                mixing_value=method.mixing_value,
+                unitary_modules=method.unitary_modules,
+                unitary_block_size=method.unitary_block_size,
+                **common,
+            )
+        case FullMethod():
+            raise TypeError("full fine-tuning has no adapter")
+
+
+def initialize(model: torch.nn.Module, method: AnyMethod, batches: Iterable[Batch]) -> None:
+    """LoRA-GA's and the hybrid's gradient-aligned start from a few training batches; nothing for other methods."""
+    if isinstance(method, LoraGaMethod) or (
+        isinstance(method, HybridMethod) and method.gradient_aligned and method.r != 0
+    ):
         from hybrid_kernels.adapters import initialize_gradient_aligned
 
         initialize_gradient_aligned(model, islice(batches, method.gradient_batches), progress=False)
 
 
-def orthogonality_weight(method: LoraMethod | HraMethod | HybridMethod) -> float:
+def orthogonality_weight(method: AnyMethod) -> float:
     return method.orthogonality_weight if isinstance(method, HybridMethod) else 0.0
 
 
-def load_trained(folder: Path, name: str, pad_token_id: int, seed: int) -> PeftModel:
-    """A fresh pretrained model with a saved adapter on it; ValueError where the two do not fit or a file is damaged."""
+def save(model: PeftModel | PreTrainedModel, folder: Path, card: ModelCard) -> None:
+    """Writes what was trained as safetensors, and the model card as README.md; each file is whole or not there.
+
+    An adapter is a PEFT checkpoint. Full fine-tuning leaves TRAINED, the parameters that trained (a frozen embedding is
+    the base model's); `load_trained` takes both.
+    """
+    from safetensors.torch import save_file
+
+    from hybrid_kernels.adapters.files import files_into
+
+    with files_into(folder) as temporary:
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(temporary))
+        else:
+            # named_parameters has what is tied once.
+            trained = {
+                name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
+            }
+            save_file(trained, temporary / TRAINED, metadata={"format": "pt"})
+        card.save(temporary / "README.md")
+
+
+def load_trained(
+    folder: Path, name: str, pad_token_id: int, seed: int, task: Task = "classification"
+) -> PeftModel | PreTrainedModel:
+    """A fresh pretrained model with what was saved on it; ValueError where the two do not fit or a file is damaged."""
     from safetensors import SafetensorError
 
-    import hybrid_kernels.adapters  # noqa: F401  registers the hybrid with PEFT
+    import hybrid_kernels.adapters  # noqa: F401  registers our methods with PEFT
 
-    model, _ = load_classifier(name, pad_token_id, seed)
+    model = load_classifier(name, pad_token_id, seed)[0] if task == "classification" else load_decoder(name)
     try:
+        if (folder / TRAINED).is_file():
+            return _load_full(model, folder / TRAINED)
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        if isinstance(config, BOFTConfig):
+            allow_butterflies_in_peft()
         return PeftModel.from_pretrained(model, folder)
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise ValueError(
             f"adapter checkpoint {str(folder)!r} does not load onto {name!r}: {error}; "
             "it is damaged, or was made for another model"
         ) from error
+
+
+def _load_full(model: PreTrainedModel, file: Path) -> PreTrainedModel:
+    from safetensors.torch import load_file
+
+    trained = load_file(file)
+    parameters = dict(model.named_parameters())
+    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    if lacking := [k for k, p in parameters.items() if k not in trained and id(p) not in embeddings]:
+        raise ValueError(f"it lacks {len(lacking)} of {len(parameters)} parameters, first {lacking[0]}")
+    with torch.no_grad():
+        for key, value in trained.items():
+            if key not in parameters or parameters[key].shape != value.shape:
+                shape = tuple(parameters[key].shape) if key in parameters else None
+                raise ValueError(f"it has {key} of shape {tuple(value.shape)}, the model {shape or 'none'}")
+            parameters[key].copy_(value)
+    return model.eval()
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

@@ -25,9 +25,10 @@ from transformers import (
 from hybrid_kernels._files import write_file
 from hybrid_kernels.adapters import HybridTrainer, mixing_values
 from hybrid_kernels.training import methods
-from hybrid_kernels.training.config import HraMethod, HybridMethod, LoraMethod, RunConfig
+from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import LABELS, Row
 from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.method_config import AnyMethod
 
 MIXING_RECORDS = 50
 
@@ -145,7 +146,7 @@ def predict(
 
 def train(
     config: RunConfig,
-    method: LoraMethod | HraMethod | HybridMethod,
+    method: AnyMethod,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     train_rows: list[Row],
@@ -234,9 +235,7 @@ def load_predictions(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _arguments(
-    config: RunConfig, method: LoraMethod | HraMethod | HybridMethod, seed: int, folder: Path
-) -> TrainingArguments:
+def _arguments(config: RunConfig, method: AnyMethod, seed: int, folder: Path) -> TrainingArguments:
     training = config.training
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),

@@ -15,6 +15,8 @@ OPTIONS = {
     "complex rotation": {"unitary_modules": ".*value", "unitary_block_size": 4, "unitary_complex": True},
     "learned": {"mixing": "learned"},
     "fixed": {"mixing": "fixed", "mixing_value": 0.25},
+    "low rank alone": {"reflections": 0},
+    "reflections alone": {"r": 0},
 }
 
 
@@ -48,7 +50,8 @@ def train(model, batch, steps: int = 3) -> None:
 def trained(request, make_base, batch):
     """A model whose adapter and head have moved away from their start."""
     model = get_peft_model(make_base(), config(**OPTIONS[request.param]))
-    initialize_gradient_aligned(model, [batch], progress=False)
+    if model.peft_config["default"].r:
+        initialize_gradient_aligned(model, [batch], progress=False)
     train(model, batch)
     return model
 
@@ -59,8 +62,12 @@ def test_starts_as_the_pretrained_model(make_base, batch) -> None:
     for options in OPTIONS.values():
         model = get_peft_model(make_base(), config(**options))
         torch.testing.assert_close(logits(model, batch), before)
-        assert initialize_gradient_aligned(model, [batch], progress=False)
-        torch.testing.assert_close(logits(model, batch), before)
+        if model.peft_config["default"].r:
+            assert initialize_gradient_aligned(model, [batch], progress=False)
+            torch.testing.assert_close(logits(model, batch), before)
+        else:
+            with pytest.raises(ValueError, match="rank is 0; gradient-aligned"):
+                initialize_gradient_aligned(model, [batch], progress=False)
 
 
 def test_only_adapter_and_head_are_trained(make_base, batch) -> None:
@@ -76,8 +83,9 @@ def test_training_moves_every_branch(trained, make_base, batch) -> None:
     assert not torch.allclose(logits(trained, batch), logits(make_base(), batch), atol=1e-3)
     for layer in hybrid_layers(trained).values():
         adapter = layer.adapter("default")
-        assert not torch.equal(adapter.lora_B, adapter.lora_B_start)
-        assert not torch.equal(adapter.householder_u[:, 0], adapter.householder_u[:, 1])
+        assert adapter.rank == 0 or not torch.equal(adapter.lora_B, adapter.lora_B_start)
+        u = adapter.householder_u
+        assert adapter.reflections == 0 or not torch.equal(u[:, 0], u[:, 1])
         if adapter.has_rotation:
             assert adapter.cayley_skew.any()
 
@@ -296,7 +304,8 @@ def test_checkpoint_of_another_shape(make_base, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 0}, "r is 0"),
+        ({"r": -1}, "r is -1"),
+        ({"r": 0, "reflections": 0}, "r and reflections are both 0"),
         ({"r": 64}, r"target module bert.encoder.layer.0.attention.self.query: rank is 64"),
         ({"reflections": 5}, "reflections is 5; it must be even"),
         ({"lora_alpha": -1.0}, "lora_alpha is -1.0"),

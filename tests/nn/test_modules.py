@@ -342,8 +342,31 @@ def test_complex_cayley_rotation_acts_on_interleaved_pairs() -> None:
     torch.testing.assert_close(rotation(x), torch.view_as_real(turned).reshape(5, 12))
 
 
+@pytest.mark.parametrize("mixing", ["gradient_norm", "fixed", "learned"])
+def test_one_branch_alone_is_lora_or_householder(mixing) -> None:
+    """Without the other branch there is nothing to mix: W + s B A, and W H."""
+    torch.manual_seed(0)
+    base = nn.Linear(8, 6, dtype=torch.float64)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    low_rank = HybridLinear(base, rank=2, reflections=0, alpha=3.0, mixing=mixing)
+    chain = HybridLinear(base, rank=0, reflections=4, mixing=mixing)
+    for layer in (low_rank, chain):
+        assert torch.equal(layer.adapter.coefficient(), torch.tensor(float(layer is low_rank)).double())
+        torch.testing.assert_close(layer(x), base(x), rtol=0, atol=1e-14)
+        with torch.no_grad():
+            for parameter in layer.adapter.parameters():
+                parameter.normal_()
+        layer(x).square().sum().backward()
+        assert all(p.grad is not None and p.grad.shape == p.shape for p in layer.adapter.parameters())
+    a = low_rank.adapter
+    torch.testing.assert_close(low_rank(x), base(x) + x @ a.lora_A.T @ a.lora_B.T * 3.0 / 2**0.5)
+    turned = reference.householder_rotate(x, chain.adapter.householder_u)
+    torch.testing.assert_close(chain(x), base(turned))
+
+
 BAD = [
-    (lambda: HybridLinear(nn.Linear(8, 6), rank=0), "rank is 0"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=-1), "rank is -1"),
+    (lambda: HybridLinear(nn.Linear(8, 6), rank=0, reflections=0), "rank and reflections are both 0"),
     (lambda: HybridLinear(nn.Linear(8, 6), rank=7), "rank is 7.*= 6"),
     (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=3), "reflections is 3; it must be even"),
     (lambda: HybridLinear(nn.Linear(8, 6), rank=2, reflections=10), "at most in_features = 8"),

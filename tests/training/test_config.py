@@ -84,7 +84,7 @@ def test_wrong_methods(values, write_config):
     assert "two methods have the same name" in error_of(values, write_config)
     values["methods"] = [{"method": "lorra", "r": 4}]
     message = error_of(values, write_config)
-    assert "methods[0]" in message and "'lora', 'hra', 'hybrid'" in message
+    assert "methods[0]" in message and "'lora', 'lora_ga', 'hra'" in message
     values["methods"] = [HYBRID | {"reflections": 3}]
     assert "methods[0].reflections: input should be a multiple of 2 (it is 3)" in error_of(
         values, write_config
