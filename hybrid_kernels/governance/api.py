@@ -25,6 +25,7 @@ from hybrid_kernels.governance.arguments import (
     check_apart,
     check_claims,
     check_free,
+    check_outside,
     checked_languages,
     checked_policy,
     checked_rows,
@@ -189,11 +190,13 @@ def govern_files(
     reporter = Reporter(console)
     if engine not in ("local", "ray"):
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
+    out = Path(out)
+    check_outside(out, [*listed(inputs), *listed(evaluation)])
     sources = open_sources(listed(inputs), columns, encoding=encoding)
     if listed(evaluation):
         sources += open_sources(listed(evaluation), columns, encoding=encoding, evaluation=True)
     check_additions(sources, columns, policy)
-    out = Path(out)
+    check_outside(out, [source.name for source in sources])  # of a glob
     revision = [manifest.revision(), manifest.versions(policy), encoding]
     runner: Engine = (
         LocalEngine(workers, reporter) if engine == "local" else RayEngine(ray_address, workers, reporter)
@@ -226,7 +229,8 @@ class _Files:
         rows = sum(shard.rows for shard in judged)
         outputs: list[dict[str, Any]] = []
         if not dry_run:
-            remove_result(self.out)
+            names = [source.output_name for source in self.sources if not source.evaluation]
+            remove_result(self.out, [f"{manifest.KEPT}/{name}" for name in names])
             before = processor_seconds(self.engine)
             with pipeline.stage("write") as count:
                 outputs = write_rows(judgement, self.sources, self.out, self.engine)

@@ -113,6 +113,16 @@ def listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
 
 
+def check_outside(out: Path, inputs: Sequence[str | Path]) -> None:
+    """An input inside of `out` would be replaced by the result; one around it would have the result read as input."""
+    folder = out.resolve()
+    for one in map(Path, inputs):
+        if one.is_dir() and folder.is_relative_to(one.resolve()):
+            raise ValueError(f"out {out} lies in the input folder {one}; name a folder outside of it")
+        if one.exists() and one.resolve().is_relative_to(folder):
+            raise ValueError(f"the input {one} lies in out {out}, whose files are replaced; name another folder")
+
+
 def check_apart(sources: Sequence[Source], fingerprints: Sequence[Mapping[str, Any]]) -> None:
     """An evaluation file that is an input too would have all of it removed as leaked."""
     contents = [{key: value for key, value in one.items() if key != "name"} for one in fingerprints]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hybrid_kernels._files import write_file
 from hybrid_kernels.governance.manifest import KEPT, MANIFEST, REJECTED, SUMMARY, VERDICTS
 
 WORK, DRY_RUN = "work", "dry-run"
@@ -50,15 +51,20 @@ def workspace(out: Path) -> Iterator[Path]:
         file.truncate(0)
 
 
-def remove_result(out: Path) -> None:
-    """Removes what an earlier run has written, the manifest first, so that no mixture passes for a result."""
-    manifest, written = out / MANIFEST, [REJECTED, VERDICTS]
-    if manifest.exists():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            written += [file["name"] for file in json.loads(manifest.read_text(encoding="utf-8"))["outputs"]]
-        manifest.unlink()
+def remove_result(out: Path, names: Sequence[str]) -> None:
+    """Removes what an earlier run has written, the manifest first, so that no mixture passes for a result.
+
+    `names`: the files of rows that this run writes; noted, since one that does not finish leaves no manifest.
+    """
+    manifest, note = out / MANIFEST, out / WORK / "outputs.json"
+    written = [REJECTED, VERDICTS]
+    for path in (manifest, note):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            written += [file["name"] for file in json.loads(path.read_text(encoding="utf-8"))["outputs"]]
+    manifest.unlink(missing_ok=True)
     inside = out.resolve()
     for name in written:
         path = (out / name).resolve()
         if path.parent in (inside, inside / KEPT):
             path.unlink(missing_ok=True)
+    write_file(note, json.dumps({"outputs": [{"name": name} for name in names]}))

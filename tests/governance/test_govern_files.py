@@ -233,6 +233,35 @@ def test_killed_at_any_point_it_goes_on(undisturbed, tmp_path, seed):
     assert not list(out.rglob(".*.partial"))
 
 
+def test_the_result_is_kept_apart_from_the_inputs(undisturbed):
+    inputs, _, result = undisturbed
+    before = result_files(result)
+    for one in (result / "kept" / "a.jsonl", f"{result}/**/a.jsonl"):
+        with pytest.raises(ValueError, match=r"input .*a\.jsonl lies in out .*; name another folder"):
+            run([one], result)
+    with pytest.raises(ValueError, match="out .* lies in the input folder .*; name a folder outside"):
+        run([inputs[0].parent], result.parent / "new")
+    assert result_files(result) == before
+    assert not (result.parent / "new").exists()
+
+
+def test_what_a_run_leaves_that_fails_while_it_writes_is_gone_with_the_next(
+    undisturbed, tmp_path, monkeypatch
+):
+    inputs, _, _ = undisturbed
+
+    def failing(*_):
+        raise OSError("unplugged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hybrid_kernels.governance.what_if.run", failing)
+        with pytest.raises(OSError, match="unplugged"):
+            run(inputs, tmp_path / "out")
+    assert (tmp_path / "out" / "kept" / "b.jsonl").exists()
+    run(inputs[:1], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "kept").iterdir()] == ["a.jsonl"]
+
+
 def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):
     inputs, evaluation, _ = undisturbed
     out = tmp_path / "out"
