@@ -120,7 +120,9 @@ def check_outside(out: Path, inputs: Sequence[str | Path]) -> None:
         if one.is_dir() and folder.is_relative_to(one.resolve()):
             raise ValueError(f"out {out} lies in the input folder {one}; name a folder outside of it")
         if one.exists() and one.resolve().is_relative_to(folder):
-            raise ValueError(f"the input {one} lies in out {out}, whose files are replaced; name another folder")
+            raise ValueError(
+                f"the input {one} lies in out {out}, whose files are replaced; name another folder"
+            )
 
 
 def check_apart(sources: Sequence[Source], fingerprints: Sequence[Mapping[str, Any]]) -> None:

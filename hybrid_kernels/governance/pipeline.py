@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance import thresholds, verdicts
-from hybrid_kernels.governance.batch import Batch, Bounds, Features
+from hybrid_kernels.governance.batch import Bounds, Features
 from hybrid_kernels.governance.engine import Engine, InProcess
 from hybrid_kernels.governance.found import (
     Copies,
@@ -36,13 +36,19 @@ from hybrid_kernels.governance.found import (
     copies_seconds,
     group_sizes,
     load_places,
-    masks,
     save_places,
     write_copies,
 )
 from hybrid_kernels.governance.ingest import Readable, shards_of, source_keys
-from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key, measured_fields
+from hybrid_kernels.governance.steps import (
+    Job,
+    Rows,
+    Shard,
+    content_key,
+    masked_batch,
+    masks,
+    measured_fields,
+)
 from hybrid_kernels.governance.storage import RowStore, read_table
 from hybrid_kernels.governance.summary import Tally
 from hybrid_kernels.governance.verdicts import Verdict
@@ -356,7 +362,7 @@ def _tally(task: tuple[Decisions, Shard]) -> Tally:
     verdict, copies = decisions.of(shard)
     rows, tally = Rows(decisions.job, shard), Tally()
     tally.add(
-        masked_batch(rows.batch, verdict, decisions.job.policy),
+        masked_batch(rows.batch, verdict.objections, decisions.job.policy),
         verdict.objections,
         verdict.languages[0],
         source=copies.places.sources[shard.source],
@@ -366,22 +372,6 @@ def _tally(task: tuple[Decisions, Shard]) -> Tally:
         others=copies,
     )
     return tally
-
-
-def masked_batch(batch: Batch, verdict: Verdict, policy: GovernancePolicy) -> Batch:
-    """The batch, without the personal data that the policy has masked."""
-    if not masks(policy):
-        return batch
-    from hybrid_kernels.governance import personal
-
-    texts = tuple(list(column) for column in batch.texts)
-    for objection in verdict.objections:
-        if objection.step == "personal data":
-            number = batch.columns.texts.index(str(objection.column))
-            column, claims = texts[number], batch.expected[number]
-            for row in objection.rows.tolist():
-                column[row] = personal.masked(column[row] or "", policy, claims[row])
-    return replace(batch, texts=texts)
 
 
 def _rows_of_task(task: Any) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_kernels.governance import govern, govern_files, manifest
+from hybrid_kernels.governance import GovernancePolicy, govern, govern_files, manifest
 
 SAMPLE = Path(str(files("hybrid_kernels.samples").joinpath("nli", "train.jsonl")))
 PAIR = ["premise", "hypothesis"]
@@ -239,10 +239,42 @@ def test_the_result_is_kept_apart_from_the_inputs(undisturbed):
     for one in (result / "kept" / "a.jsonl", f"{result}/**/a.jsonl"):
         with pytest.raises(ValueError, match=r"input .*a\.jsonl lies in out .*; name another folder"):
             run([one], result)
-    with pytest.raises(ValueError, match="out .* lies in the input folder .*; name a folder outside"):
+    with pytest.raises(ValueError, match=r"out .* lies in the input folder .*; name a folder outside"):
         run([inputs[0].parent], result.parent / "new")
     assert result_files(result) == before
     assert not (result.parent / "new").exists()
+
+
+def test_no_personal_data_is_written_where_it_is_masked(tmp_path):
+    inputs = write_lines(
+        tmp_path / "in.jsonl",
+        [
+            {"text": "Write to anna@example.org about the prices of the new museum in town."},
+            {"text": "<a href='mailto:anna@example.org'>Write to us</a> about the new museum in town."},
+            {"text": "The museum has moved to another town (ask anna@example.org"},
+            '{"text": "Write to anna@example.org about the museum.',
+            {"text": "anna@example.org\0"},
+        ],
+    )
+    policy = GovernancePolicy.model_validate({"personal_data": {"enabled": True, "action": "mask"}})
+    out = tmp_path / "out"
+    options = {"text_columns": ["text"], "policy": policy, "workers": 1, "progress": False}
+    assert govern_files(inputs, ["en"], out, **options)["rejected"] == 4
+    shutil.rmtree(out / "work")
+    content = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert content.count(b"[EMAIL]") > 5
+    assert b"anna@" not in content and b"example.org" not in content
+
+
+def test_rejected_rows_are_json_whatever_numbers_the_input_holds(tmp_path):
+    inputs = write_lines(
+        tmp_path / "in.jsonl",
+        ['{"text": "The museum has moved.", "x": 1}', '{"text": "", "x": [NaN, 1e400, 2.5], "y": "NaN"}'],
+    )
+    govern_files(inputs, ["en"], tmp_path / "out", text_columns=["text"], workers=1, progress=False)
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)["row"]
+    assert row == {"text": "", "x": [None, None, 2.5], "y": "NaN"}
 
 
 def test_what_a_run_leaves_that_fails_while_it_writes_is_gone_with_the_next(
