@@ -6,7 +6,8 @@ The work folder (it holds the texts, and may be deleted when no run is to go on 
     features/STEP-KEY/SOURCE/N.arrow    what a step measured
     signatures/KEY/SOURCE/N.arrow       what duplicates are looked for by
     verdicts/KEY/SOURCE/N.arrow         what speaks against each row
-    duplicates/KEY/                     which rows are copies of which
+    duplicates/SOURCES/KEY/             which rows are copies of which
+    changes/KEY/SOURCE/N.arrow          what is changed in kept rows, and what is added
 
 Every file is whole or not there, and its path has a key of all it depends on: content of the sources, columns,
 languages, the fields of the policy that count, code and libraries. So what is there is right, and not computed again.
@@ -262,8 +263,8 @@ class Pipeline:
         from hybrid_kernels.governance import duplicates
 
         policy = self.job.policy
-        key = content_key(self._signatures.name, verdicts_folder.name, self.keys)
-        folder = self.job.work / "duplicates" / key
+        key = content_key(self._signatures.name, verdicts_folder.name)
+        folder = self.job.work / "duplicates" / content_key(self.keys) / key
         found = folder / "found.arrow"
         if found.exists():
             self.tally.add_cost("duplicates", len(alive), copies_seconds(found))
@@ -281,8 +282,8 @@ class Pipeline:
 
     def remove_leftovers(self) -> None:
         """Files of sources and policies that are not this run's; of features those of other policies stay."""
-        work, ours = self.job.work, set(self.keys)
-        for kind in ("rows", "features/*", "signatures/*", "verdicts/*"):
+        work, ours = self.job.work, {*self.keys, content_key(self.keys)}
+        for kind in ("rows", "features/*", "signatures/*", "verdicts/*", "duplicates", "changes/*"):
             for folder in work.glob(f"{kind}/*"):
                 if folder.name not in ours:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -245,6 +245,18 @@ def test_the_result_is_kept_apart_from_the_inputs(undisturbed):
     assert not (result.parent / "new").exists()
 
 
+def test_of_an_input_that_has_changed_nothing_stays(tmp_path):
+    rows = sample()[:10]
+    policy = GovernancePolicy(repair=True)
+    for content in (rows, rows[:9]):
+        run([write_lines(tmp_path / "in.jsonl", content)], tmp_path / "out", policy=policy, workers=1)
+    work = tmp_path / "out" / "work"
+    found = {
+        kind: len(list(work.glob(f"{kind}/*"))) for kind in ("rows", "duplicates", "changes/*", "verdicts/*")
+    }
+    assert found == {"rows": 1, "duplicates": 1, "changes/*": 1, "verdicts/*": 1}
+
+
 def test_no_personal_data_is_written_where_it_is_masked(tmp_path):
     inputs = write_lines(
         tmp_path / "in.jsonl",
