@@ -198,7 +198,7 @@ class _Files:
             remove_result(self.out, [f"{manifest.KEPT}/{name}" for name in names])
             before = processor_seconds(self.engine)
             with pipeline.stage("write") as count:
-                outputs = write_rows(judgement, self.sources, self.out, self.engine)
+                outputs = write_rows(judgement, self.sources, self.out.absolute(), self.engine)
                 count(rows)
             judgement.tally.add_cost("writing", rows, processor_seconds(self.engine) - before)
         with pipeline.stage("what if") as count:

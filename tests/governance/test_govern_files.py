@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybrid_kernels.governance import GovernancePolicy, govern, govern_files, manifest
+from hybrid_kernels.governance.engine import InProcess
 
 SAMPLE = Path(str(files("hybrid_kernels.samples").joinpath("nli", "train.jsonl")))
 PAIR = ["premise", "hypothesis"]
@@ -255,6 +256,34 @@ def test_of_an_input_that_has_changed_nothing_stays(tmp_path):
         kind: len(list(work.glob(f"{kind}/*"))) for kind in ("rows", "duplicates", "changes/*", "verdicts/*")
     }
     assert found == {"rows": 1, "duplicates": 1, "changes/*": 1, "verdicts/*": 1}
+
+
+def test_tasks_may_run_in_another_folder(undisturbed, tmp_path, monkeypatch):
+    """As those of a Ray cluster do, whatever the paths are relative to."""
+
+    class Elsewhere(InProcess):
+        def __init__(self, workers, reporter):
+            super().__init__(reporter)
+
+        def map(self, function, tasks, *more, **options):
+            def moved(task):
+                here = Path.cwd()
+                os.chdir(tmp_path)
+                try:
+                    return function(task)
+                finally:
+                    os.chdir(here)
+
+            return super().map(moved, tasks, *more, **options)
+
+    inputs, _, result = undisturbed
+    monkeypatch.setattr("hybrid_kernels.governance.api.LocalEngine", Elsewhere)
+    monkeypatch.chdir(inputs[0].parent)
+    run(["a.jsonl", "b.jsonl"], "elsewhere", evaluation=["test.jsonl"])
+    for name in ("kept/a.jsonl", "kept/b.jsonl", "verdicts.parquet", "rejected.jsonl"):
+        assert (Path("elsewhere") / name).exists()
+    assert Path("elsewhere/kept/a.jsonl").read_bytes() == (result / "kept/a.jsonl").read_bytes()
+    assert not any(tmp_path.iterdir())
 
 
 def test_no_personal_data_is_written_where_it_is_masked(tmp_path):
