@@ -119,7 +119,7 @@ def check_outside(out: Path, inputs: Sequence[str | Path]) -> None:
     for one in map(Path, inputs):
         if one.is_dir() and folder.is_relative_to(one.resolve()):
             raise ValueError(f"out {out} lies in the input folder {one}; name a folder outside of it")
-        if one.exists() and one.resolve().is_relative_to(folder):
+        if one.exists() and folder in one.resolve().parents:
             raise ValueError(
                 f"the input {one} lies in out {out}, whose files are replaced; name another folder"
             )

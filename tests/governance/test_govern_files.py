@@ -246,6 +246,27 @@ def test_the_result_is_kept_apart_from_the_inputs(undisturbed):
     assert not (result.parent / "new").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(undisturbed, tmp_path):
+    for name in ("work/rows/mine/data", "rejected.jsonl", "summary.json", "manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(FileExistsError, match="is not empty and holds no result of governance"):
+        run(undisturbed[0], tmp_path)
+    assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"[]"}
+    assert not (tmp_path / "work" / "lock").exists()
+
+
+def test_a_result_is_replaced_when_its_work_is_gone(tmp_path):
+    inputs = [write_lines(tmp_path / "in.jsonl", sample()[:5])]
+    for _ in range(2):
+        run(inputs, tmp_path / "out", workers=1)
+        shutil.rmtree(tmp_path / "out" / "work")
+    run(inputs, tmp_path / "dry", workers=1, dry_run=True)
+    shutil.rmtree(tmp_path / "dry" / "work")
+    run(inputs, tmp_path / "dry", workers=1)
+    assert (tmp_path / "dry" / "manifest.json").exists()
+
+
 def test_of_an_input_that_has_changed_nothing_stays(tmp_path):
     rows = sample()[:10]
     policy = GovernancePolicy(repair=True)
