@@ -17,13 +17,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_kernels.governance.api import GovernanceResult, govern, govern_files
+    from hybrid_kernels.governance.api import govern, govern_files
     from hybrid_kernels.governance.language import supported_languages
     from hybrid_kernels.governance.policy import GovernancePolicy
+    from hybrid_kernels.governance.result import GovernanceResult
 
 _MODULES = {
     "GovernancePolicy": "policy",
-    "GovernanceResult": "api",
+    "GovernanceResult": "result",
     "govern": "api",
     "govern_files": "api",
     "supported_languages": "language",

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Value
+from datasets import Dataset
 from rich.console import Console
 
 from hybrid_kernels.governance import manifest, report, what_if
 from hybrid_kernels.governance.arguments import (
-    VERDICT_COLUMNS,
     check_additions,
     check_apart,
     check_claims,
@@ -32,51 +28,17 @@ from hybrid_kernels.governance.arguments import (
     listed,
     make_columns,
 )
-from hybrid_kernels.governance.batch import Columns
 from hybrid_kernels.governance.duplicate_ids import duplicate_ids
 from hybrid_kernels.governance.engine import Engine, InProcess, LocalEngine, RayEngine
-from hybrid_kernels.governance.output import added_columns, explained, row_changes, write_rows
+from hybrid_kernels.governance.output import write_rows
 from hybrid_kernels.governance.pipeline import Judgement, Pipeline, processor_seconds
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.progress import Reporter
+from hybrid_kernels.governance.result import GovernanceResult, result_of
 from hybrid_kernels.governance.sources import InMemory, Source, open_sources
-from hybrid_kernels.governance.sources.streams import partial_file
-from hybrid_kernels.governance.steps import Rows, make_job
+from hybrid_kernels.governance.steps import make_job
 from hybrid_kernels.governance.storage import read_table
 from hybrid_kernels.governance.workspace import DRY_RUN, remove_result, workspace
-
-
-@dataclass(frozen=True)
-class GovernanceResult:
-    """The rows kept and the rows rejected, each in input order with its original columns, and a summary.
-
-    `kept` gains a column `language` where languages were assigned, and what the policy has repaired or annotated;
-    `rejected` gains `language` likewise and
-
-    * `rejected_by`, `reason`, `detail`, `score`: of the step that rejected the row, the first to object;
-    * `duplicate_of`: of a duplicate the id, or without an id column the index, of the row that is kept in its place; a
-      leaked row has none, the evaluation row's text is in its `detail`;
-    * `reasons`: everything that speaks against it, as JSON.
-
-    `summary` is plain JSON.
-    """
-
-    kept: Dataset
-    rejected: Dataset
-    summary: dict[str, Any] = field(repr=False)  # pages of it would hide the data sets in a notebook
-
-    def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write kept.jsonl, rejected.jsonl and summary.json (last) into `folder`, each file atomically."""
-        folder = Path(folder)
-        for name, rows in (("kept.jsonl", self.kept), ("rejected.jsonl", self.rejected)):
-            with (
-                partial_file(folder / name) as partial,
-                partial.open("w", encoding="utf-8", newline="\n") as file,
-            ):
-                for row in _rows(rows):
-                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        manifest.write_summary(folder, self.summary)
-        return folder
 
 
 def govern(
@@ -136,7 +98,9 @@ def govern(
     ):
         job = make_job(Path(folder), columns, languages, policy, None)
         judgement = Pipeline(sources, job, engine, None).run()
-        return _result(source.dataset, judgement, languages)
+        summary = summary_of(judgement, languages)
+        del summary["cost"]
+        return result_of(source.dataset, judgement, summary)
 
 
 def govern_files(
@@ -192,11 +156,11 @@ def govern_files(
     if engine not in ("local", "ray"):
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
     out = Path(out)
-    check_outside([*listed(inputs), *listed(evaluation)], out)
+    check_outside(out, [*listed(inputs), *listed(evaluation)])
     sources = open_sources(listed(inputs), columns, encoding=encoding)
     if listed(evaluation):
         sources += open_sources(listed(evaluation), columns, encoding=encoding, evaluation=True)
-    check_outside([source.name for source in sources], out)  # globs are files by now
+    check_outside(out, [source.name for source in sources])  # globs are files by now
     check_additions(sources, columns, policy)
     revision = [manifest.revision(), manifest.versions(policy), encoding]
     runner: Engine = (
@@ -230,10 +194,11 @@ class _Files:
         rows = sum(shard.rows for shard in judged)
         outputs: list[dict[str, Any]] = []
         if not dry_run:
-            remove_result(self.out)
+            names = [source.output_name for source in self.sources if not source.evaluation]
+            remove_result(self.out, [f"{manifest.KEPT}/{name}" for name in names])
             before = processor_seconds(self.engine)
             with pipeline.stage("write") as count:
-                outputs = write_rows(judgement, self.sources, self.out, self.engine)
+                outputs = write_rows(judgement, self.sources, self.out.absolute(), self.engine)
                 count(rows)
             judgement.tally.add_cost("writing", rows, processor_seconds(self.engine) - before)
         with pipeline.stage("what if") as count:
@@ -289,73 +254,6 @@ def summary_of(judgement: Judgement, languages: Sequence[str]) -> dict[str, Any]
     return plain
 
 
-def _result(rows: Dataset, judgement: Judgement, languages: Sequence[str]) -> GovernanceResult:
-    job = judgement.decisions.job
-    judged = [shard for shard in judgement.shards if not shard.evaluation]
-    names: list[str | None] = []
-    verdicts: dict[str, list[Any]] = {name: [] for name in VERDICT_COLUMNS}
-    changes: dict[int, dict[str, Any]] = {}
-    ids = None if job.columns.id is None else rows[job.columns.id][:]
-    for shard in judged:
-        verdict, copies = judgement.decisions.of(shard)
-        names += verdict.languages[0]
-        reasons = verdict.reasons()
-        for position in np.flatnonzero(~verdict.kept).tolist():
-            told = explained(reasons[position])
-            link = copies.link(position)
-            first = None if link is None or link[0] >= len(rows) else link[0]
-            told["duplicate_of"] = first if ids is None or first is None else ids[first]
-            told["reasons"] = json.dumps(told["reasons"], ensure_ascii=False)
-            for name, values in verdicts.items():
-                values.append(told[name])
-        changed = row_changes(Rows(job, shard), verdict, job.policy)
-        changes |= {shard.first + position: columns for position, columns in changed.items()}
-    if not job.columns.expected and job.policy.language.enabled:
-        rows = rows.add_column("language", pa.array(names, pa.string()), feature=Value("string"))
-    mask = judgement.kept[: len(rows)]
-    kept, rejected = _selected(rows, mask), _selected(rows, ~mask)
-    for name, values in verdicts.items():
-        kind = {"score": pa.float64(), "duplicate_of": pa.int64()}.get(name, pa.string())
-        if name == "duplicate_of" and job.columns.id is not None:
-            rejected = rejected.add_column(name, values, feature=rows.features[job.columns.id])
-        else:
-            rejected = rejected.add_column(name, pa.array(values, kind))
-    summary = summary_of(judgement, languages)
-    del summary["cost"]
-    return GovernanceResult(_changed(kept, mask, changes, job.columns, job.policy), rejected, summary)
-
-
-def _selected(rows: Dataset, mask: Any) -> Dataset:
-    if not mask.any():  # no column could be added to what `select` has of no rows
-        return Dataset.from_dict({name: [] for name in rows.column_names}, features=rows.features)
-    return rows.select(np.flatnonzero(mask))
-
-
-def _changed(
-    kept: Dataset,
-    mask: Any,
-    changes: Mapping[int, Mapping[str, Any]],
-    columns: Columns,
-    policy: GovernancePolicy,
-) -> Dataset:
-    if not changes:
-        return kept
-    order = np.flatnonzero(mask).tolist()
-    for name in columns.texts:
-        if any(name in found for found in changes.values()):
-            values = [
-                changes.get(row, {}).get(name, text) for row, text in zip(order, kept[name][:], strict=True)
-            ]
-            place = kept.column_names
-            kept = kept.remove_columns(name).add_column(name, pa.array(values, pa.string()))
-            kept = kept.select_columns(place)
-    for name in added_columns(policy, columns.texts):
-        values = [changes.get(row, {}).get(name) for row in order]
-        kind = pa.float64() if name.endswith("_confidence") else pa.string()
-        kept = kept.add_column(name, pa.array(values, kind))
-    return kept
-
-
 @contextmanager
 def _own_tables() -> Iterator[None]:
     """Tables that stay mapped keep their files on the disk; those of a run are let go with it."""
@@ -376,8 +274,3 @@ def _no_bars() -> Iterator[None]:
     finally:
         if were_there:
             datasets.enable_progress_bars()
-
-
-def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    for batch in dataset.iter(batch_size=1000):
-        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +113,15 @@ def listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
 
 
-def check_outside(paths: Iterable[str | Path], out: Path) -> None:
-    """A file in the folder of the result would be removed with it; that folder in one of the inputs would be read."""
-    result = out.resolve()
-    for path in map(Path, paths):
-        place = path.resolve()
-        inside = path.exists() and result in place.parents
-        if inside or (path.is_dir() and place in (result, *result.parents)):
+def check_outside(out: Path, inputs: Sequence[str | Path]) -> None:
+    """An input inside of `out` would be replaced by the result; one around it would have the result read as input."""
+    folder = out.resolve()
+    for one in map(Path, inputs):
+        if one.is_dir() and folder.is_relative_to(one.resolve()):
+            raise ValueError(f"out {out} lies in the input folder {one}; name a folder outside of it")
+        if one.exists() and folder in one.resolve().parents:
             raise ValueError(
-                f"the input {path} and out, {out}, lie one in the other; name a folder apart from the inputs as out"
+                f"the input {one} lies in out {out}, whose files are replaced; name another folder"
             )
 
 

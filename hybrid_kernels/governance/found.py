@@ -74,10 +74,6 @@ class Places:
         return Other(texts=self.texts(row), **self.name(row))
 
 
-def masks(policy: GovernancePolicy) -> bool:
-    return policy.personal_data.enabled and policy.personal_data.action == "mask"
-
-
 def save_places(places: Places, folder: Path) -> Path:
     content = pickle.dumps(places)
     path = folder / "places" / f"{hashlib.blake2b(content, digest_size=10).hexdigest()}.pickle"

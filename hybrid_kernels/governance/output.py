@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance.engine import Engine
-from hybrid_kernels.governance.found import Copies, masks
+from hybrid_kernels.governance.found import Copies
 from hybrid_kernels.governance.manifest import KEPT, REJECTED, VERDICTS, describe
-from hybrid_kernels.governance.pipeline import Decisions, Judgement, masked_batch
+from hybrid_kernels.governance.pipeline import Decisions, Judgement
 from hybrid_kernels.governance.policy import GovernancePolicy
 from hybrid_kernels.governance.sources import Source
 from hybrid_kernels.governance.sources.streams import partial_file
-from hybrid_kernels.governance.steps import Rows, Shard, content_key
+from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key, masked_batch, masks
 from hybrid_kernels.governance.storage import read_table, write_table
 from hybrid_kernels.governance.verdicts import Reason, Verdict
 
@@ -96,7 +96,7 @@ class _Rejected:
     def write(self) -> int:
         with partial_file(self.path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
             for row in rejected_rows(self.source, self.records, self.shards, self.decisions):
-                file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
+                file.write(_as_json(row) + "\n")
         return len(self.records)
 
 
@@ -147,18 +147,34 @@ def rejected_rows(
         here = records[np.searchsorted(records, begin) : np.searchsorted(records, begin + shard.rows)]
         if len(here):
             verdict, copies = decisions.of(shard)
-            reasons, ids = verdict.reasons(), read_table(decisions.job.rows(shard))["id"]
+            reasons, table = verdict.reasons(), read_table(decisions.job.rows(shard))
             for record, content in (next(rest) for _ in here):
                 position = record - begin
                 yield {
                     "source": source.name,
                     "record": record,
-                    "id": ids[position].as_py(),
-                    "row": content.decode("utf-8", "replace") if isinstance(content, bytes) else content,
+                    "id": table["id"][position].as_py(),
+                    "row": _shown(content, table, position, decisions.job),
                     **explained(reasons[position]),
                     **copied(copies, position),
                 }
         begin += shard.rows
+
+
+def _shown(content: dict[str, Any] | bytes, table: pa.Table, position: int, job: Job) -> dict[str, Any] | str:
+    """A rejected row, without the personal data that the policy masks: in the text columns, in all of a broken line."""
+    row = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+    if not masks(job.policy):
+        return row
+    from hybrid_kernels.governance import personal
+
+    if isinstance(row, str):
+        return personal.masked(row, job.policy)
+    found = dict(row)
+    for i, name in enumerate(job.columns.texts):
+        if isinstance(text := row.get(name), str):
+            found[name] = personal.masked(text, job.policy, table[f"expected_{i}"][position].as_py())
+    return found
 
 
 def explained(reasons: Sequence[Reason]) -> dict[str, Any]:
@@ -204,6 +220,15 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _as_json(row: dict[str, Any]) -> str:
+    """In JSON itself, which has no NaN and no infinity: null, where a column of the input holds one."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        text = json.dumps(row, ensure_ascii=False, default=_plain)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
+
+
 def _plain(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
@@ -241,7 +266,7 @@ def row_changes(rows: Rows, verdict: Verdict, policy: GovernancePolicy) -> dict[
     kept = np.flatnonzero(verdict.kept).tolist()
     changed: dict[int, dict[str, Any]] = {row: {} for row in kept}
     names = rows.batch.columns.texts
-    batch = masked_batch(rows.batch, verdict, policy)
+    batch = masked_batch(rows.batch, verdict.objections, policy)
     for name, before, texts in zip(names, rows.batch.texts, batch.texts, strict=True):
         for row in kept:
             if texts[row] is not before[row]:

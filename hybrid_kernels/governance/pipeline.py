@@ -6,7 +6,8 @@ The work folder (it holds the texts, and may be deleted when no run is to go on 
     features/STEP-KEY/SOURCE/N.arrow    what a step measured
     signatures/KEY/SOURCE/N.arrow       what duplicates are looked for by
     verdicts/KEY/SOURCE/N.arrow         what speaks against each row
-    duplicates/KEY/                     which rows are copies of which
+    duplicates/SOURCES/KEY/             which rows are copies of which
+    changes/KEY/SOURCE/N.arrow          what is changed in kept rows, and what is added
 
 Every file is whole or not there, and its path has a key of all it depends on: content of the sources, columns,
 languages, the fields of the policy that count, code and libraries. So what is there is right, and not computed again.
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_kernels.governance import thresholds, verdicts
-from hybrid_kernels.governance.batch import Batch, Bounds, Features
+from hybrid_kernels.governance.batch import Bounds, Features
 from hybrid_kernels.governance.engine import Engine, InProcess
 from hybrid_kernels.governance.found import (
     Copies,
@@ -36,13 +37,19 @@ from hybrid_kernels.governance.found import (
     copies_seconds,
     group_sizes,
     load_places,
-    masks,
     save_places,
     write_copies,
 )
 from hybrid_kernels.governance.ingest import Readable, shards_of, source_keys
-from hybrid_kernels.governance.policy import GovernancePolicy
-from hybrid_kernels.governance.steps import Job, Rows, Shard, content_key, measured_fields
+from hybrid_kernels.governance.steps import (
+    Job,
+    Rows,
+    Shard,
+    content_key,
+    masked_batch,
+    masks,
+    measured_fields,
+)
 from hybrid_kernels.governance.storage import RowStore, read_table
 from hybrid_kernels.governance.summary import Tally
 from hybrid_kernels.governance.verdicts import Verdict
@@ -256,8 +263,8 @@ class Pipeline:
         from hybrid_kernels.governance import duplicates
 
         policy = self.job.policy
-        key = content_key(self._signatures.name, verdicts_folder.name, self.keys)
-        folder = self.job.work / "duplicates" / key
+        key = content_key(self._signatures.name, verdicts_folder.name)
+        folder = self.job.work / "duplicates" / content_key(self.keys) / key
         found = folder / "found.arrow"
         if found.exists():
             self.tally.add_cost("duplicates", len(alive), copies_seconds(found))
@@ -275,8 +282,8 @@ class Pipeline:
 
     def remove_leftovers(self) -> None:
         """Files of sources and policies that are not this run's; of features those of other policies stay."""
-        work, ours = self.job.work, set(self.keys)
-        for kind in ("rows", "features/*", "signatures/*", "verdicts/*"):
+        work, ours = self.job.work, {*self.keys, content_key(self.keys)}
+        for kind in ("rows", "features/*", "signatures/*", "verdicts/*", "duplicates", "changes/*"):
             for folder in work.glob(f"{kind}/*"):
                 if folder.name not in ours:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -356,7 +363,7 @@ def _tally(task: tuple[Decisions, Shard]) -> Tally:
     verdict, copies = decisions.of(shard)
     rows, tally = Rows(decisions.job, shard), Tally()
     tally.add(
-        masked_batch(rows.batch, verdict, decisions.job.policy),
+        masked_batch(rows.batch, verdict.objections, decisions.job.policy),
         verdict.objections,
         verdict.languages[0],
         source=copies.places.sources[shard.source],
@@ -366,22 +373,6 @@ def _tally(task: tuple[Decisions, Shard]) -> Tally:
         others=copies,
     )
     return tally
-
-
-def masked_batch(batch: Batch, verdict: Verdict, policy: GovernancePolicy) -> Batch:
-    """The batch, without the personal data that the policy has masked."""
-    if not masks(policy):
-        return batch
-    from hybrid_kernels.governance import personal
-
-    texts = tuple(list(column) for column in batch.texts)
-    for objection in verdict.objections:
-        if objection.step == "personal data":
-            number = batch.columns.texts.index(str(objection.column))
-            column, claims = texts[number], batch.expected[number]
-            for row in objection.rows.tolist():
-                column[row] = personal.masked(column[row] or "", policy, claims[row])
-    return replace(batch, texts=texts)
 
 
 def _rows_of_task(task: Any) -> int:

@@ -243,7 +243,8 @@ class PersonalDataPolicy(Section):
 
     enabled: bool = False
     action: Literal["mask", "reject", "flag"] = Field(
-        default="mask", description="what becomes of a row with any; masked and flagged ones are kept"
+        default="mask",
+        description="what becomes of a row with any; mask, in rejected rows and reports too, and flag keep it",
     )
     kinds: tuple[Literal["email", "phone", "iban", "ip"], ...] = Field(
         default=("email", "phone", "iban", "ip"), description="what is looked for"

@@ -11,7 +11,7 @@ import importlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,26 @@ def measured_fields(policy: GovernancePolicy, paths: Sequence[str]) -> dict[str,
     return values
 
 
+def masks(policy: GovernancePolicy) -> bool:
+    return policy.personal_data.enabled and policy.personal_data.action == "mask"
+
+
+def masked_batch(batch: Batch, objections: Sequence[Objection], policy: GovernancePolicy) -> Batch:
+    """The batch, without the personal data that `objections` are about, where the policy masks it."""
+    if not masks(policy):
+        return batch
+    from hybrid_kernels.governance import personal
+
+    texts = tuple(list(column) for column in batch.texts)
+    for objection in objections:
+        if objection.step == personal.STEP:
+            number = batch.columns.texts.index(str(objection.column))
+            column, claims = texts[number], batch.expected[number]
+            for row in objection.rows.tolist():
+                column[row] = personal.masked(column[row] or "", policy, claims[row])
+    return replace(batch, texts=texts)
+
+
 def batch_of(table: pa.Table, columns: Columns, languages: tuple[str, ...]) -> Batch:
     """The rows of a shard. A row with a problem has no texts."""
     texts = tuple(table[f"text_{i}"].to_pylist() for i in range(len(columns.texts)))
@@ -195,10 +215,15 @@ class Rows:
 
     def objections(self, features: Features, bounds: Bounds) -> tuple[list[Objection], dict[str, float]]:
         """(what speaks against rows, seconds of each step); what could not be read comes first."""
-        found, seconds = input_objections(self.table), {}
+        found, seconds, policy = input_objections(self.table), {}, self.job.policy
+        batch = self.batch
+        if masks(policy):  # details quote texts
+            from hybrid_kernels.governance import personal
+
+            batch = masked_batch(batch, personal.objections(batch, features, policy, bounds), policy)
         for step in self.job.steps_of(self.shard):
             started = time.process_time()
-            found += step.load().objections(self.batch, features, self.job.policy, bounds)
+            found += step.load().objections(batch, features, policy, bounds)
             seconds[step.name] = time.process_time() - started
         return [objection for objection in found if len(objection.rows)], seconds
 

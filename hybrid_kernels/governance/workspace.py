@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hybrid_kernels._files import write_file
 from hybrid_kernels.governance.manifest import KEPT, MANIFEST, REJECTED, SUMMARY, VERDICTS
 
 WORK, DRY_RUN = "work", "dry-run"
-_OURS = (MANIFEST, SUMMARY, WORK, DRY_RUN)
+_LOCK = f"{WORK}/lock"
 
 
 @contextlib.contextmanager
@@ -27,11 +28,11 @@ def workspace(out: Path) -> Iterator[Path]:
 
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is to be the folder of the result, and is a file")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in _OURS):
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out):
         raise FileExistsError(f"{out} is not empty and holds no result of governance; name another folder")
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
-    path = work / "lock"
+    path = out / _LOCK
     with path.open("a+", encoding="utf-8") as file:
         # The system gives the lock back when the process ends, however it ends: what is left is never in the way.
         try:
@@ -50,15 +51,30 @@ def workspace(out: Path) -> Iterator[Path]:
         file.truncate(0)
 
 
-def remove_result(out: Path) -> None:
-    """Removes what an earlier run has written, the manifest first, so that no mixture passes for a result."""
-    manifest, written = out / MANIFEST, [REJECTED, VERDICTS]
-    if manifest.exists():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            written += [file["name"] for file in json.loads(manifest.read_text(encoding="utf-8"))["outputs"]]
-        manifest.unlink()
+def _is_ours(out: Path) -> bool:
+    """By more than a common name: others have a folder `work` and a manifest.json too."""
+    if any((out / name).exists() for name in (_LOCK, f"{DRY_RUN}/{SUMMARY}")):
+        return True
+    try:
+        return "result_id" in json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def remove_result(out: Path, names: Sequence[str]) -> None:
+    """Removes what an earlier run has written, the manifest first, so that no mixture passes for a result.
+
+    `names`: the files of rows that this run writes; noted, since one that does not finish leaves no manifest.
+    """
+    manifest, note = out / MANIFEST, out / WORK / "outputs.json"
+    written = [REJECTED, VERDICTS]
+    for path in (manifest, note):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            written += [file["name"] for file in json.loads(path.read_text(encoding="utf-8"))["outputs"]]
+    manifest.unlink(missing_ok=True)
     inside = out.resolve()
     for name in written:
         path = (out / name).resolve()
         if path.parent in (inside, inside / KEPT):
             path.unlink(missing_ok=True)
+    write_file(note, json.dumps({"outputs": [{"name": name} for name in names]}))

@@ -168,6 +168,28 @@ def test_kept_rows_are_repaired_masked_and_annotated():
     assert list(first)[:2] == ["text", "n"] and first["n"] == 1
 
 
+def test_rejected_rows_are_masked_too():
+    texts = [
+        "Write to anna@example.org about the prices of the new museum in town.",
+        "Schreiben Sie bitte an anna@example.org, wenn Sie das Museum besuchen möchten.",
+        "anna@example.org",
+        "<b>Write to anna@example.org</b>",
+        "You can write to the museum (or anna@example.org",
+        None,
+    ]
+    policy = GovernancePolicy.model_validate({"personal_data": {"enabled": True, "action": "mask"}})
+    data = [{"text": text, "language": "en", "n": i} for i, text in enumerate(texts)]
+    result = govern(
+        data, ["en"], text_columns=["text"], language_column="language", policy=policy, progress=False
+    )
+    assert len(result.kept) == 1 and result.rejected["n"][:] == [1, 2, 3, 4, 5]
+    assert result.rejected["text"][:] == [
+        text and text.replace("anna@example.org", "[EMAIL]") for text in texts[1:]
+    ]
+    everything = json.dumps([result.rejected[:], result.kept[:], result.summary])
+    assert "anna@" not in everything and "example.org" not in everything
+
+
 def test_values_that_are_no_text_are_recorded():
     data = [row("en", ENGLISH[0]), row("en", (5, "Yes, it is.")), row("en", ("\ud800", "Yes, it is."))]
     data += [{"language": "en", "premise": "There is no hypothesis here."}, row("en", ([1], None))]

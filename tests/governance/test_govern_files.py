@@ -14,7 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_kernels.governance import govern, govern_files, manifest
+from hybrid_kernels.governance import GovernancePolicy, govern, govern_files, manifest
+from hybrid_kernels.governance.engine import InProcess
 
 SAMPLE = Path(str(files("hybrid_kernels.samples").joinpath("nli", "train.jsonl")))
 PAIR = ["premise", "hypothesis"]
@@ -231,6 +232,128 @@ def test_killed_at_any_point_it_goes_on(undisturbed, tmp_path, seed):
     assert before.items() <= inodes(out / "work").items()
     assert result_files(out) == result_files(expected)
     assert not list(out.rglob(".*.partial"))
+
+
+def test_the_result_is_kept_apart_from_the_inputs(undisturbed):
+    inputs, _, result = undisturbed
+    before = result_files(result)
+    for one in (result / "kept" / "a.jsonl", f"{result}/**/a.jsonl"):
+        with pytest.raises(ValueError, match=r"input .*a\.jsonl lies in out .*; name another folder"):
+            run([one], result)
+    with pytest.raises(ValueError, match=r"out .* lies in the input folder .*; name a folder outside"):
+        run([inputs[0].parent], result.parent / "new")
+    assert result_files(result) == before
+    assert not (result.parent / "new").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(undisturbed, tmp_path):
+    for name in ("work/rows/mine/data", "rejected.jsonl", "summary.json", "manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(FileExistsError, match="is not empty and holds no result of governance"):
+        run(undisturbed[0], tmp_path)
+    assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"[]"}
+    assert not (tmp_path / "work" / "lock").exists()
+
+
+def test_a_result_is_replaced_when_its_work_is_gone(tmp_path):
+    inputs = [write_lines(tmp_path / "in.jsonl", sample()[:5])]
+    for _ in range(2):
+        run(inputs, tmp_path / "out", workers=1)
+        shutil.rmtree(tmp_path / "out" / "work")
+    run(inputs, tmp_path / "dry", workers=1, dry_run=True)
+    shutil.rmtree(tmp_path / "dry" / "work")
+    run(inputs, tmp_path / "dry", workers=1)
+    assert (tmp_path / "dry" / "manifest.json").exists()
+
+
+def test_of_an_input_that_has_changed_nothing_stays(tmp_path):
+    rows = sample()[:10]
+    policy = GovernancePolicy(repair=True)
+    for content in (rows, rows[:9]):
+        run([write_lines(tmp_path / "in.jsonl", content)], tmp_path / "out", policy=policy, workers=1)
+    work = tmp_path / "out" / "work"
+    found = {
+        kind: len(list(work.glob(f"{kind}/*"))) for kind in ("rows", "duplicates", "changes/*", "verdicts/*")
+    }
+    assert found == {"rows": 1, "duplicates": 1, "changes/*": 1, "verdicts/*": 1}
+
+
+def test_tasks_may_run_in_another_folder(undisturbed, tmp_path, monkeypatch):
+    """As those of a Ray cluster do, whatever the paths are relative to."""
+
+    class Elsewhere(InProcess):
+        def __init__(self, workers, reporter):
+            super().__init__(reporter)
+
+        def map(self, function, tasks, *more, **options):
+            def moved(task):
+                here = Path.cwd()
+                os.chdir(tmp_path)
+                try:
+                    return function(task)
+                finally:
+                    os.chdir(here)
+
+            return super().map(moved, tasks, *more, **options)
+
+    inputs, _, result = undisturbed
+    monkeypatch.setattr("hybrid_kernels.governance.api.LocalEngine", Elsewhere)
+    monkeypatch.chdir(inputs[0].parent)
+    run(["a.jsonl", "b.jsonl"], "elsewhere", evaluation=["test.jsonl"])
+    for name in ("kept/a.jsonl", "kept/b.jsonl", "verdicts.parquet", "rejected.jsonl"):
+        assert (Path("elsewhere") / name).exists()
+    assert Path("elsewhere/kept/a.jsonl").read_bytes() == (result / "kept/a.jsonl").read_bytes()
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_personal_data_is_written_where_it_is_masked(tmp_path):
+    inputs = write_lines(
+        tmp_path / "in.jsonl",
+        [
+            {"text": "Write to anna@example.org about the prices of the new museum in town."},
+            {"text": "<a href='mailto:anna@example.org'>Write to us</a> about the new museum in town."},
+            {"text": "The museum has moved to another town (ask anna@example.org"},
+            '{"text": "Write to anna@example.org about the museum.',
+            {"text": "anna@example.org\0"},
+        ],
+    )
+    policy = GovernancePolicy.model_validate({"personal_data": {"enabled": True, "action": "mask"}})
+    out = tmp_path / "out"
+    options = {"text_columns": ["text"], "policy": policy, "workers": 1, "progress": False}
+    assert govern_files(inputs, ["en"], out, **options)["rejected"] == 4
+    shutil.rmtree(out / "work")
+    content = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert content.count(b"[EMAIL]") > 5
+    assert b"anna@" not in content and b"example.org" not in content
+
+
+def test_rejected_rows_are_json_whatever_numbers_the_input_holds(tmp_path):
+    inputs = write_lines(
+        tmp_path / "in.jsonl",
+        ['{"text": "The museum has moved.", "x": 1}', '{"text": "", "x": [NaN, 1e400, 2.5], "y": "NaN"}'],
+    )
+    govern_files(inputs, ["en"], tmp_path / "out", text_columns=["text"], workers=1, progress=False)
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)["row"]
+    assert row == {"text": "", "x": [None, None, 2.5], "y": "NaN"}
+
+
+def test_what_a_run_leaves_that_fails_while_it_writes_is_gone_with_the_next(
+    undisturbed, tmp_path, monkeypatch
+):
+    inputs, _, _ = undisturbed
+
+    def failing(*_):
+        raise OSError("unplugged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hybrid_kernels.governance.what_if.run", failing)
+        with pytest.raises(OSError, match="unplugged"):
+            run(inputs, tmp_path / "out")
+    assert (tmp_path / "out" / "kept" / "b.jsonl").exists()
+    run(inputs[:1], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "kept").iterdir()] == ["a.jsonl"]
 
 
 def test_interrupted_it_says_how_to_go_on(undisturbed, tmp_path):

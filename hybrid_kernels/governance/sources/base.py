@@ -19,6 +19,10 @@ Content: TypeAlias = dict[str, Any] | str
 Changes: TypeAlias = Callable[[int], Mapping[str, Any]]
 
 
+#: Of a source's columns, how many an error lists.
+_SHOWN = 20
+
+
 def constant(column: str) -> str | None:
     """The language that `=en` in place of a column's name claims for every row; None: it is a column's name."""
     return column[1:] if column.startswith("=") else None
@@ -35,11 +39,16 @@ def asked_columns(columns: Columns, *, texts_only: bool) -> dict[str, str]:
     return asked
 
 
-def check_columns(source: str, asked: dict[str, str], there: list[str]) -> None:
-    """ValueError: a column is missing, or its name stands for several."""
+def check_columns(source: str, asked: dict[str, str], there: list[str], hint: str = "") -> None:
+    """ValueError: a column is missing, or its name stands for several.
+
+    `hint`: what to say besides of one that is missing.
+    """
     for name, use in asked.items():
         if name not in there:
-            raise ValueError(f"{source}: no {use} {name!r}; its columns are {there}")
+            shown = ", ".join(f"{column!r:.60}" for column in there[:_SHOWN])
+            more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+            raise ValueError(f"{source}: no {use} {name!r}; its columns are [{shown}]{more}{hint}")
         if there.count(name) > 1:
             raise ValueError(
                 f"{source}: {use} {name!r} is there {there.count(name)} times; rename all but one"

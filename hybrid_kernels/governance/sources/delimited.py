@@ -55,9 +55,21 @@ class Csv(RecordFile):
             self._fields, self.can_add_columns = [str(i) for i in range(len(first))], False
             check_columns(self.name, self._asked, self._fields)
             return skipped
-        check_columns(self.name, self._asked, first)
+        check_columns(self.name, self._asked, first, self._other_delimiter(first))
         self._fields = [name if first.index(name) == i else f"{name}_{i}" for i, name in enumerate(first)]
         return skipped + raw
+
+    def _other_delimiter(self, header: list[str]) -> str:
+        """What to say where the header, split at another delimiter, has the columns that are asked for."""
+        here = self.delimiter.decode()
+        for other in ",;\t|".replace(here, ""):
+            if set(self._asked) <= {name.strip(' "') for name in here.join(header).split(other)}:
+                known = {",": "name it .csv", "\t": "name it .tsv"}
+                advice = known.get(other, f"convert it: csvformat -d '{other}' FILE > NEW.csv")
+                return (
+                    f"; {self.format} is split at {here!r}, and this file looks split at {other!r}: {advice}"
+                )
+        return ""
 
     def _names(self) -> list[str]:
         return self._fields

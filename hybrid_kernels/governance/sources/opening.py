@@ -74,16 +74,25 @@ def open_sources(
         [path if isinstance(path, Path) else Path(_file_name(name)) for name, path in named]
     )
     sources: list[Source] = []
+    # Tasks that read a file may run in another folder.
     for (name, rows), output in zip(named, outputs, strict=True):
         if not isinstance(rows, Path):
             sources.append(InMemory(rows, name, output, columns, evaluation=evaluation))
         elif (suffixes := data_suffixes(rows)) == (".parquet", ""):
-            sources.append(Parquet(rows, name, output, columns, evaluation=evaluation))
+            sources.append(Parquet(rows.absolute(), name, output, columns, evaluation=evaluation))
         else:
             assert suffixes is not None
             kind, compression = _RECORD_FILES[suffixes[0]], suffixes[1]
             sources.append(
-                kind(rows, compression, name, output, columns, encoding=encoding, evaluation=evaluation)
+                kind(
+                    rows.absolute(),
+                    compression,
+                    name,
+                    output,
+                    columns,
+                    encoding=encoding,
+                    evaluation=evaluation,
+                )
             )
     return sources
 

@@ -66,6 +66,11 @@ class RecordFile(Source):
                 raise ValueError(
                     f"{name} looks like {wide}, which is not read; convert it: iconv -f {wide} -t UTF-8 FILE > NEW"
                 )
+            if b"\n" not in head and b"\r" in head.rstrip(b"\r\x1a"):
+                raise ValueError(
+                    f"{name} has lines that end in a carriage return alone, which are not told apart; "
+                    "convert it: tr '\\r' '\\n' < FILE > NEW"
+                )
             self._likely = likely_encoding(head, encoding)
             bom = encoding == "utf-8" and head.startswith(_BOM)
             lines.skip(len(_BOM) if bom else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gzip
 import hashlib
 import lzma
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _CHUNK = 1 << 16
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -56,15 +58,20 @@ def compressing(file: IO[bytes], compression: str) -> Iterator[Any]:
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends, and is gone when it fails. Makes the folder."""
+    """A file beside `path` that takes its place when the block ends, and is gone when it fails. Makes the folder.
+
+    OSError of a full disk says which file was written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OSError(f"{path} could not be written: {os.strerror(error.errno)}") from error
         raise
 
 

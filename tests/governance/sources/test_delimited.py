@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,27 @@ def test_xnli_as_it_is_published(language):
             if row[i] != ours[f"text_{i}"] and row[i][1:-1] != ours[f"text_{i}"]  # quoted as a whole
         ]
         assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "advice"),
+    [
+        ("a.csv", ";", "convert it: csvformat -d ';' FILE > NEW.csv"),
+        ("a.csv", "|", "convert it: csvformat -d '|' FILE > NEW.csv"),
+        ("a.csv", "\t", "name it .tsv"),
+        ("a.tsv", ",", "name it .csv"),
+    ],
+)
+def test_another_delimiter_is_named(tmp_path, name, other, advice):
+    content = f'id{other}"text"\n1{other}one, two\n'.encode()
+    with pytest.raises(ValueError, match=re.escape(f"this file looks split at {other!r}: {advice}")):
+        opened(tmp_path / name, content)
+    with pytest.raises(ValueError, match=r"no text column 'text'; its columns are \['id', 'body'\]$"):
+        opened(tmp_path / "b.csv", b"id,body\n1,one\n")
+
+
+def test_of_many_columns_some_are_listed(tmp_path):
+    header = ",".join(f"{i}" + "x" * 1000 for i in range(1000))
+    with pytest.raises(ValueError, match=r"no text column 'text'; its columns are .* and 980 more$") as error:
+        opened(tmp_path / "a.csv", f"{header}\n".encode())
+    assert len(str(error.value)) < 2000

@@ -207,3 +207,10 @@ def test_data_sets_of_the_hub(monkeypatch):
         open_sources(["hub:a/b"], TEXT)
     with pytest.raises(OSError, match="hub:gone could not be loaded: no network"):
         open_sources(["hub:gone"], TEXT)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv.gz"])
+def test_lines_that_end_in_a_carriage_return_alone_are_refused(tmp_path, name):
+    content = b'text\r{"text": "one"}\r{"text": "two"}\r'
+    with pytest.raises(ValueError, match=rf"{name} has lines that end in a carriage return alone.* tr "):
+        opened(tmp_path / name, COMPRESS[".gz" if name.endswith(".gz") else ""](content))

@@ -4,12 +4,14 @@ import hashlib
 import json
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hybrid_kernels.governance import storage
 from hybrid_kernels.governance.batch import Columns
+from hybrid_kernels.governance.sources.streams import partial_file
 from tests.governance.sources.support import (
     COMPRESS,
     DECOMPRESS,
@@ -285,3 +287,15 @@ def test_fingerprint(tmp_path):
         "sha256": hashlib.sha256(b"a\nb\n").hexdigest(),
     }
     assert source.columns == TEXT
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"before")
+    with (
+        pytest.raises(OSError, match=r"a\.txt could not be written: No space left on device"),
+        partial_file(tmp_path / "a.txt") as partial,
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        partial.write_bytes(b"half")
+        full.write(b"more")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
