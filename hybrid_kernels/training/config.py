@@ -83,7 +83,9 @@ class RobustnessConfig(_Section):
     """The evaluation rows once more with their spelling changed; `evaluation.robustness` has the recipes."""
 
     recipes: Literal["all"] | list[str] = "all"
-    rate: float = Field(1.0, gt=0, le=1, description="share of the places that a recipe changes")
+    rate: float | None = Field(
+        None, gt=0, le=1, description="share of the places that a recipe changes; None: its own"
+    )
     max_rows_per_language: int | None = Field(None, ge=1)
     shots: Shots | None = Field(None, description="only in cells of so many shots; None: in all")
     seed: int = 0

@@ -96,8 +96,11 @@ def fitted_methods(config: RunConfig) -> dict[str, Any]:
     from hybrid_kernels.training.budget import fit_budget
     from hybrid_kernels.training.methods import load_tokenizer
 
-    model, _ = TASKS[config.task].load_model(config.model.name, load_tokenizer(config.model.name), 0)
-    return {name: fit_budget(method, model, config.budget) for name, method in config.named_methods.items()}
+    model, head = TASKS[config.task].load_model(config.model.name, load_tokenizer(config.model.name), 0)
+    return {
+        name: fit_budget(method, model, config.budget, head=head)
+        for name, method in config.named_methods.items()
+    }
 
 
 def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report: Report) -> dict[str, Any]:

@@ -68,15 +68,20 @@ def evaluate_predictions(predictions: list[Arrays], reference_language: str) -> 
     }
 
 
+def main_cells(config: RunConfig, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of the cells that stand for the run: with the most shots of the sweep, governed as it says."""
+    chosen = (config.data.all_shots[-1], main_variant(config))
+    return [cell for cell in cells if (cell["shots"], cell["governance"]) == chosen]
+
+
 def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`methods` of results.json: those with the most shots of the sweep, over the seeds whose cells are done."""
+    """`methods` of results.json: the `main_cells` of each, over the seeds that are done."""
     from hybrid_kernels.training.methods import backend
     from hybrid_kernels.training.trainer import load_predictions
 
     config, found = plan.config, []
-    chosen = (config.data.all_shots[-1], main_variant(config))
     for name, method in plan.methods.items():
-        own = [one for one in cells if one["method"] == name and (one["shots"], one["governance"]) == chosen]
+        own = [one for one in main_cells(config, cells) if one["method"] == name]
         if not own:
             continue
         folders = [plan.folder / one["folder"] for one in own]

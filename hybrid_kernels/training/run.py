@@ -39,6 +39,7 @@ from hybrid_kernels.training.results import (
     evaluate_predictions,
     groups,
     machine,
+    main_cells,
     method_results,
     missing_table,
     results_table,
@@ -168,10 +169,7 @@ def _results(
             "source": config.data.source,
             "languages": sorted({row["language"] for row in (*train_rows, *rows.parts["test"])}),
             "train_rows_raw": rows.raw,
-            # What the cells of `methods` trained on.
-            "train_rows": max(
-                cell["train_rows"] for cell in cells if cell["shots"] == config.data.all_shots[-1]
-            ),
+            "train_rows": max(cell["train_rows"] for cell in main_cells(config, cells)),
             "evaluation_rows": len(rows.parts["test"]),
             "malformed_rows": rows.malformed,
         },

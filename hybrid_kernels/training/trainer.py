@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -95,6 +96,31 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress(state.global_step, state.max_steps)
+
+
+class _Diagnostics(TrainerCallback):
+    """Logs gradient norms by branch, and how far structured layers are from orthogonal, when λ is logged."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from hybrid_kernels.training.diagnostics import branch_gradient_norms, orthogonality_defect
+
+        # The step under way is counted when it is over.
+        if (state.global_step + 1) % max(1, state.max_steps // MIXING_RECORDS) == 0:
+            model = kwargs["model"]
+            self.found = {
+                "branch_gradient_norms": branch_gradient_norms(model),
+                "orthogonality_defect": orthogonality_defect(model),
+            }
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs and self.found:
+            # Trainer has put a copy into its history already.
+            state.log_history[-1].update(self.found)
+            logs.update(self.found)
+            self.found = {}
 
 
 class _TensorBoard(TrainerCallback):
@@ -244,6 +270,7 @@ def _train(
         data_collator=task.collator(tokenizer),
         callbacks=[
             _Steps(progress),
+            *([_Diagnostics()] if importlib.util.find_spec(f"{__package__}.diagnostics") else []),
             *([_TensorBoard(folder / "tensorboard")] if config.training.tensorboard else []),
             *callbacks,
         ],

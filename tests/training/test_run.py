@@ -12,7 +12,7 @@ from hybrid_kernels.training import prepare
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.prepare import load_data
 from hybrid_kernels.training.results import evaluate_predictions
-from hybrid_kernels.training.run import NoResult, evaluate_run, run
+from hybrid_kernels.training.run import evaluate_run, run
 from tests.training.support import HRA, HYBRID
 
 QUIET = Console(quiet=True)
