@@ -26,6 +26,11 @@ class Task(Protocol):
         """What a reader reads of a row, and an orthographic variant changes."""
         ...
 
+    @property
+    def loss_over_rows(self) -> bool:
+        """Whether the model's loss is a mean over rows, whatever their number of tokens."""
+        ...
+
     def load_model(
         self, name: str, tokenizer: PreTrainedTokenizerBase, seed: int
     ) -> tuple[PreTrainedModel, list[str]]:
@@ -72,6 +77,7 @@ class Classification:
     """Natural language inference by a classification head on an encoder or a decoder."""
 
     text_columns = ("premise", "hypothesis")
+    loss_over_rows = True
 
     def load_model(
         self, name: str, tokenizer: PreTrainedTokenizerBase, seed: int

@@ -276,6 +276,10 @@ def _train(
         ],
         orthogonality_weight=methods.orthogonality_weight(method),
     )
+    if task.loss_over_rows:
+        # Else Trainer takes the loss for a sum over tokens divided by their number in all processes, as causal language
+        # models have it, and multiplies that of a classifier by the number of processes.
+        trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if start is None:

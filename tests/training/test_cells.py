@@ -144,12 +144,8 @@ def test_a_sweep_from_its_source_stage(sweep):
     # Another source stage is another start: the few-shot cells are made again.
     trained = folder / cells[0, 8]["folder"] / "trained.json"
     first = read_json(trained)["result"]["history"][0]["loss"]
-    run(
-        RunConfig.model_validate(sweep | {"source_stage": {"steps": 12}}),
-        footprint=False,
-        report=False,
-        console=QUIET,
-    )
+    sweep |= {"source_stage": {"steps": 9}, "training": sweep["training"] | {"seeds": [0]}}
+    run(RunConfig.model_validate(sweep), footprint=False, report=False, console=QUIET)
     assert read_json(trained)["result"]["history"][0]["loss"] != first
 
 
@@ -163,6 +159,7 @@ def test_governance_ablation_trains_on_what_each_variant_keeps(values, tiny_data
     (data / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
     values |= {"governance": POLICY, "governance_ablation": {"methods": ["lora"]}}
     values["data"]["source"] = str(data)
+    values["training"]["steps"] = 2
     results = run(RunConfig.model_validate(values), footprint=False, report=False, console=QUIET)
     kept = {cell["governance"]: cell["train_rows"] for cell in results["cells"]}
     assert kept["none"] == len(broken) and kept["all"] == results["data"]["train_rows"] == len(rows)
@@ -186,7 +183,7 @@ def fake_robustness(monkeypatch):
 
 
 def test_robustness_predicts_perturbed_rows(sweep, fake_robustness):
-    sweep["training"]["seeds"] = [0]
+    sweep["training"] |= {"seeds": [0], "steps": 3}
     sweep["evaluation"] = {"robustness": {"rate": 0.5, "seed": 3, "shots": 8, "max_rows_per_language": 6}}
     results = run(RunConfig.model_validate(sweep), footprint=False, report=False, console=QUIET)
     by_shots = {cell["shots"]: cell for cell in results["cells"]}

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +96,9 @@ def test_a_pool_goes_on_without_what_fails_and_what_dies(values):
     def kill_first_worker():
         while not (victim / "checkpoints").is_dir():
             time.sleep(0.01)
-        workers = [p for p in psutil.Process().children() if any("spawn_main" in part for part in p.cmdline())]
+        workers = [
+            p for p in psutil.Process().children() if any("spawn_main" in part for part in p.cmdline())
+        ]
         min(workers, key=lambda p: p.create_time()).kill()
 
     killer = threading.Thread(target=kill_first_worker)
@@ -153,6 +156,13 @@ def torchrun(path: Path) -> subprocess.CompletedProcess:
 
 def test_two_processes_train_as_one(four_cells, tmp_path):
     """The same batches in two halves: the losses agree, and the predictions, of which each process makes half."""
+    # Dropout is drawn by each process for itself.
+    model = tmp_path / "model"
+    shutil.copytree(four_cells["model"]["name"], model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    four_cells["model"] = {"name": str(model), "max_length": 32}
     four_cells["evaluation"]["batch_size"] = 5
     both = four_cells | {"output": str(tmp_path / "both")}
     path = tmp_path / "both.yaml"
@@ -202,4 +212,7 @@ def test_an_example_runs_by_its_name(command, monkeypatch, values, tmp_path):
     monkeypatch.setattr(config, "EXAMPLES", tmp_path)
     assert command("train", "tiny")[0] == 0
     code, _, err = command("train", "huge")
-    assert code == 2 and "no configuration file 'huge', and no example of that name; there are: demo, tiny" in err
+    assert (
+        code == 2
+        and "no configuration file 'huge', and no example of that name; there are: demo, tiny" in err
+    )
