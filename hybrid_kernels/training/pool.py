@@ -163,9 +163,13 @@ def _in_processes(
                 else:
                     (plan.folder_of(cell) / "error.txt").unlink(missing_ok=True)
                     display.finish(cell.name, plan.describe(cell), outcome(content[0]))
-    finally:
+        for worker in workers.values():
+            worker.connection.send(None)
+    except BaseException:
         for worker in workers.values():
             worker.process.terminate()
+        raise
+    finally:
         for worker in workers.values():
             worker.process.join()
 
@@ -205,7 +209,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def _work(plan: Plan, connection: Connection, threads: int) -> None:
-    """Runs the cells that come through the connection, until the process is ended."""
+    """Runs the cells that come through the connection, until None does."""
     # Ctrl-C reaches every process of a terminal; the first one ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -220,8 +224,7 @@ def _work(plan: Plan, connection: Connection, threads: int) -> None:
 
     torch.set_num_threads(threads)
     tokenizer: Any = None
-    while True:
-        cell: Cell = connection.recv()
+    while (cell := connection.recv()) is not None:
 
         def report(what: str, done: int, total: int) -> None:
             connection.send(("step", what, done, total))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,7 +92,10 @@ class Classification:
     ) -> PeftModel:
         from hybrid_kernels.training import methods
 
-        return methods.load_trained(folder, name, _pad(tokenizer), seed)
+        with warnings.catch_warnings():
+            # PEFT asks Transformers for an attribute by its former name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return methods.load_trained(folder, name, _pad(tokenizer), seed)
 
     def examples(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int

@@ -189,7 +189,7 @@ def test_two_processes_train_as_one(four_cells, tmp_path):
 def test_energy_counts_packages_and_wraps_around(tmp_path, monkeypatch):
     from hybrid_kernels.training import energy
 
-    monkeypatch.setattr(energy, "_gpus", lambda: [])
+    monkeypatch.setattr(energy, "_gpus", list)
     assert energy.EnergyMeter(tmp_path).joules() is None
     for name, microjoules in {"intel-rapl:0": 900_000, "intel-rapl:1": 5, "intel-rapl:0:0": 7}.items():
         folder = tmp_path / name
