@@ -82,7 +82,7 @@ def test_train_evaluate_report(command, values, write_config):  # noqa: F811
 def test_overrides(command, values, write_config, tmp_path):  # noqa: F811
     path = str(write_config(values))
     assert command("train", path, "--output", str(tmp_path / "other"), "--seed", "5")[0] == 0
-    assert (tmp_path / "other" / "methods" / "lora" / "seed-5" / "adapter").is_dir()
+    assert (tmp_path / "other" / "cells" / "lora.seed-5.shots-all.governance-none" / "adapter").is_dir()
     code, _, err = command("train", path, "--data", str(tmp_path / "absent"))
     assert code == 2 and "no such folder" in err
     code, _, err = command("train", path, "--model", str(tmp_path / "absent"))

@@ -10,12 +10,19 @@ import typer
 from hybrid_kernels.cli import base as cli
 
 ConfigArgument = Annotated[
-    Path | None, typer.Argument(help="A YAML configuration; the embedded demo if left out or 'demo'.")
+    Path | None,
+    typer.Argument(
+        help="A YAML configuration, or an example's name; the embedded demo if left out or 'demo'."
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="A hub name, a Transformers folder, or 'demo'.")]
 Data = Annotated[str | None, typer.Option(help="A folder, a hub name such as facebook/xnli, or 'sample'.")]
 Output = Annotated[str | None, typer.Option(help="The run's folder.")]
 Seed = Annotated[int | None, typer.Option(help="Use this one seed.")]
+Workers = Annotated[
+    int,
+    typer.Option(help="Trainings at a time, each in a process; 1 under torchrun, whose processes share one."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 
@@ -27,6 +34,7 @@ def run(
     data: Data = None,
     output: Output = None,
     seed: Seed = None,
+    workers: Workers = 1,
 ) -> None:
     """Govern, train and evaluate every method, measure the footprint, write the report.
 
@@ -34,9 +42,7 @@ def run(
     """
     if demo and config is not None:
         raise ValueError(f"give either --demo or a configuration, not both (configuration: {str(config)!r})")
-    from hybrid_kernels.training.run import run as run_all
-
-    run_all(_load(config, model, data, output, seed), console=cli.console)
+    _run(_load(config, model, data, output, seed), workers=workers)
 
 
 @cli.app.command()
@@ -46,11 +52,10 @@ def train(
     data: Data = None,
     output: Output = None,
     seed: Seed = None,
+    workers: Workers = 1,
 ) -> None:
     """Govern, train and evaluate every method; no footprint, no report."""
-    from hybrid_kernels.training.run import run as run_all
-
-    run_all(_load(config, model, data, output, seed), footprint=False, report=False, console=cli.console)
+    _run(_load(config, model, data, output, seed), workers=workers, footprint=False, report=False)
 
 
 @cli.app.command()
@@ -89,10 +94,37 @@ def report(run_dir: RunFolder) -> None:
     write_report_of(run_dir, cli.console)
 
 
+def _run(config: Any, **options: Any) -> None:
+    """Exit code 1 where a part of the run failed."""
+    from hybrid_kernels.training import distributed
+    from hybrid_kernels.training.run import NoResult
+    from hybrid_kernels.training.run import run as run_all
+
+    try:
+        missing = run_all(config, console=cli.console, **options)["missing"]
+    except NoResult as error:
+        cli.errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    distributed.stop()
+    if missing:
+        raise typer.Exit(1)
+
+
 def _load(
     config: Path | None, model: str | None, data: str | None, output: str | None, seed: int | None
 ) -> Any:
-    from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig
+    from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig, example_configs
 
-    path = DEMO_CONFIG if config is None or str(config) == "demo" else config
+    if config is None or str(config) == "demo":
+        path = DEMO_CONFIG
+    elif config.is_file() or config.suffix or len(config.parts) > 1:
+        path = config
+    else:
+        examples = example_configs()
+        if config.name not in examples:
+            raise FileNotFoundError(
+                f"no configuration file {str(config)!r}, and no example of that name; there are: demo"
+                + "".join(f", {name}" for name in examples)
+            )
+        path = examples[config.name]
     return RunConfig.load(path, model=model, data=data, output=output, seed=seed)

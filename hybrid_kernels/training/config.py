@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from hybrid_kernels.governance import GovernancePolicy
-from hybrid_kernels.training.method_config import TAGS, AnyMethod, Method
+from hybrid_kernels.training.method_config import SIZES, TAGS, AnyMethod, Method
 from hybrid_kernels.training.method_config import Section as _Section
 
 DEMO_CONFIG = Path(__file__).parent / "demo.yaml"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Split = Literal["train", "dev", "test"]
+#: training rows a language; 0: the source stage alone
+Shots = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
 class ModelConfig(_Section):
@@ -25,41 +29,117 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     source: str = Field(description='"sample", a folder, or a hub name; see training.data.load_nli')
     languages: list[str] | None = Field(None, min_length=1, description="None: all that are there")
-    train_split: Literal["train", "dev", "test"] = "train"
-    evaluation_split: Literal["train", "dev", "test"] = "test"
+    train_split: Split = "train"
+    evaluation_split: Split = "test"
     evaluation_fraction: float = Field(
         0.5, gt=0, lt=1, description="part held out where both splits are the same one"
     )
+    dev_split: Split | None = Field(
+        None, description="where rows to choose and calibrate on come from; None: the evaluation rows"
+    )
+    dev_fraction: float = Field(
+        0.0, ge=0, lt=1, description="part of the evaluation rows that is the dev part; 0: no dev part"
+    )
     rows_per_language: int | None = Field(None, ge=1, description="read only so many first rows a language")
-    shots: int | None = Field(None, ge=1, description="training rows a language, after governance; None: all")
+    shots: Shots | list[Shots] | None = Field(
+        None, description='training rows a language, after governance; None is "all"; a list is a sweep'
+    )
+    seed: int = Field(0, description="of the divisions; the choice of shots follows the run's seeds too")
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _shots(cls, value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if value is not None and (not values or not all(is_shots(one) for one in values)):
+            raise ValueError('must be an integer of at least 0, "all", or a list of such')
+        if len(set(values)) < len(values):
+            raise ValueError("names a number of shots twice")
+        return value
+
+    @model_validator(mode="after")
+    def _dev_part(self) -> DataConfig:
+        if self.dev_split is not None and self.dev_split == self.train_split:
+            raise ValueError(f"dev_split is {self.dev_split!r}, which the training rows come from")
+        if self.dev_split == self.evaluation_split and not self.dev_fraction:
+            raise ValueError("dev_split is the evaluation split: give dev_fraction the part that is for dev")
+        if self.dev_split not in (None, self.evaluation_split) and self.dev_fraction:
+            raise ValueError(f"give one of dev_fraction and a dev_split of its own ({self.dev_split!r})")
+        return self
+
+    @property
+    def all_shots(self) -> list[int | Literal["all"]]:
+        """The sweep's numbers of shots, ascending, "all" last."""
+        values = self.shots if isinstance(self.shots, list) else ["all" if self.shots is None else self.shots]
+        return sorted(values, key=lambda shots: float("inf") if shots == "all" else shots)
+
+
+def is_shots(value: Any) -> bool:
+    return value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+
+
+class RobustnessConfig(_Section):
+    """The evaluation rows once more with their spelling changed; `evaluation.robustness` has the recipes."""
+
+    recipes: Literal["all"] | list[str] = "all"
+    rate: float | None = Field(
+        None, gt=0, le=1, description="share of the places that a recipe changes; None: its own"
+    )
+    max_rows_per_language: int | None = Field(None, ge=1)
+    shots: Shots | None = Field(None, description="only in cells of so many shots; None: in all")
     seed: int = 0
 
 
 class EvaluationConfig(_Section):
     languages: list[str] | None = Field(None, min_length=1, description="None: those of the data")
-    max_rows_per_language: int | None = Field(None, ge=1)
+    max_rows_per_language: int | None = Field(None, ge=1, description="the same items in each language")
     reference_language: str = "en"
     batch_size: int = Field(32, ge=1)
+    robustness: RobustnessConfig | None = None
 
 
-class TrainingConfig(_Section):
+class _Schedule(_Section):
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Any:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class SourceStage(_Schedule):
+    """Training on the source language before the shots; every few-shot cell starts from its adapter."""
+
+    source: str | None = Field(None, description="None: the data's")
+    split: Split = "train"
+    languages: list[str] | None = Field(None, min_length=1, description="None: the reference language")
+    rows_per_language: int | None = Field(None, ge=1, description="balanced over labels; None: all")
+    learning_rate: float | None = Field(None, gt=0, description="None: the training's")
+
+
+class TrainingConfig(_Schedule):
+    batch_size: int = Field(16, ge=1, description="over all processes")
     learning_rate: float = Field(gt=0, description="of every method that names none of its own")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     checkpoint_steps: int = Field(50, ge=1, description="an interrupted run repeats at most so many steps")
     seeds: list[int] = Field([0], min_length=1)
+    tensorboard: bool = Field(False, description="event files in each cell's folder")
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainingConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+    def _distinct_seeds(self) -> TrainingConfig:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds are repeated: {self.seeds}")
         return self
+
+
+class GovernanceAblation(_Section):
+    """No step, each step of the policy alone, all but one, and all of them, for some of the methods."""
+
+    methods: list[str] = Field(min_length=1, description="by name")
+    shots: Shots = "all"
 
 
 class RunConfig(_Section):
@@ -67,11 +147,17 @@ class RunConfig(_Section):
 
     title: str
     output: str = Field(description="the run's folder")
+    task: Literal["classification"] = "classification"
     model: ModelConfig
     data: DataConfig
     governance: GovernancePolicy | None = Field(description="None: all rows are used as they are")
+    governance_ablation: GovernanceAblation | None = None
+    source_stage: SourceStage | None = None
     training: TrainingConfig
     methods: list[Method] = Field(min_length=1)
+    budget: int | None = Field(
+        None, ge=1, description="trainable parameters of each adapter, without the head"
+    )
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")
@@ -79,6 +165,27 @@ class RunConfig(_Section):
         names = list(self.named_methods)
         if len(names) != len(self.methods):
             raise ValueError("two methods have the same name; give each a `name` of its own")
+        for name, method in self.named_methods.items():
+            sizes = [one for one in SIZES if getattr(method, one, 0) is None]
+            if sizes and self.budget is None:
+                raise ValueError(
+                    f"method {name!r} leaves {', '.join(sizes)} to a budget; give it, or the run's budget"
+                )
+        ablation, robustness = self.governance_ablation, self.evaluation.robustness
+        if ablation is not None:
+            if self.governance is None:
+                raise ValueError("governance_ablation needs a governance policy to switch the steps of")
+            if unknown := sorted(set(ablation.methods) - set(names)):
+                raise ValueError(
+                    f"governance_ablation.methods has {', '.join(unknown)}; the methods are {', '.join(names)}"
+                )
+        shots = [*self.data.all_shots, *([ablation.shots] if ablation is not None else [])]
+        if 0 in shots and self.source_stage is None:
+            raise ValueError("0 shots need a source_stage: nothing else trains the classification head")
+        if robustness is not None and robustness.shots not in (None, *self.data.all_shots):
+            raise ValueError(
+                f"evaluation.robustness.shots is {robustness.shots!r}; data.shots has {self.data.all_shots}"
+            )
         return self
 
     @cached_property
@@ -121,6 +228,13 @@ class RunConfig(_Section):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ValueError(f"{path}: {describe_errors(error, cls)}") from None
+
+
+def example_configs() -> dict[str, Path]:
+    """The configurations of runs beside the source tree, by name; none where only the package is installed."""
+    return {
+        path.stem: path for path in sorted(EXAMPLES.glob("*.yaml")) if "\nmethods:" in path.read_text("utf-8")
+    }
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:

@@ -157,16 +157,21 @@ def split_by_premise(rows: list[Row], evaluation_fraction: float, seed: int) -> 
     return train, [row for i, row in enumerate(rows) if i in evaluation]
 
 
-def sample_shots(rows: list[Row], shots: int | None, seed: int) -> list[Row]:
+def sample_shots(rows: list[Row], shots: int | None, seed: int, *, same_items: bool = False) -> list[Row]:
     """`shots` rows of each language, balanced over labels; all rows if None. In the order of `rows`.
 
-    The order of preference depends on the seed and a row's id alone. So a smaller sample is part of a larger one, and
-    removing one row (as governance does) changes no other choice beyond its replacement.
+    The order of preference depends on the seed and a row's id alone; with `same_items` on its item, so that each
+    language gets the translations of the same pairs. So a smaller sample is part of a larger one, and removing one row
+    (as governance does) changes no other choice beyond its replacement.
     """
     if shots is None:
         return rows
     by_label: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in sorted(rows, key=lambda row: _rank(seed, row["language"], row["id"])):
+
+    def key(row: Row) -> bytes:
+        return _rank(seed, row["item"]) if same_items else _rank(seed, row["language"], row["id"])
+
+    for row in sorted(rows, key=key):
         by_label[row["language"]][row["label"]].append(row)
     chosen: set[int] = set()
     for labels in by_label.values():

@@ -26,15 +26,21 @@ def content_key(*values: Any) -> str:
     ).hexdigest()
 
 
+def stored_result(marker: Path, key: str) -> Any:
+    """What `stage` stored under this key, or None."""
+    if not marker.is_file():
+        return None
+    stored = read_json(marker)
+    return stored["result"] if stored["key"] == key else None
+
+
 def stage(marker: Path, key: str, compute: Callable[[], Any]) -> tuple[Any, bool]:
     """The result stored in `marker` if it was made with the same key, else `compute()`'s, stored last of all.
 
     Returns (result, whether it was there already). The result has to be JSON-able.
     """
-    if marker.is_file():
-        stored = read_json(marker)
-        if stored["key"] == key:
-            return stored["result"], True
+    if (stored := stored_result(marker, key)) is not None:
+        return stored, True
     result = compute()
     write_json(marker, {"key": key, "result": result})
     return result, False

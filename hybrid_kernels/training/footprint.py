@@ -1,4 +1,6 @@
-"""Time per training step relative to the frozen model's, and peak memory, of each method.
+"""What a training step of each method costs: time, tokens a second, peak memory, parameters, energy.
+
+A method of PEFT has two entries: stock, and with its layers on this package's operators by `hybrid_kernels.accelerate`.
 
 Step time: a training step (zero the gradients, forward, loss with its regulariser, backward, mixing, optimizer step)
 against the frozen model's forward and backward to its input embeddings, which any training of the model pays. All
@@ -8,11 +10,14 @@ Peak memory: a fresh process per method loads the pretrained model, then adds th
 figure is the highest use during these above the use after loading, so it holds adapter, activations, gradients and
 optimizer state, and not the weights that every method has. On a CPU it is the resident set size, sampled every
 millisecond; on a GPU it is torch's count of allocated bytes.
+
+Energy: what RAPL and NVML count over a step of a method, so of the whole machine; None where neither can be read.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,13 +34,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
+from hybrid_kernels.training.energy import EnergyMeter
 from hybrid_kernels.training.memory import peak_rise
 from hybrid_kernels.training.method_config import AnyMethod, FullMethod, HybridMethod
-from hybrid_kernels.training.trainer import batches, tokenize
+from hybrid_kernels.training.tasks import TASKS
+from hybrid_kernels.training.trainer import batches
 
 ROUNDS = 9
 MEMORY_STEPS = 3
-FROZEN = ""  # no name of a method
+FROZEN = ("", False)  # no name of a method
+# The fresh process belongs to no process group.
+_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+Side = tuple[str, bool]  # a method's name, whether accelerated
 
 
 def step_time_note(config: RunConfig) -> str:
@@ -52,44 +62,88 @@ def step_time_note(config: RunConfig) -> str:
 def measure(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
 ) -> dict[str, dict[str, Any]]:
-    """`step_time_ratio`, `step_time_spread` (quartiles) and `peak_memory_bytes` of each method, by name.
+    """What the methods cost, by name.
 
-    `rows` make the batch; they are cut to the batch size.
+    Args:
+        rows: make the batch; they are cut to the batch size.
+
+    Returns:
+        `step_time_ratio`, `step_time_spread` (quartiles) and `peak_memory_bytes` of the method as it is trained, and
+        `footprint`: a dict for each implementation with `implementation` ("peft", "accelerated" or
+        "hybrid-kernels"), these three, `step_seconds` (median), `tokens_per_second` (padding not counted),
+        `trainable_parameters` (with the head), and `joules_per_step` (median, or None).
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = rows[: config.training.batch_size]
+    sides: list[Side] = [
+        (name, accelerated)
+        for name, method in config.named_methods.items()
+        for accelerated in ((False, True) if hasattr(method, "accelerate") else (False,))
+    ]
     peaks = {
-        name: _peak_memory_in_new_process(config, name, rows)
-        for name in track(config.named_methods, description="peak memory")
+        side: _peak_memory_in_new_process(config, side, rows)
+        for side in track(sides, description="peak memory")
     }
-    batch = next(batches(tokenizer, tokenize(tokenizer, rows, config.model.max_length), len(rows), device))
-    frozen, _ = methods.load_classifier(config.model.name, tokenizer.pad_token_id, seed=0)
+    task = TASKS[config.task]
+    examples = task.examples(tokenizer, rows, config.model.max_length)
+    batch = next(batches(task, tokenizer, examples, len(rows), device))
+    frozen, _ = task.load_model(config.model.name, tokenizer, 0)
     frozen.to(torch.device(device))  # type: ignore[arg-type]
     steps = {FROZEN: _frozen_step(frozen, batch)}
-    for name, method in config.named_methods.items():
-        model, head = methods.load_classifier(config.model.name, tokenizer.pad_token_id, seed=0)
-        if not isinstance(method, FullMethod):
+    parameters: dict[Side, int] = {}
+    for side in sides:
+        model, head = task.load_model(config.model.name, tokenizer, 0)
+        if not isinstance(config.named_methods[side[0]], FullMethod):
             # Frozen in all adapters and the bulk of a small multilingual model: held in memory once.
             model.set_input_embeddings(frozen.get_input_embeddings())
-        adapted = methods.add_adapter(model, head, method, seed=0)
-        adapted.to(torch.device(device))  # type: ignore[arg-type]
-        steps[name] = _training_step(config, adapted, method, batch)
+        adapted = _adapted(config, side, model, head).to(device)
+        parameters[side] = methods.trainable_parameters(adapted)
+        steps[side] = _training_step(config, adapted, config.named_methods[side[0]], batch)
     for step in steps.values():
         step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    meter = EnergyMeter()
+    times: dict[Side, list[float]] = {side: [] for side in steps}
+    joules: dict[Side, list[float]] = {side: [] for side in steps}
     for _ in track(range(ROUNDS), description="time per step"):
-        for name, step in steps.items():
-            times[name].append(_seconds(step))
-    result = {}
-    for name, peak in peaks.items():
-        ratios = [own / floor for own, floor in zip(times[name], times[FROZEN], strict=True)]
+        for side, step in steps.items():
+            before = meter.joules()
+            times[side].append(_seconds(step))
+            if before is not None and (after := meter.joules()) is not None:
+                joules[side].append(after - before)
+    tokens = int(batch["attention_mask"].sum())
+    result: dict[str, dict[str, Any]] = {}
+    for side in sides:
+        ratios = [own / floor for own, floor in zip(times[side], times[FROZEN], strict=True)]
         lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-        result[name] = {
+        seconds = statistics.median(times[side])
+        relative = {
             "step_time_ratio": median,
             "step_time_spread": [lower, upper],
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": peaks[side],
         }
+        name, accelerated = side
+        method = config.named_methods[name]
+        stock = "peft" if hasattr(method, "accelerate") else methods.backend(method)
+        own_entry = relative | {
+            "implementation": "accelerated" if accelerated else stock,
+            "step_seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "trainable_parameters": parameters[side],
+            "joules_per_step": statistics.median(joules[side]) if joules[side] else None,
+        }
+        found = result.setdefault(name, {"footprint": []})
+        found["footprint"].append(own_entry)
+        if accelerated == getattr(method, "accelerate", False):
+            found |= relative
     return result
+
+
+def _adapted(config: RunConfig, side: Side, model: PreTrainedModel, head: list[str]) -> torch.nn.Module:
+    name, accelerated = side
+    method = config.named_methods[name]
+    if hasattr(method, "accelerate"):
+        method = method.model_copy(update={"accelerate": accelerated})
+    return methods.add_adapter(model, head, method, seed=0)
 
 
 def _frozen_step(model: PreTrainedModel, batch: methods.Batch) -> Callable[[], None]:
@@ -150,20 +204,19 @@ def _seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _peak_memory_in_new_process(config: RunConfig, name: str, rows: list[Row]) -> int:
+def _peak_memory_in_new_process(config: RunConfig, side: Side, rows: list[Row]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder) / "request.json"
-        request.write_text(
-            json.dumps({"config": config.model_dump(mode="json"), "method": name, "rows": rows})
-        )
+        request.write_text(json.dumps({"config": config.model_dump(mode="json"), "side": side, "rows": rows}))
         done = subprocess.run(
             [sys.executable, "-m", "hybrid_kernels.training.footprint", str(request)],
             capture_output=True,
             text=True,
             check=False,
+            env={name: value for name, value in os.environ.items() if name not in _GROUP},
         )
     if done.returncode:
-        raise RuntimeError(f"measuring the peak memory of {name!r} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"measuring the peak memory of {side[0]!r} failed:\n{done.stderr[-2000:]}")
     return int(done.stdout.splitlines()[-1])
 
 
@@ -171,11 +224,13 @@ def _peak_memory(request: Path) -> int:
     """Bytes; runs in the fresh process."""
     values = json.loads(request.read_text())
     config = RunConfig.model_validate(values["config"])
-    method, rows = config.named_methods[values["method"]], values["rows"]
+    (name, accelerated), rows = values["side"], values["rows"]
+    task = TASKS[config.task]
     tokenizer = methods.load_tokenizer(config.model.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = next(batches(tokenizer, tokenize(tokenizer, rows, config.model.max_length), len(rows), device))
-    model, head = methods.load_classifier(config.model.name, tokenizer.pad_token_id, seed=0)
+    examples = task.examples(tokenizer, rows, config.model.max_length)
+    batch = next(batches(task, tokenizer, examples, len(rows), device))
+    model, head = task.load_model(config.model.name, tokenizer, 0)
     model.to(torch.device(device))  # type: ignore[arg-type]
     with torch.no_grad():
         # Weights may be mapped from the file and become resident at their first use.
@@ -183,9 +238,8 @@ def _peak_memory(request: Path) -> int:
             parameter.sum()
 
     def steps() -> None:
-        adapted = methods.add_adapter(model, head, method, seed=0)
-        adapted.to(torch.device(device))  # type: ignore[arg-type]
-        step = _training_step(config, adapted, method, batch)
+        adapted = _adapted(config, (name, accelerated), model, head).to(device)
+        step = _training_step(config, adapted, config.named_methods[name], batch)
         for _ in range(MEMORY_STEPS):
             step()
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Backend = Literal["peft", "hybrid-kernels", "transformers"]
 Mixing = Literal["gradient_norm", "fixed", "learned"]
+#: keys that may be null
+SIZES = ("r", "reflections", "block_size")
 
 
 class Section(BaseModel):

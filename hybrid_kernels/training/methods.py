@@ -166,11 +166,16 @@ def add_adapter(
             adapted = get_peft_model(model, _peft_config(method, common))
     except (ValueError, UserWarning) as error:
         raise ValueError(f"method {method.name or method.method!r}: {error}") from error
+    accelerate_if_asked(adapted, method)
+    return adapted
+
+
+def accelerate_if_asked(model: PreTrainedModel | PeftModel, method: AnyMethod) -> None:
+    """Puts PEFT's layers on this package's operators where the method says so; `load_trained` gives stock ones."""
     if getattr(method, "accelerate", False):
         import hybrid_kernels
 
-        hybrid_kernels.accelerate(adapted)
-    return adapted
+        hybrid_kernels.accelerate(model)
 
 
 def required(method: Any, size: str) -> int:
@@ -234,8 +239,8 @@ def orthogonality_weight(method: AnyMethod) -> float:
     return method.orthogonality_weight if isinstance(method, HybridMethod) else 0.0
 
 
-def save(model: PeftModel | PreTrainedModel, folder: Path, card: ModelCard) -> None:
-    """Writes what was trained as safetensors, and the model card as README.md; each file is whole or not there.
+def save(model: PeftModel | PreTrainedModel, folder: Path, card: ModelCard | None = None) -> None:
+    """Writes what was trained as safetensors, and a model card as README.md; each file is whole or not there.
 
     An adapter is a PEFT checkpoint. Full fine-tuning leaves TRAINED, the parameters that trained (a frozen embedding is
     the base model's); `load_trained` takes both.
@@ -253,7 +258,8 @@ def save(model: PeftModel | PreTrainedModel, folder: Path, card: ModelCard) -> N
                 name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
             }
             save_file(trained, temporary / TRAINED, metadata={"format": "pt"})
-        card.save(temporary / "README.md")
+        if card is not None:
+            card.save(temporary / "README.md")
 
 
 def load_trained(

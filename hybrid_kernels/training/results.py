@@ -9,24 +9,41 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 import hybrid_kernels
+from hybrid_kernels.training.cells import Cell, expand, main_variant
 from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.plan import Plan
+from hybrid_kernels.training.tasks import Arrays
 
 METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 
 
-def evaluate_predictions(predictions: list[dict[str, np.ndarray]], reference_language: str) -> dict[str, Any]:
+def groups(config: RunConfig) -> dict[str, list[Cell]]:
+    """The reported cells that differ by the seed alone, by the method's name, with shots and variant if they vary."""
+    cells = [cell for cell in expand(config) if cell.reported]
+    swept = len({(cell.shots, cell.governance) for cell in cells}) > 1
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        name = f"{cell.method}.shots-{cell.shots}.governance-{cell.governance}" if swept else cell.method
+        found.setdefault(name, []).append(cell)
+    return found
+
+
+def evaluate_predictions(predictions: list[Arrays], reference_language: str) -> dict[str, Any]:
     """`evaluation` and `spread` of results.json from the predictions of each seed.
 
     Metrics are means over seeds, parity that of the mean accuracies; the reliability diagram pools the seeds.
     """
     from hybrid_kernels.evaluation import macro_average, parity, per_language_metrics, reliability_bins
 
+    probabilities = [np.exp(one["log_probabilities"].astype(np.float64)) for one in predictions]
     per_seed = [
-        per_language_metrics(one["probabilities"], one["labels"], one["languages"].tolist())
-        for one in predictions
+        per_language_metrics(p, one["labels"], one["languages"].tolist())
+        for p, one in zip(probabilities, predictions, strict=True)
     ]
     mean = {
         language: {metric: float(np.mean([one[language][metric] for one in per_seed])) for metric in METRICS}
@@ -42,8 +59,7 @@ def evaluate_predictions(predictions: list[dict[str, np.ndarray]], reference_lan
             "per_language": mean,
             "parity": parity(mean, reference_language),
             "reliability": reliability_bins(
-                np.concatenate([one["probabilities"] for one in predictions]),
-                np.concatenate([one["labels"] for one in predictions]),
+                np.concatenate(probabilities), np.concatenate([one["labels"] for one in predictions])
             ),
         },
         "spread": {
@@ -52,28 +68,53 @@ def evaluate_predictions(predictions: list[dict[str, np.ndarray]], reference_lan
     }
 
 
-def method_results(
-    config: RunConfig, name: str, trained: list[dict[str, Any]], folder: Path
-) -> dict[str, Any]:
+def main_cells(config: RunConfig, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of the cells that stand for the run: with the most shots of the sweep, governed as it says."""
+    chosen = (config.data.all_shots[-1], main_variant(config))
+    return [cell for cell in cells if (cell["shots"], cell["governance"]) == chosen]
+
+
+def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`methods` of results.json: the `main_cells` of each, over the seeds that are done."""
     from hybrid_kernels.training.methods import backend
     from hybrid_kernels.training.trainer import load_predictions
 
-    method, seeds = config.named_methods[name], config.training.seeds
-    predictions = [
-        load_predictions(folder / "methods" / name / f"seed-{seed}" / "predictions.npz") for seed in seeds
-    ]
-    return {
-        "name": name,
-        "label": method.label,
-        "backend": backend(method),
-        "seeds": seeds,
-        "trainable_parameters": trained[0]["trainable_parameters"],
-        "train_loss": statistics.fmean(one["train_loss"] for one in trained),
-        **evaluate_predictions(predictions, config.evaluation.reference_language),
-        "adapter_bytes": trained[0]["adapter_bytes"],
-        "history": trained[0]["history"],
-        "mixing_history": trained[0]["mixing_history"],
-    }
+    config, found = plan.config, []
+    for name, method in plan.methods.items():
+        own = [one for one in main_cells(config, cells) if one["method"] == name]
+        if not own:
+            continue
+        folders = [plan.folder / one["folder"] for one in own]
+        trained = read_json(folders[0] / "trained.json")["result"]
+        predictions = [load_predictions(folder / "predictions.npz")["test"] for folder in folders]
+        found.append(
+            {
+                "name": name,
+                "label": method.label,
+                "backend": backend(method),
+                "seeds": [one["seed"] for one in own],
+                "trainable_parameters": trained["trainable_parameters"],
+                "train_loss": statistics.fmean(one["train_loss"] for one in own),
+                **evaluate_predictions(predictions, config.evaluation.reference_language),
+                "adapter_bytes": trained["adapter_bytes"],
+                "history": trained["history"],
+                "mixing_history": trained["mixing_history"],
+            }
+        )
+    return found
+
+
+def missing_table(plan: Plan, missing: dict[str, str]) -> Table:
+    """The cells without a result, and why."""
+    table = Table(
+        "cell", "why", title=f"{len(missing)} of {len(plan.cells)} cells are missing", box=box.SIMPLE_HEAD
+    )
+    for name, reason in missing.items():
+        table.add_row(escape(name), escape(reason))
+    table.caption = (
+        f"tracebacks: {plan.folder / 'cells' / '*' / 'error.txt'}; run the same command again to try again"
+    )
+    return table
 
 
 def results_table(results: dict[str, Any]) -> Table:

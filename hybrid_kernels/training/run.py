@@ -1,12 +1,14 @@
-"""A whole run: load, govern, train and evaluate every method with every seed, measure the footprint, report.
+"""A whole run: load, govern, train and evaluate every cell, measure the footprint, report.
 
 The run's folder:
 
-    malformed.jsonl                       records that could not be read, with file and line
-    governance/                           kept, rejected and summary, as `GovernanceResult.write` leaves them
-    data/train.jsonl, data/test.jsonl     the rows trained and evaluated on
-    methods/NAME/seed-N/                  adapter/, predictions.npz, result.json (written last)
-    footprint.json                        time per step, peak memory
+    config.yaml                          the run's configuration
+    malformed.jsonl                      records that could not be read, with file and line
+    governance/VARIANT/                  kept, rejected and summary, as `GovernanceResult.write` leaves them
+    data/                                the rows before the choice of shots, and those of each part that is predicted
+    cells/METHOD.seed-N.shots-N.governance-VARIANT/
+                                         adapter/, predictions.npz, result.json (written last); see `plan.run_cell`
+    footprint.json                       time per step, peak memory, energy
     results.json, report.html, report.md
 
 Each stage is skipped when its result is there and was made from the same content: configuration, rows, model, version.
@@ -14,92 +16,147 @@ Each stage is skipped when its result is there and was made from the same conten
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 
 import hybrid_kernels
 from hybrid_kernels._files import write_file
-from hybrid_kernels.training.config import DataConfig, RunConfig
-from hybrid_kernels.training.data import (
-    NliData,
-    Row,
-    available_splits,
-    load_nli,
-    sample_shots,
-    split_by_premise,
-    write_jsonl,
-)
+from hybrid_kernels.training import distributed
+from hybrid_kernels.training.cells import main_variant
+from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.data import Row, load_nli
 from hybrid_kernels.training.files import content_key, read_json, stage, write_json
+from hybrid_kernels.training.plan import Plan, make_plan, trained_device
+from hybrid_kernels.training.prepare import load_data, prepare
 from hybrid_kernels.training.results import (
     commit,
     evaluate_predictions,
+    groups,
     machine,
+    main_cells,
     method_results,
+    missing_table,
     results_table,
     versions,
 )
+from hybrid_kernels.training.tasks import TASKS
 
-_GOVERNED_FIELDS = ("id", "item", "language", "premise", "hypothesis", "label")
+
+class NoResult(RuntimeError):
+    """Every cell of a run failed."""
 
 
 def run(
     config: RunConfig,
     output: str | Path | None = None,
     *,
+    workers: int = 1,
     footprint: bool = True,
     report: bool = True,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Does whatever of a run is not done yet.
 
+    Under torchrun or `accelerate launch` every process calls this; they share each batch and each evaluation.
+
     Args:
         config: what to do.
         output: the run's folder; the configuration's by default.
-        footprint: measure time per step and peak memory; without, the results hold None there.
+        workers: cells at a time, in processes of their own if more than 1.
+        footprint: measure time per step, memory and energy; without, the results hold None there.
         report: write `report.html` and `report.md`.
 
     Returns:
-        The content of `results.json`; its structure is `hybrid_kernels.evaluation.results.Results`.
+        The content of `results.json`; its structure is `hybrid_kernels.evaluation.results.Results`, and besides:
+        `cells`, what each of `plan.run_cell` returned, and `missing`, why there is no result of others, by name.
+
+    Raises:
+        ValueError, FileNotFoundError: configuration, data or model do not fit, or another run uses the folder.
+        NoResult: every cell failed.
     """
     folder = Path(output if output is not None else config.output)
+    distributed.start()
+    distributed.batch_size_per_process(config.training.batch_size)
+    if not distributed.is_first():
+        console = Console(quiet=True)
     console = console or Console()
+    with _lock(folder):
+        return _run(config, folder, workers, footprint, report, console)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of the folder; the lock ends with the process, however it ends."""
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(
-        folder / "config.yaml",
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-    )
+    if not distributed.is_first():
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"run folder {str(folder)!r} is in use by another run; name another with --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
-    raw, evaluation, malformed = load_data(config)
-    write_jsonl(malformed, folder / "malformed.jsonl")
-    if malformed:
-        console.print(
-            f"{len(malformed)} malformed records skipped, the first at {malformed[0]['file']}:{malformed[0]['line']}"
-            f" ({malformed[0]['reason']}); all in {folder / 'malformed.jsonl'}"
-        )
-    kept, summary = _govern(config, raw, folder, console)
-    train_rows = sample_shots(kept, config.data.shots, config.data.seed)
-    if not train_rows:
-        raise ValueError(f"governance kept none of {len(raw)} training rows; see {folder / 'governance'}")
-    _warn_of_missing_shots(config.data, train_rows, console)
-    write_jsonl(train_rows, folder / "data" / "train.jsonl")
-    write_jsonl(evaluation, folder / "data" / "test.jsonl")
-    console.print(f"{len(train_rows)} rows to train on, {len(evaluation)} to evaluate on")
 
+def _run(
+    config: RunConfig, folder: Path, workers: int, footprint: bool, report: bool, console: Console
+) -> dict[str, Any]:
     from hybrid_kernels.training import methods
+    from hybrid_kernels.training.pool import execute
 
-    tokenizer = methods.load_tokenizer(config.model.name)
-    trained = _train(config, tokenizer, train_rows, evaluation, folder, console)
-    measured = _footprint(config, tokenizer, train_rows, folder, console) if footprint else {}
+    def planned() -> Plan:
+        write_file(
+            folder / "config.yaml",
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        )
+        methods.load_tokenizer(config.model.name)
+        return make_plan(config, folder, prepare(config, folder, console))
+
+    plan = distributed.from_first(planned)
+    main = len(plan.rows.kept[main_variant(config)])
+    console.print(
+        f"{main} rows to train on, {len(plan.rows.parts['test'])} to evaluate on, {len(plan.cells)} "
+        f"{'cell' if len(plan.cells) == 1 else 'cells'}"
+    )
+    missing = execute(plan, workers=workers, console=console)
+    return distributed.from_first(lambda: _results(plan, missing, footprint, report, console))
+
+
+def _results(
+    plan: Plan, missing: dict[str, str], footprint: bool, report: bool, console: Console
+) -> dict[str, Any]:
+    from hybrid_kernels.training import methods
     from hybrid_kernels.training.footprint import step_time_note
 
-    model, _ = methods.load_classifier(config.model.name, tokenizer.pad_token_id, seed=0)
+    config, folder, rows = plan.config, plan.folder, plan.rows
+    cells = [found for cell in plan.cells if cell.reported and (found := plan.result(cell)) is not None]
+    if missing:
+        console.print(missing_table(plan, missing))
+    if not cells:
+        raise NoResult(
+            f"no cell of the run has a result; the first one: {next(iter(missing.values()))} "
+            f"(tracebacks: {folder / 'cells' / '*' / 'error.txt'})"
+        )
+    tokenizer = methods.load_tokenizer(config.model.name)
+    model, _ = TASKS[config.task].load_model(config.model.name, tokenizer, 0)
+    parameters = model.num_parameters()
+    del model
+    measured = _footprint(plan, tokenizer, console) if footprint else {}
+    train_rows = rows.kept[main_variant(config)]
     results = {
         "title": config.title,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -107,23 +164,23 @@ def run(
         "machine": machine(),
         "versions": versions(),
         "config": config.model_dump(mode="json"),
-        "model": {"name": methods.display_name(config.model.name), "parameters": model.num_parameters()},
+        "model": {"name": methods.display_name(config.model.name), "parameters": parameters},
         "data": {
             "source": config.data.source,
-            "languages": sorted(
-                {row["language"] for row in train_rows} | {row["language"] for row in evaluation}
-            ),
-            "train_rows_raw": len(raw),
-            "train_rows": len(train_rows),
-            "evaluation_rows": len(evaluation),
-            "malformed_rows": len(malformed),
+            "languages": sorted({row["language"] for row in (*train_rows, *rows.parts["test"])}),
+            "train_rows_raw": rows.raw,
+            "train_rows": max(cell["train_rows"] for cell in main_cells(config, cells)),
+            "evaluation_rows": len(rows.parts["test"]),
+            "malformed_rows": rows.malformed,
         },
-        "governance": summary,
-        "methods": [
-            method_results(config, name, trained[name], folder) | measured.get(name, _UNMEASURED)
-            for name in config.named_methods
-        ],
+        "governance": rows.summaries[main_variant(config)],
+        "governance_variants": {
+            name: {"kept": len(kept), "summary": rows.summaries[name]} for name, kept in rows.kept.items()
+        },
+        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in method_results(plan, cells)],
         "step_time_note": step_time_note(config) if footprint else "Not measured.",
+        "cells": cells,
+        "missing": missing,
     }
     write_json(folder / "results.json", results)
     if report:
@@ -132,135 +189,34 @@ def run(
     return results
 
 
-_UNMEASURED: dict[str, Any] = {"step_time_ratio": None, "step_time_spread": None, "peak_memory_bytes": None}
+_UNMEASURED: dict[str, Any] = {
+    "step_time_ratio": None,
+    "step_time_spread": None,
+    "peak_memory_bytes": None,
+    "footprint": None,
+}
 
 
-def load_data(config: RunConfig) -> tuple[list[Row], list[Row], list[Row]]:
-    """(training rows before governance, evaluation rows, malformed records)."""
-    data = config.data
-
-    def load(split: str, languages: list[str] | None) -> NliData:
-        return load_nli(data.source, split, languages, rows_per_language=data.rows_per_language)
-
-    splits = available_splits(data.source)
-    for name in ("train_split", "evaluation_split"):
-        if getattr(data, name) not in splits:
-            raise ValueError(
-                f"data.{name} is {getattr(data, name)!r}, but {data.source!r} has only {', '.join(splits)}"
-            )
-    train = load(data.train_split, data.languages)
-    languages = config.evaluation.languages or data.languages
-    if data.train_split == data.evaluation_split:
-        train_rows, evaluation_rows = split_by_premise(train.rows, data.evaluation_fraction, data.seed)
-        evaluation_rows = [
-            row for row in evaluation_rows if languages is None or row["language"] in languages
-        ]
-        malformed = train.malformed
-    else:
-        evaluation = load(data.evaluation_split, languages)
-        train_rows, evaluation_rows = train.rows, evaluation.rows
-        malformed = train.malformed + evaluation.malformed
-    evaluation_rows = sample_shots(evaluation_rows, config.evaluation.max_rows_per_language, data.seed)
-    there = {row["language"] for row in evaluation_rows}
-    if missing := sorted(
-        {config.evaluation.reference_language, *(config.evaluation.languages or ())} - there
-    ):
-        raise ValueError(
-            f"no evaluation rows in {', '.join(missing)}; there are rows in {', '.join(sorted(there))}"
-        )
-    return train_rows, evaluation_rows, malformed
-
-
-def govern_rows(config: RunConfig, rows: list[Row], folder: Path) -> dict[str, Any]:
-    """Governs the rows, writes kept and rejected ones to `folder`; returns the ids kept and the summary."""
-    from hybrid_kernels.governance import govern
-
-    result = govern(
-        [{name: row[name] for name in _GOVERNED_FIELDS} for row in rows],
-        sorted({row["language"] for row in rows}),
-        text_columns=["premise", "hypothesis"],
-        language_column="language",
-        policy=config.governance,
-        id_column="id",
-    )
-    result.write(folder)
-    return {"kept": list(result.kept["id"]), "summary": result.summary}
-
-
-def _govern(
-    config: RunConfig, rows: list[Row], folder: Path, console: Console
-) -> tuple[list[Row], dict[str, Any] | None]:
-    if config.governance is None:
-        return rows, None
-    key = content_key(hybrid_kernels.__version__, config.governance.model_dump(mode="json"), rows)
-    result, there = stage(
-        folder / "governance" / "done.json", key, lambda: govern_rows(config, rows, folder / "governance")
-    )
-    summary = result["summary"]
-    console.print(f"governance {'(done before) ' * there}kept {summary['kept']} of {summary['rows']} rows")
-    kept = set(result["kept"])
-    return [row for row in rows if row["id"] in kept], summary
-
-
-def _train(
-    config: RunConfig,
-    tokenizer: Any,
-    train_rows: list[Row],
-    evaluation_rows: list[Row],
-    folder: Path,
-    console: Console,
-) -> dict[str, list[dict[str, Any]]]:
-    """The training's record of each method's seeds, by method name."""
-    from hybrid_kernels.training.methods import model_fingerprint
-    from hybrid_kernels.training.trainer import train
-
-    shared = [
-        hybrid_kernels.__version__,
-        model_fingerprint(config.model.name),
-        config.model.max_length,
-        config.training.model_dump(exclude={"seeds", "checkpoint_steps"}),
-        config.evaluation.model_dump(include={"batch_size"}),
-        train_rows,
-        evaluation_rows,
-    ]
-    trained: dict[str, list[dict[str, Any]]] = {}
-    for name, method in config.named_methods.items():
-        for seed in config.training.seeds:
-            own = folder / "methods" / name / f"seed-{seed}"
-            key = content_key(*shared, method.model_dump(), seed)
-
-            def compute(
-                method: Any = method, seed: int = seed, own: Path = own, key: str = key
-            ) -> dict[str, Any]:
-                console.print(f"{method.label}, seed {seed}: training")
-                return asdict(train(config, method, seed, tokenizer, train_rows, evaluation_rows, own, key))
-
-            result, there = stage(own / "result.json", key, compute)
-            if there:
-                console.print(f"{method.label}, seed {seed}: done before")
-            trained.setdefault(name, []).append(result)
-    return trained
-
-
-def _footprint(
-    config: RunConfig, tokenizer: Any, rows: list[Row], folder: Path, console: Console
-) -> dict[str, dict[str, Any]]:
+def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:
     from hybrid_kernels.training.footprint import measure
-    from hybrid_kernels.training.methods import model_fingerprint
 
-    rows = rows[: config.training.batch_size]
+    config = plan.config
+    rows = plan.rows.kept[main_variant(config)][: config.training.batch_size]
     key = content_key(
         hybrid_kernels.__version__,
         machine(),
-        model_fingerprint(config.model.name),
+        plan.model,
         config.model.max_length,
-        [method.model_dump() for method in config.methods],
+        [method.model_dump() for method in plan.methods.values()],
         rows,
     )
-    result, there = stage(folder / "footprint.json", key, lambda: measure(config, tokenizer, rows))
+    fitted = RunConfig.model_validate(
+        config.model_dump() | {"methods": [method.model_dump() for method in plan.methods.values()]}
+    )
+    result, there = stage(plan.folder / "footprint.json", key, lambda: measure(fitted, tokenizer, rows))
     if there:
         console.print("footprint: measured before")
-    return result
+    return dict(result)
 
 
 def evaluate_run(folder: Path, data: str | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -268,48 +224,38 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
 
     Args:
         folder: a run's folder.
-        data: another data source for the evaluation rows; the run's own rows if None.
+        data: another data source for the evaluation rows; the run's own test rows if None.
 
     Returns:
-        {method name: `evaluation` and `spread` as in results.json}; also written to `evaluation.json` in the folder.
+        {group of cells that differ by the seed: `label`, `evaluation` and `spread` as in results.json}; also written to
+        `evaluation.json` in the folder.
     """
+    from hybrid_kernels.training import methods
+    from hybrid_kernels.training.trainer import predict
+
     config = load_run_config(folder)
     console = console or Console()
+    rows: list[Row]
     if data is None:
         rows = load_nli(folder / "data", "test").rows
     else:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
-        rows = load_data(config)[1]
-    from hybrid_kernels.training import methods
-    from hybrid_kernels.training.trainer import predict
-
+        rows = load_data(config).test
     tokenizer = methods.load_tokenizer(config.model.name)
     found: dict[str, Any] = {}
-    for name, method in config.named_methods.items():
+    for name, cells in groups(config).items():
         predictions = []
-        for seed in config.training.seeds:
-            adapter = folder / "methods" / name / f"seed-{seed}" / "adapter"
+        for cell in cells:
+            adapter = folder / "cells" / cell.name / "adapter"
             if not adapter.is_dir():
-                console.print(f"{method.label}, seed {seed}: not trained yet, left out")
+                console.print(f"{cell.name}: not trained yet, left out")
                 continue
-            model = methods.load_trained(adapter, config.model.name, tokenizer.pad_token_id, seed)
-            probabilities = predict(
-                model,
-                tokenizer,
-                rows,
-                max_length=config.model.max_length,
-                batch_size=config.evaluation.batch_size,
-                description=f"{method.label}, seed {seed}",
-            )
-            predictions.append(
-                {
-                    "probabilities": probabilities,
-                    "labels": np.array([row["label"] for row in rows]),
-                    "languages": np.array([row["language"] for row in rows]),
-                }
-            )
+            console.print(f"{cell.name}: evaluating")
+            model = TASKS[config.task].load_trained(adapter, config.model.name, tokenizer, cell.seed)
+            predictions.append(predict(config, model.to(trained_device()), tokenizer, rows))
         if predictions:
-            found[name] = {"label": method.label} | evaluate_predictions(
+            label = config.named_methods[cells[0].method].label
+            found[name] = {"label": label} | evaluate_predictions(
                 predictions, config.evaluation.reference_language
             )
     if not found:
@@ -336,11 +282,3 @@ def write_report_of(folder: Path, console: Console | None = None) -> Path:
     path = write_report(read_json(folder / "results.json"), folder)
     (console or Console()).print(f"report: {path}")
     return path
-
-
-def _warn_of_missing_shots(data: DataConfig, rows: list[Row], console: Console) -> None:
-    counts = Counter(row["language"] for row in rows)
-    if data.shots is not None and (few := {name: n for name, n in sorted(counts.items()) if n < data.shots}):
-        console.print(
-            f"fewer than {data.shots} training rows in: {', '.join(f'{k} ({n})' for k, n in few.items())}"
-        )

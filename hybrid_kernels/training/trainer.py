@@ -1,4 +1,4 @@
-"""Training and prediction of one method with one seed, resumable."""
+"""Training and prediction of one cell, resumable; in one process or in several that share each batch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
@@ -24,24 +22,49 @@ from transformers import (
 
 from hybrid_kernels._files import write_file
 from hybrid_kernels.adapters import HybridTrainer, mixing_values
-from hybrid_kernels.training import methods
+from hybrid_kernels.training import distributed, methods
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import LABELS, Row
+from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.files import read_json
 from hybrid_kernels.training.method_config import AnyMethod
+from hybrid_kernels.training.tasks import TASKS, Arrays, Progress, Task
 
 MIXING_RECORDS = 50
+#: of the history; the rest of a log entry is what callbacks measured
+_LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "mixing")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of one trained method and seed; everything else is in its folder."""
+    """What is known of one training; everything else is in its folder.
+
+    `history` has a dict for each step: step, epoch, loss (without the penalty), grad_norm, learning_rate, and whatever
+    callbacks logged. `trainable` names the parameters that were trained, so that a later stage goes on with them.
+    """
 
     trainable_parameters: int
     train_loss: float
     adapter_bytes: int
     history: list[dict[str, Any]]
     mixing_history: list[dict[str, Any]]
+    trainable: list[str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long one training is and how fast it learns; exactly one of epochs and steps."""
+
+    epochs: float | None
+    steps: int | None
+    learning_rate: float
+
+
+def stage_of(config: RunConfig, method: Any, is_source: bool) -> Stage:
+    training, source = config.training, config.source_stage
+    if is_source and source is not None:
+        rate = source.learning_rate or training.learning_rate
+        return Stage(source.epochs, source.steps, method.learning_rate or rate)
+    return Stage(training.epochs, training.steps, method.learning_rate or training.learning_rate)
 
 
 class MethodTrainer(HybridTrainer):
@@ -61,87 +84,120 @@ class MethodTrainer(HybridTrainer):
                 and self.state.global_step % max(1, self.state.max_steps // MIXING_RECORDS) == 0
             ):
                 assert self.model is not None
-                logs["mixing"] = mixing_values(self.model)
+                logs["mixing"] = mixing_values(self.accelerator.unwrap_model(self.model))
         super().log(logs, *args, **kwargs)
 
 
-class _Bar(TrainerCallback):
-    """A progress bar with the loss."""
+class _Steps(TrainerCallback):
+    """Tells how far the training is."""
 
-    def __init__(self, label: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
 
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-            TimeRemainingColumn(),
-        )
-        self.task = self.progress.add_task(label, loss=float("nan"))
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
-        self.progress.start()
+
+class _Diagnostics(TrainerCallback):
+    """Logs gradient norms by branch, and how far structured layers are from orthogonal, when λ is logged."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from hybrid_kernels.training.diagnostics import branch_gradient_norms, orthogonality_defect
+
+        # The step under way is counted when it is over.
+        if (state.global_step + 1) % max(1, state.max_steps // MIXING_RECORDS) == 0:
+            model = kwargs["model"]
+            self.found = {
+                "branch_gradient_norms": branch_gradient_norms(model),
+                "orthogonality_defect": orthogonality_defect(model),
+            }
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.progress.update(self.task, completed=state.global_step, loss=logs["loss"])
+        if logs and "loss" in logs and self.found:
+            # Trainer has put a copy into its history already.
+            state.log_history[-1].update(self.found)
+            logs.update(self.found)
+            self.found = {}
+
+
+class _TensorBoard(TrainerCallback):
+    """Event files with every number that is logged; a dict, such as λ by layer, becomes a group."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Events after the checkpoint that this training goes on from are hidden.
+            self.writer = SummaryWriter(str(self.folder), purge_step=state.global_step + 1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.writer is None:
+            return
+        for name, value in (logs or {}).items():
+            group = value if isinstance(value, dict) else {None: value}
+            for part, number in group.items():
+                tag = f"train/{name}" if part is None else f"{name}/{part}"
+                self.writer.add_scalar(tag, number, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.stop()
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int) -> list[dict[str, Any]]:
-    """Premise–hypothesis pairs as token ids with `labels`; the longer part of a long pair is cut."""
-    encoded = tokenizer(
-        [row["premise"] for row in rows],
-        [row["hypothesis"] for row in rows],
-        truncation="longest_first",
-        max_length=max_length,
-    )
-    return [
-        {name: values[i] for name, values in encoded.items()} | {"labels": row["label"]}
-        for i, row in enumerate(rows)
-    ]
+        if self.writer is not None:
+            self.writer.close()
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]], batch_size: int, device: Any
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[dict[str, Any]],
+    batch_size: int,
+    device: Any,
 ) -> Iterator[methods.Batch]:
     """Padded batches in the order of `examples`."""
-    collate = DataCollatorWithPadding(tokenizer)
+    collate = task.collator(tokenizer)
     for start in range(0, len(examples), batch_size):
         batch = collate(list(examples[start : start + batch_size]))
         yield {name: values.to(device) for name, values in batch.items()}
 
 
 def predict(
+    config: RunConfig,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
-    *,
-    max_length: int,
-    batch_size: int,
-    description: str,
-) -> np.ndarray:
-    """Class probabilities (rows, classes), float64; batches hold pairs of like length."""
-    examples = tokenize(tokenizer, rows, max_length)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
-    device = next(model.parameters()).device
-    parts = []
-    model.eval()
-    with torch.inference_mode():
-        for batch in track(
-            batches(tokenizer, [examples[i] for i in order], batch_size, device),
-            description=description,
-            total=-(-len(examples) // batch_size),
-        ):
-            batch.pop("labels")
-            parts.append(model(**batch).logits.double().softmax(dim=-1).cpu())
-    probabilities = np.empty((len(rows), len(LABELS)))
-    probabilities[order] = torch.cat(parts).numpy()
-    return probabilities
+    rows: Sequence[Row],
+    progress: Progress = lambda done, total: None,
+) -> Arrays:
+    """The task's arrays of all rows, with `ids`, `items` and `languages`; each process predicts its share."""
+    size = distributed.world_size()
+    mine = rows[distributed.rank() :: size]
+    shares = distributed.gathered(
+        TASKS[config.task].predict(
+            model,
+            tokenizer,
+            mine,
+            max_length=config.model.max_length,
+            batch_size=config.evaluation.batch_size,
+            progress=progress,
+        )
+        if mine
+        else {}
+    )
+    found: Arrays = {}
+    for name, first in shares[0].items():
+        found[name] = np.empty(
+            (len(rows), *first.shape[1:]), dtype=np.result_type(*(s[name] for s in shares if s))
+        )
+        for own, share in enumerate(shares):
+            if share:
+                found[name][own::size] = share[name]
+    for name, column in (("ids", "id"), ("items", "item"), ("languages", "language")):
+        found[name] = np.array([row[column] for row in rows])
+    return found
 
 
 def train(
@@ -149,55 +205,95 @@ def train(
     method: AnyMethod,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
-    train_rows: list[Row],
-    evaluation_rows: list[Row],
+    rows: list[Row],
     folder: Path,
     key: str,
+    *,
+    is_source: bool = False,
+    start: Path | None = None,
+    progress: Progress = lambda done, total: None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
-    """Trains one method with one seed and predicts the evaluation rows.
+    """Trains one method with one seed, unless that was done under the same `key`.
 
-    Leaves in `folder`: `adapter/` and `predictions.npz` (see `load_predictions`), and during training `checkpoints/`.
-    If the folder has a whole checkpoint made under the same `key`, training goes on from it with the same result.
+    Leaves `adapter/` and `trained.json` (written last) in `folder`, and during training `checkpoints/`. If the folder
+    has a whole checkpoint made under the same `key`, training goes on from it with the same result.
+
+    Args:
+        method: one of the configuration's methods, as fitted to the budget.
+        rows: to train on, in an order that depends on the seed alone.
+        is_source: the source stage's length and learning rate hold.
+        start: folder of a cell whose adapter this one starts from.
+        progress: is told of each step.
     """
-    checkpoint = _prepare(folder, key)
-    base, head = methods.load_classifier(config.model.name, tokenizer.pad_token_id, seed)
-    model = methods.add_adapter(base, head, method, seed)
-    examples = tokenize(tokenizer, train_rows, config.model.max_length)
-    arguments = _arguments(config, method, seed, folder)
+
+    def compute() -> dict[str, Any]:
+        return asdict(
+            _train(config, method, seed, tokenizer, rows, folder, key, is_source, start, progress, callbacks)
+        )
+
+    result, _ = distributed.shared_stage(folder / "trained.json", key, compute)
+    if distributed.is_first():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return Trained(**result)
+
+
+def _train(
+    config: RunConfig,
+    method: Any,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    folder: Path,
+    key: str,
+    is_source: bool,
+    start: Path | None,
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback],
+) -> Trained:
+    task = TASKS[config.task]
+    count = distributed.batch_size_per_process(config.training.batch_size)
+    checkpoint = distributed.from_first(lambda: _prepare(folder, key))
+    if start is None:
+        base, head = task.load_model(config.model.name, tokenizer, seed)
+        model = methods.add_adapter(base, head, method, seed)
+    else:
+        model = task.load_trained(start / "adapter", config.model.name, tokenizer, seed)
+        trainable = set(read_json(start / "trained.json")["result"]["trainable"])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        methods.accelerate_if_asked(model, method)
+    examples = task.examples(tokenizer, rows, config.model.max_length)
     trainer = MethodTrainer(
         model=model,
-        args=arguments,
+        args=_arguments(config, stage_of(config, method, is_source), seed, count, folder),
         train_dataset=examples,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[_Bar(f"{method.label}, seed {seed}"), *callbacks],
+        data_collator=task.collator(tokenizer),
+        callbacks=[
+            _Steps(progress),
+            _Diagnostics(),
+            *([_TensorBoard(folder / "tensorboard")] if config.training.tensorboard else []),
+            *callbacks,
+        ],
         orthogonality_weight=methods.orthogonality_weight(method),
     )
+    if task.loss_over_rows:
+        # Else Trainer takes the loss for a sum over tokens divided by their number in all processes, as causal language
+        # models have it, and multiplies that of a classifier by the number of processes.
+        trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    # Also before a resume: a checkpoint loads into an adapter of the same make.
-    count = config.training.batch_size
-    order = np.random.default_rng(seed).permutation(len(examples))
-    first = batches(tokenizer, [examples[i] for i in order], count, model.device)
-    methods.initialize(model, method, first)
+    if start is None:
+        # Also before a resume: a checkpoint loads into an adapter of the same make.
+        order = np.random.default_rng(seed).permutation(len(examples))
+        first = batches(
+            task, tokenizer, [examples[i] for i in order], config.training.batch_size, trainer.args.device
+        )
+        methods.initialize(model, method, first)
     methods.set_seed(seed)
-    bar = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, _Bar))
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        bar.progress.stop()
-
-    probabilities = predict(
-        model,
-        tokenizer,
-        evaluation_rows,
-        max_length=config.model.max_length,
-        batch_size=config.evaluation.batch_size,
-        description=f"{method.label}, evaluation",
-    )
-    save_predictions(folder / "predictions.npz", probabilities, evaluation_rows)
-    model.save_pretrained(str(folder / "adapter"))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if distributed.is_first():
+        methods.save(model, folder / "adapter")
 
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     last_epoch = [entry["loss"] for entry in logs if entry["epoch"] > logs[-1]["epoch"] - 1]
@@ -206,43 +302,51 @@ def train(
         train_loss=float(np.mean(last_epoch)),
         adapter_bytes=sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors")),
         history=[
-            {name: entry.get(name) for name in ("step", "epoch", "loss", "grad_norm", "learning_rate")}
+            {name: entry.get(name) for name in _LOGGED if name != "mixing"}
+            | {name: value for name, value in entry.items() if name not in _LOGGED}
             for entry in logs
         ],
         mixing_history=[
             {"step": entry["step"], "values": entry["mixing"]} for entry in logs if "mixing" in entry
         ],
+        trainable=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
     )
 
 
-def save_predictions(path: Path, probabilities: np.ndarray, rows: list[Row]) -> None:
+def save_predictions(path: Path, parts: dict[str, Arrays]) -> None:
+    """One file for all parts, whole or not there; its bytes depend on the arrays alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez(
-            file,
-            probabilities=probabilities,
-            labels=np.array([row["label"] for row in rows]),
-            languages=np.array([row["language"] for row in rows]),
-            ids=np.array([row["id"] for row in rows]),
-        )
+        entries: dict[str, Any] = {
+            f"{part}|{name}": values for part, arrays in parts.items() for name, values in arrays.items()
+        }
+        np.savez(file, **entries)
     partial.replace(path)
 
 
-def load_predictions(path: Path) -> dict[str, np.ndarray]:
-    """`probabilities` (n, classes), `labels` (n,), `languages` (n,), `ids` (n,)."""
+def load_predictions(path: Path) -> dict[str, Arrays]:
+    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`.
+
+    A classifier's are `log_probabilities` (n, classes) float32 and `labels` (n,).
+    """
+    parts: dict[str, Arrays] = {}
     with np.load(path) as file:
-        return dict(file)
+        for entry in file.files:
+            part, name = entry.split("|")
+            parts.setdefault(part, {})[name] = file[entry]
+    return parts
 
 
-def _arguments(config: RunConfig, method: AnyMethod, seed: int, folder: Path) -> TrainingArguments:
+def _arguments(config: RunConfig, stage: Stage, seed: int, count: int, folder: Path) -> TrainingArguments:
     training = config.training
+    on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
-        num_train_epochs=training.epochs or 1,
-        max_steps=training.steps or -1,
-        per_device_train_batch_size=training.batch_size,
-        learning_rate=method.learning_rate or training.learning_rate,
+        num_train_epochs=stage.epochs or 1,
+        max_steps=stage.steps or -1,
+        per_device_train_batch_size=count,
+        learning_rate=stage.learning_rate,
         # Trainer reads a number below one as a fraction of the steps.
         warmup_steps=training.warmup_fraction,
         weight_decay=training.weight_decay,
@@ -255,7 +359,10 @@ def _arguments(config: RunConfig, method: AnyMethod, seed: int, folder: Path) ->
         data_seed=seed,
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not on_gpu,
+        ddp_backend=None if on_gpu or distributed.world_size() == 1 else "gloo",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=on_gpu,
     )
 
 
@@ -272,9 +379,10 @@ def _prepare(folder: Path, key: str) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    # Trainer writes its state last.
+    # The first process writes the Trainer's state last; the others write their random state besides.
+    states = len(list(checkpoint.glob("rng_state*.pth")))
     try:
         read_json(checkpoint / "trainer_state.json")
     except (OSError, json.JSONDecodeError):
         return False
-    return True
+    return states == distributed.world_size()

@@ -8,10 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from hybrid_kernels.training import run as run_module
+from hybrid_kernels.training import prepare
 from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.prepare import load_data
 from hybrid_kernels.training.results import evaluate_predictions
-from hybrid_kernels.training.run import evaluate_run, load_data, run
+from hybrid_kernels.training.run import evaluate_run, run
 from tests.training.support import HRA, HYBRID
 
 QUIET = Console(quiet=True)
@@ -62,21 +63,31 @@ def test_results_of_all_methods(values, monkeypatch):
         assert set(method["evaluation"]["per_language"]) == {"de", "en"}
         assert method["spread"]["accuracy"] is not None
         assert sum(one["count"] for one in method["evaluation"]["reliability"]) == 2 * 24
+        first, *others = method["footprint"]
+        assert [one["implementation"] for one in method["footprint"]] == (
+            ["hybrid-kernels"] if method["name"] == "hybrid" else ["peft", "accelerated"]
+        )
+        assert first["step_time_ratio"] == method["step_time_ratio"]
+        for one in (first, *others):
+            assert one["trainable_parameters"] == method["trainable_parameters"]
+            # Eight pairs of 3 special tokens, 6 words and 2 words.
+            assert one["tokens_per_second"] * one["step_seconds"] == pytest.approx(8 * 11)
+            assert one["peak_memory_bytes"] > 0
     # LoRA r = 4 on two 32 × 32 layers of each of two blocks; pooler and classifier are trained as well.
     head = 32 * 32 + 32 + 3 * 32 + 3
     counts = [method["trainable_parameters"] for method in results["methods"]]
     assert counts == [4 * 2 * 4 * 32 + head, 4 * 4 * 32 + head, 4 * (2 * 4 + 2) * 32 + head]
     assert (folder / "report.html").is_file()
-    before = modified(folder / "methods")
+    before = modified(folder / "cells")
     again = run(RunConfig.model_validate(values), console=QUIET)
-    assert modified(folder / "methods") == before
+    assert modified(folder / "cells") == before
     assert again["methods"] == results["methods"]
 
 
 def test_only_what_changed_is_done_again(values):
     values["methods"].append(HRA)
     run_quietly(values)
-    folder = Path(values["output"]) / "methods"
+    folder = Path(values["output"]) / "cells"
     before = modified(folder)
     values["methods"][1] = HRA | {"r": 2}
     # A checkpoint's distance does not change the result.
@@ -84,12 +95,13 @@ def test_only_what_changed_is_done_again(values):
     run_quietly(values)
     after = modified(folder)
     assert all(after[name] == stamp for name, stamp in before.items() if name.startswith("lora"))
-    assert after["hra/seed-0/result.json"] != before["hra/seed-0/result.json"]
+    marker = "hra.seed-0.shots-all.governance-none/result.json"
+    assert after[marker] != before[marker]
 
 
 def test_changed_rows_train_again(values, tiny_data, tmp_path):
     run_quietly(values)
-    marker = Path(values["output"]) / "methods" / "lora" / "seed-0" / "result.json"
+    marker = Path(values["output"]) / "cells" / "lora.seed-0.shots-all.governance-none" / "result.json"
     before = marker.stat().st_mtime_ns
     data = tmp_path / "data"
     data.mkdir()
@@ -123,7 +135,7 @@ def test_saved_adapters_evaluate_to_the_results(values):
     found = evaluate_run(Path(values["output"]), console=QUIET)
     for method in results["methods"]:
         for metric, value in method["evaluation"]["macro"].items():
-            assert found[method["name"]]["evaluation"]["macro"][metric] == pytest.approx(value, abs=1e-4)
+            assert found[method["name"]]["evaluation"]["macro"][metric] == value
 
 
 def test_seeds_differ_and_are_averaged(values):
@@ -139,7 +151,9 @@ def test_evaluate_predictions_by_hand():
     labels, languages = np.array([0, 1, 0, 1]), np.array(["en", "en", "sw", "sw"])
     right = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]])
     wrong = np.array([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]])
-    seeds = [{"probabilities": one, "labels": labels, "languages": languages} for one in (right, wrong)]
+    seeds = [
+        {"log_probabilities": np.log(one), "labels": labels, "languages": languages} for one in (right, wrong)
+    ]
     found = evaluate_predictions(seeds, "en")
     assert found["evaluation"]["per_language"]["en"]["accuracy"] == pytest.approx(0.75)
     assert found["evaluation"]["per_language"]["sw"]["accuracy"] == pytest.approx(0.25)
@@ -155,9 +169,37 @@ def test_one_split_is_divided(values, tiny_data, tmp_path):
     data.mkdir()
     (data / "dev.jsonl").write_text((tiny_data / "train.jsonl").read_text())
     values["data"] = {"source": str(data), "train_split": "dev", "evaluation_split": "dev"}
-    train, evaluation, _ = load_data(RunConfig.model_validate(values))
-    assert len(train) == len(evaluation) == 24
-    assert not {row["item"] for row in train} & {row["item"] for row in evaluation}
+    loaded = load_data(RunConfig.model_validate(values))
+    assert len(loaded.train) == len(loaded.test) == 24 and not loaded.dev
+    assert not {row["item"] for row in loaded.train} & {row["item"] for row in loaded.test}
+    values["data"]["dev_fraction"] = 0.25
+    parts = load_data(RunConfig.model_validate(values))
+    assert parts.train == loaded.train
+    assert len(parts.dev) == 6 and len(parts.test) == 18
+    assert not {row["premise"] for row in parts.dev} & {row["premise"] for row in parts.test}
+
+
+def test_dev_rows_of_a_split_of_their_own(values, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    train, test = ((tiny_data / f"{split}.jsonl").read_text() for split in ("train", "test"))
+    (data / "train.jsonl").write_text(train)
+    (data / "test.jsonl").write_text(test)
+    # Some of it is in the test split, too.
+    (data / "dev.jsonl").write_text((train + test).replace('"id": "', '"id": "dev-'))
+    values["data"] = {"source": str(data), "dev_split": "dev"}
+    loaded = load_data(RunConfig.model_validate(values))
+    assert [row["id"] for row in loaded.dev] == [f"dev-{row['id']}" for row in loaded.train]
+
+
+def test_evaluation_rows_are_the_same_items_in_each_language(values):
+    values["evaluation"]["max_rows_per_language"] = 5
+    loaded = load_data(RunConfig.model_validate(values))
+    items = {
+        language: [row["item"] for row in loaded.test if row["language"] == language]
+        for language in ("en", "de")
+    }
+    assert items["en"] == items["de"] and len(items["en"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -178,7 +220,7 @@ def test_data_that_does_not_fit(values, section, change, message):
 def test_governance_is_skipped_when_done(values, monkeypatch):
     values["governance"] = {"language": {"enabled": False}}
     first = run_quietly(values)
-    monkeypatch.setattr(run_module, "govern_rows", lambda *args: pytest.fail("governed again"))
+    monkeypatch.setattr(prepare, "govern_rows", lambda *args: pytest.fail("governed again"))
     assert run_quietly(values)["governance"] == first["governance"]
 
 

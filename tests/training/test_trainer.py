@@ -2,12 +2,14 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import load_nli
-from hybrid_kernels.training.trainer import load_predictions, predict, train
+from hybrid_kernels.training.tasks import TASKS
+from hybrid_kernels.training.trainer import predict, train
 from tests.training.support import HRA, HYBRID
 
 
@@ -36,13 +38,15 @@ class Steps(TrainerCallback):
 def train_one(values, tiny_data):
     """Trains one method in a folder."""
 
-    def run(method, folder, callbacks=(), key="key", **training):
+    def run(method, folder, callbacks=(), key="key", start=None, **training):
         config = RunConfig.model_validate(
             values | {"methods": [method], "training": values["training"] | training}
         )
         tokenizer = methods.load_tokenizer(config.model.name)
-        rows = [load_nli(tiny_data, split).rows for split in ("train", "test")]
-        return train(config, config.methods[0], 0, tokenizer, *rows, folder, key, callbacks)
+        rows = load_nli(tiny_data, "train").rows
+        return train(
+            config, config.methods[0], 0, tokenizer, rows, folder, key, start=start, callbacks=callbacks
+        )
 
     return run
 
@@ -63,26 +67,42 @@ def test_interrupted_and_resumed_equals_uninterrupted(method, train_one, values,
     resumed = train_one(method, tmp_path / "resumed", [steps])
     assert steps.taken == [5, 6]
     assert resumed == whole
-    first, second = (load_predictions(tmp_path / name / "predictions.npz") for name in ("whole", "resumed"))
-    np.testing.assert_array_equal(first["probabilities"], second["probabilities"])
+    first, second = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "resumed")
+    )
+    assert first == second
     assert not checkpoints.exists()
 
 
-def test_training_learns_and_the_saved_adapter_predicts_the_same(train_one, values, tiny_data, tmp_path):
+def test_training_learns(train_one, values, tmp_path):
     for name, method in {"lora": values["methods"][0], "hybrid": HYBRID}.items():
-        trained = train_one(method, tmp_path / name, steps=40)
-        losses = [entry["loss"] for entry in trained.history]
+        losses = [entry["loss"] for entry in train_one(method, tmp_path / name, steps=40).history]
         assert len(losses) == 40 and np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.05
-        tokenizer = methods.load_tokenizer(values["model"]["name"])
-        # Another seed: everything that was trained has to come from the folder, the head too.
-        loaded = methods.load_trained(
-            tmp_path / name / "adapter", values["model"]["name"], tokenizer.pad_token_id, seed=99
-        )
-        rows = load_nli(tiny_data, "test").rows
-        again = predict(loaded, tokenizer, rows, max_length=32, batch_size=7, description="")
-        stored = load_predictions(tmp_path / name / "predictions.npz")
-        np.testing.assert_allclose(again, stored["probabilities"], atol=1e-5)
-        assert stored["ids"].tolist() == [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize("method", ["lora", "hra", "hybrid"])
+def test_a_later_stage_starts_where_the_earlier_one_ended(method, train_one, values, tmp_path):
+    """At a learning rate of next to nothing it stays there, and all that was trained is trained on."""
+    method = {"lora": values["methods"][0], "hra": HRA, "hybrid": HYBRID}[method]
+    early = train_one(method, tmp_path / "early", steps=20)
+    still = train_one(method | {"learning_rate": 1e-12}, tmp_path / "still", start=tmp_path / "early")
+    onward = train_one(method, tmp_path / "onward", start=tmp_path / "early")
+    assert still.trainable == onward.trainable == early.trainable
+    before, same, after = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("early", "still", "onward")
+    )
+    # λ and its averages follow the gradients whatever the learning rate is.
+    trained = [name for name in before if not name.endswith(("mixing", "gradient_norms"))]
+    for name in trained:
+        np.testing.assert_allclose(same[name], before[name], atol=1e-7)
+    if method["method"] == "hybrid":
+        # The gradient-aligned start is the earlier stage's, not made anew.
+        (base,) = {len(after) for after in (before, same, after)}
+        assert base == len(before)
+    moved = [name for name in trained if not np.array_equal(after[name], before[name])]
+    assert len(moved) >= len(early.trainable) - 4
 
 
 def test_methods_see_the_same_data_in_the_same_order(train_one, values, tmp_path):
@@ -128,15 +148,51 @@ def test_predictions_are_in_the_order_of_the_rows(values, tiny_data):
     """Batches are sorted by length and padded; neither may show."""
     import torch
 
+    config = RunConfig.model_validate(values | {"evaluation": {"batch_size": 5}})
     tokenizer = methods.load_tokenizer(values["model"]["name"])
-    model, _ = methods.load_classifier(values["model"]["name"], tokenizer.pad_token_id, seed=0)
+    model, _ = TASKS["classification"].load_model(values["model"]["name"], tokenizer, 0)
     rows = load_nli(tiny_data, "test").rows
     rows = [row | {"premise": row["premise"][: 5 + 7 * (i % 4)]} for i, row in enumerate(rows)]
-    found = predict(model, tokenizer, rows, max_length=32, batch_size=5, description="")
-    for row, probabilities in zip(rows, found, strict=True):
+    found = predict(config, model, tokenizer, rows)
+    assert found["log_probabilities"].dtype == np.float32
+    for row, log_probabilities in zip(rows, found["log_probabilities"], strict=True):
         with torch.no_grad():
             logits = model(**tokenizer(row["premise"], row["hypothesis"], return_tensors="pt")).logits
-        np.testing.assert_allclose(probabilities, logits[0].double().softmax(-1).numpy(), atol=1e-6)
+        np.testing.assert_allclose(log_probabilities, logits[0].double().log_softmax(-1).numpy(), atol=1e-5)
+    for name, column in (("ids", "id"), ("items", "item"), ("languages", "language"), ("labels", "label")):
+        assert found[name].tolist() == [row[column] for row in rows]
+
+
+def test_callbacks_add_to_the_history(train_one, values, tmp_path):
+    class Measure(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            # The Trainer adds the logs to its history before it calls this.
+            if "loss" in logs:
+                state.log_history[-1]["defect"] = {"layer": state.global_step / 2}
+
+    history = train_one(values["methods"][0], tmp_path, [Measure()]).history
+    assert [entry["defect"] for entry in history] == [{"layer": step / 2} for step in range(1, 7)]
+    assert all(entry["grad_norm"] > 0 for entry in history)
+    # One step of warm-up from 0, then a straight line down.
+    assert [entry["learning_rate"] for entry in history] == pytest.approx(
+        [0.0, *(0.003 * (6 - step) / 5 for step in range(1, 6))]
+    )
+
+
+def test_tensorboard_events(train_one, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(KeyboardInterrupt):
+        train_one(HYBRID, tmp_path, [Stop(5)], tensorboard=True)
+    trained = train_one(HYBRID, tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = events.Scalars("train/loss")
+    # Each step once, also those before the interruption.
+    assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([e.value for e in losses], [e["loss"] for e in trained.history], rtol=1e-6)
+    layers = {f"mixing/{layer}" for layer in trained.mixing_history[0]["values"]}
+    assert len(layers) == 4 and layers <= set(events.Tags()["scalars"])
 
 
 def test_diverging_training_is_an_error(train_one, values, tmp_path):

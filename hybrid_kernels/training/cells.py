@@ -1,0 +1,132 @@
+"""The cells of a run: what is trained, from what, and under which content key.
+
+A cell is one training: a method, a seed, a number of shots, and what became of the training rows (its governance
+variant). Where the run has a source stage, the 0-shot cell of a method and seed is that stage, and the other cells of
+the method and seed start from its adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import hybrid_kernels
+from hybrid_kernels.governance import GovernancePolicy
+from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.files import content_key
+
+#: raised when what a cell does changes, so that cells made before are made again
+TRAINING_FORMAT = 1
+PREDICTION_FORMAT = 1
+#: the policy's sections that an ablation switches. `thresholds` are bounds of the quality and perplexity steps, and
+#: `leakage` guards the test rows whatever else is asked of the training rows.
+STEPS = ("quality", "language", "perplexity", "personal_data", "duplicates")
+ALL, NONE = "all", "none"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`governance` is a key of `variants`; a cell that is not reported exists for those that start from it."""
+
+    method: str
+    seed: int
+    shots: int | Literal["all"]
+    governance: str
+    reported: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of its folder, too."""
+        return f"{self.method}.seed-{self.seed}.shots-{self.shots}.governance-{self.governance}"
+
+    @property
+    def is_source(self) -> bool:
+        return self.shots == 0
+
+
+def variants(config: RunConfig) -> dict[str, GovernancePolicy | None]:
+    """The policy of each governance variant by name, the run's own first; None leaves the rows as they are.
+
+    With an ablation: `all`, `none`, `only-STEP` and `without-STEP` for each step that the policy has on. Of a policy
+    with one step, `only-` that step is `all`, and so is left out, as `without-` is `none`.
+    """
+    policy = config.governance
+    if policy is None:
+        return {NONE: None}
+    found: dict[str, GovernancePolicy | None] = {ALL: policy}
+    if config.governance_ablation is None:
+        return found
+    found[NONE] = None
+    steps = [name for name in STEPS if getattr(policy, name).enabled]
+    if len(steps) > 1:
+        found |= {f"only-{step}": _switched(policy, {step}) for step in steps}
+    if len(steps) > 2:
+        found |= {f"without-{step}": _switched(policy, set(steps) - {step}) for step in steps}
+    return found
+
+
+def _switched(policy: GovernancePolicy, on: set[str]) -> GovernancePolicy:
+    off = {
+        name: getattr(policy, name).model_copy(update={"enabled": False}) for name in STEPS if name not in on
+    }
+    return policy.model_copy(update=off)
+
+
+def main_variant(config: RunConfig) -> str:
+    return next(iter(variants(config)))
+
+
+def expand(config: RunConfig) -> list[Cell]:
+    """The run's cells, each after the one it starts from; seeds outermost, so that a part of a run compares methods."""
+    main, ablation = main_variant(config), config.governance_ablation
+    shots = config.data.all_shots
+    cells: dict[str, Cell] = {}
+    for seed in config.training.seeds:
+        for method in config.named_methods:
+            own = [Cell(method, seed, number, main) for number in shots]
+            if ablation is not None and method in ablation.methods:
+                own += [Cell(method, seed, ablation.shots, variant) for variant in variants(config)]
+            if config.source_stage is not None:
+                source = Cell(method, seed, 0, main, reported=0 in shots)
+                own = [source, *(cell for cell in own if not cell.is_source)]
+            cells |= {cell.name: cell for cell in own}
+    return list(cells.values())
+
+
+def source_of(config: RunConfig, cell: Cell) -> Cell | None:
+    """The cell whose adapter this one starts from; None: it starts from the pretrained model."""
+    if config.source_stage is None or cell.is_source:
+        return None
+    return Cell(cell.method, cell.seed, 0, main_variant(config), reported=0 in config.data.all_shots)
+
+
+def training_key(
+    config: RunConfig, cell: Cell, method: Any, model: list[Any], rows: str, source_key: str | None
+) -> str:
+    """What the adapter of a cell depends on, as a digest.
+
+    Args:
+        method: the cell's method, as it is trained (fitted to the budget).
+        model: `methods.model_fingerprint` of the pretrained model.
+        rows: `content_key` of the training rows.
+        source_key: the training key of the cell it starts from.
+    """
+    stage = config.source_stage if cell.is_source else None
+    return content_key(
+        TRAINING_FORMAT,
+        hybrid_kernels.__version__,
+        config.task,
+        model,
+        config.model.max_length,
+        config.training.model_dump(exclude={"seeds", "checkpoint_steps", "tensorboard"}),
+        None if stage is None else stage.model_dump(include={"epochs", "steps", "learning_rate"}),
+        method.model_dump(exclude={"name"}),
+        cell.seed,
+        rows,
+        source_key,
+    )
+
+
+def prediction_key(training: str, config: RunConfig, parts: dict[str, str]) -> str:
+    """What the predictions of a cell depend on: its adapter, and `content_key` of the rows of each part."""
+    return content_key(PREDICTION_FORMAT, training, config.evaluation.batch_size, parts)

@@ -1,0 +1,194 @@
+"""All that a run's cells need, and the work of one cell. A plan is sent to worker processes as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybrid_kernels._files import write_file
+from hybrid_kernels.training import distributed
+from hybrid_kernels.training.cells import Cell, expand, prediction_key, source_of, training_key
+from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.data import Row
+from hybrid_kernels.training.files import content_key, stored_result, write_json
+from hybrid_kernels.training.prepare import Rows
+from hybrid_kernels.training.tasks import TASKS
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+    from transformers import PreTrainedTokenizerBase
+
+#: (what is under way, done, total)
+Report = Callable[[str, int, int], None]
+
+
+@dataclass
+class Plan:
+    """`methods` are the configuration's by name, fitted to the budget; `model` is the pretrained one's fingerprint."""
+
+    config: RunConfig
+    folder: Path
+    rows: Rows
+    methods: dict[str, Any]
+    model: list[Any]
+    cells: list[Cell] = field(init=False)
+    _row_keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cells = expand(self.config)
+
+    def folder_of(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def describe(self, cell: Cell) -> str:
+        """For a reader: what tells the cell from the run's others."""
+        parts = [self.methods[cell.method].label, f"seed {cell.seed}"]
+        if len({other.shots for other in self.cells}) > 1:
+            parts.append(f"{cell.shots} shots")
+        if len({other.governance for other in self.cells}) > 1:
+            parts.append(f"governance: {cell.governance}")
+        return ", ".join(parts)
+
+    def training_key(self, cell: Cell) -> str:
+        source = source_of(self.config, cell)
+        # The choice of all rows is the same for every seed.
+        place = (cell.governance, cell.shots, None if cell.shots == "all" else cell.seed)
+        if place not in self._row_keys:
+            self._row_keys[place] = content_key(self.rows.of(self.config, cell))
+        return training_key(
+            self.config,
+            cell,
+            self.methods[cell.method],
+            self.model,
+            self._row_keys[place],
+            None if source is None else self.training_key(source),
+        )
+
+    def prediction_key(self, cell: Cell) -> str:
+        parts = self.rows.parts_of(self.config, cell)
+        for name, rows in parts.items():
+            if ("part", name) not in self._row_keys:
+                self._row_keys["part", name] = content_key(rows)
+        return prediction_key(
+            self.training_key(cell), self.config, {name: self._row_keys["part", name] for name in parts}
+        )
+
+    def card(
+        self, cell: Cell, rows: list[Row], trainable_parameters: int, metrics: dict[str, Any]
+    ) -> ModelCard:
+        """The model card of a cell's adapter; `metrics` of each part, of which the card has the test part's."""
+        from hybrid_kernels.training.methods import display_name
+        from hybrid_kernels.training.model_card import model_card
+
+        shots = "all rows" if cell.shots == "all" else f"{cell.shots} rows a language"
+        macro = metrics.get("test", {}).get("macro", {})
+        return model_card(
+            base_model=display_name(self.config.model.name),
+            method=self.methods[cell.method],
+            task=TASKS[self.config.task].kind,
+            languages=sorted({row["language"] for row in rows}),
+            data="the source stage's rows" if cell.is_source else f"{shots} of {self.config.data.source}",
+            governance=None if cell.is_source else self.rows.summaries[cell.governance],
+            metrics={f"{name}, mean over languages": value for name, value in macro.items()},
+            trainable_parameters=trainable_parameters,
+        )
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What `run_cell` left under the present key; None where it has not finished."""
+        result: dict[str, Any] | None = stored_result(
+            self.folder_of(cell) / "result.json", self.prediction_key(cell)
+        )
+        return result
+
+
+def make_plan(config: RunConfig, folder: Path, rows: Rows) -> Plan:
+    """The plan of a run; ValueError where a method does not fit the budget."""
+    from hybrid_kernels.training.methods import model_fingerprint
+
+    return Plan(config, folder, rows, fitted_methods(config), model_fingerprint(config.model.name))
+
+
+def fitted_methods(config: RunConfig) -> dict[str, Any]:
+    """The methods by name, of the sizes that come closest to the budget."""
+    if config.budget is None:
+        return dict(config.named_methods)
+    from hybrid_kernels.training.budget import fit_budget
+    from hybrid_kernels.training.methods import load_tokenizer
+
+    model, head = TASKS[config.task].load_model(config.model.name, load_tokenizer(config.model.name), 0)
+    return {
+        name: fit_budget(method, model, config.budget, head=head)
+        for name, method in config.named_methods.items()
+    }
+
+
+def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report: Report) -> dict[str, Any]:
+    """Trains a cell and predicts the run's parts with the adapter as it was saved; does what is not done yet.
+
+    Leaves in the cell's folder: adapter/, trained.json (`trainer.Trained`), training_rows.json (their ids),
+    predictions.npz (`trainer.load_predictions`) and, written last, result.json.
+
+    Returns:
+        The content of result.json: the cell, `label`, `folder` (relative to the run's), `train_rows`, `seconds`,
+        `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
+    """
+    from hybrid_kernels.training.trainer import predict, save_predictions, train
+
+    started = time.monotonic()
+    config, folder, task = plan.config, plan.folder_of(cell), TASKS[plan.config.task]
+    rows, source = plan.rows.of(config, cell), source_of(config, cell)
+    trained = train(
+        config,
+        plan.methods[cell.method],
+        cell.seed,
+        tokenizer,
+        rows,
+        folder,
+        plan.training_key(cell),
+        is_source=cell.is_source,
+        start=None if source is None else plan.folder_of(source),
+        progress=partial(report, "training"),
+    )
+
+    def predictions() -> dict[str, Any]:
+        # Not with the model in memory: whether the run was interrupted may not show, and `evaluate` finds the same.
+        model = task.load_trained(folder / "adapter", config.model.name, tokenizer, cell.seed)
+        model.to(trained_device())
+        parts = plan.rows.parts_of(config, cell)
+        found = {}
+        for name, part in parts.items():
+            found[name] = predict(config, model, tokenizer, part, partial(report, f"predicting {name}"))
+        if distributed.is_first():
+            save_predictions(folder / "predictions.npz", found)
+            write_json(folder / "training_rows.json", [row["id"] for row in rows])
+        reference = config.evaluation.reference_language
+        metrics = {name: task.metrics(arrays, reference) for name, arrays in found.items()}
+        if distributed.is_first():
+            card = plan.card(cell, rows, trained.trainable_parameters, metrics)
+            write_file(folder / "adapter" / "README.md", str(card))
+        return asdict(cell) | {
+            "label": plan.methods[cell.method].label,
+            "folder": str(folder.relative_to(plan.folder)),
+            "train_rows": len(rows),
+            "seconds": round(time.monotonic() - started, 2),
+            "trainable_parameters": trained.trainable_parameters,
+            "train_loss": trained.train_loss,
+            "adapter_bytes": trained.adapter_bytes,
+            "metrics": metrics,
+        }
+
+    result, _ = distributed.shared_stage(folder / "result.json", plan.prediction_key(cell), predictions)
+    return dict(result)
+
+
+def trained_device() -> Any:
+    """Where the Trainer puts the model of this process."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,245 @@
+"""What a configuration expands into, and what each cell trains on and predicts."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hybrid_kernels.training.cells import Cell, expand, source_of, variants
+from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.plan import make_plan
+from hybrid_kernels.training.prepare import prepare
+from hybrid_kernels.training.run import run
+from hybrid_kernels.training.trainer import load_predictions
+from tests.training.support import HRA
+
+QUIET = Console(quiet=True)
+POLICY = {"language": {"enabled": False}, "quality": {"reject_truncated": False}}
+
+
+def plan_of(values, folder: Path):
+    config = RunConfig.model_validate(values)
+    return make_plan(config, folder, prepare(config, folder, QUIET))
+
+
+@pytest.fixture
+def sweep(values):
+    """A source stage in English, then 0, 4 and 8 shots."""
+    return values | {
+        "source_stage": {"steps": 6},
+        "data": values["data"] | {"shots": [8, 0, 4]},
+        "training": values["training"] | {"seeds": [0, 1]},
+    }
+
+
+def test_expansion_of_a_sweep(sweep):
+    cells = expand(RunConfig.model_validate(sweep))
+    assert [cell.name for cell in cells] == [
+        f"lora.seed-{seed}.shots-{shots}.governance-none" for seed in (0, 1) for shots in (0, 4, 8)
+    ]
+    sources = [source_of(RunConfig.model_validate(sweep), cell) for cell in cells]
+    assert sources == [None, cells[0], cells[0], None, cells[3], cells[3]]
+    # Without 0 shots the source stage is trained all the same, for the others.
+    cells = expand(RunConfig.model_validate(sweep | {"data": sweep["data"] | {"shots": [4, "all"]}}))
+    assert [(cell.shots, cell.reported) for cell in cells[:3]] == [(0, False), (4, True), ("all", True)]
+
+
+def test_governance_variants(values):
+    values |= {"governance": POLICY, "governance_ablation": {"methods": ["lora"], "shots": 8}}
+    values["governance"] = {"quality": {"max_digits": 0.3}, "personal_data": {"enabled": False}}
+    found = variants(RunConfig.model_validate(values))
+    on = {
+        name: None if policy is None else {
+            step for step in ("quality", "language", "duplicates") if getattr(policy, step).enabled
+        }
+        for name, policy in found.items()
+    }  # fmt: skip
+    assert on == {
+        "all": {"quality", "language", "duplicates"},
+        "none": None,
+        "only-quality": {"quality"},
+        "only-language": {"language"},
+        "only-duplicates": {"duplicates"},
+        "without-quality": {"language", "duplicates"},
+        "without-language": {"quality", "duplicates"},
+        "without-duplicates": {"quality", "language"},
+    }
+    assert found["only-quality"].quality.max_digits == 0.3
+    # Where the ablation's shots are the sweep's, "all" is the run's own cell.
+    values["methods"].append(HRA)
+    names = [cell.name for cell in expand(RunConfig.model_validate(values))]
+    assert len(names) == len(set(names)) == 2 + 8
+    values["data"]["shots"] = 8
+    assert len(expand(RunConfig.model_validate(values))) == 2 + 7
+
+
+def test_shots_are_nested_balanced_and_follow_the_seed(sweep, tmp_path):
+    plan = plan_of(sweep, tmp_path)
+    ids = {
+        (cell.seed, cell.shots): [row["id"] for row in plan.rows.of(plan.config, cell)] for cell in plan.cells
+    }
+    for seed in (0, 1):
+        assert set(ids[seed, 4]) < set(ids[seed, 8])
+        rows = plan.rows.of(plan.config, Cell("lora", seed, 8, "none"))
+        assert Counter(row["language"] for row in rows) == {"en": 8, "de": 8}
+        per_label = Counter((row["language"], row["label"]) for row in rows)
+        assert set(per_label.values()) == {2, 3} and len(per_label) == 6
+    assert ids[0, 8] != ids[1, 8]
+    assert {row["language"] for row in plan.rows.of(plan.config, plan.cells[0])} == {"en"}
+    assert ids[0, 0] == ids[1, 0]
+
+
+def test_keys_hold_what_matters_and_nothing_else(sweep, tmp_path):
+    def keys(**changes):
+        plan = plan_of(sweep | changes, tmp_path)
+        return {cell.shots: plan.training_key(cell) for cell in plan.cells if cell.seed == 0}
+
+    before = keys()
+    assert len(set(before.values())) == 3
+    training = sweep["training"]
+    same = keys(
+        title="another",
+        output="elsewhere",
+        training=training | {"seeds": [0], "checkpoint_steps": 5, "tensorboard": True},
+        data=sweep["data"] | {"shots": [0, 4, 8, 16]},
+        methods=[sweep["methods"][0] | {"name": "lora"}],
+    )
+    assert before.items() <= same.items()
+    for changes in (
+        {"training": training | {"learning_rate": 0.1}},
+        {"source_stage": {"steps": 7}},
+        {"source_stage": {"steps": 6, "rows_per_language": 12}},
+        {"methods": [sweep["methods"][0] | {"r": 5}]},
+        {"model": sweep["model"] | {"max_length": 16}},
+    ):
+        after = keys(**changes)
+        assert all(after[shots] != before[shots] for shots in before), changes
+    longer = keys(training=training | {"steps": 7})
+    assert longer[8] != before[8]
+
+
+def test_a_sweep_from_its_source_stage(sweep):
+    results = run(RunConfig.model_validate(sweep), footprint=False, console=QUIET)
+    folder = Path(sweep["output"])
+    cells = {(cell["seed"], cell["shots"]): cell for cell in results["cells"]}
+    assert set(cells) == {(seed, shots) for seed in (0, 1) for shots in (0, 4, 8)} and not results["missing"]
+    for cell in cells.values():
+        own = folder / cell["folder"]
+        predictions = load_predictions(own / "predictions.npz")["test"]
+        right = predictions["log_probabilities"].argmax(axis=1) == predictions["labels"]
+        for language, found in cell["metrics"]["test"]["per_language"].items():
+            assert found["accuracy"] == pytest.approx(right[predictions["languages"] == language].mean())
+        assert len(read_json(own / "training_rows.json")) == cell["train_rows"]
+        assert (own / "adapter" / "adapter_model.safetensors").is_file()
+    # `methods` are those of the most shots.
+    (method,) = results["methods"]
+    mean = np.mean([cells[seed, 8]["metrics"]["test"]["macro"]["nll"] for seed in (0, 1)])
+    assert method["evaluation"]["macro"]["nll"] == pytest.approx(mean)
+    # Another source stage is another start: the few-shot cells are made again.
+    trained = folder / cells[0, 8]["folder"] / "trained.json"
+    first = read_json(trained)["result"]["history"][0]["loss"]
+    sweep |= {"source_stage": {"steps": 9}, "training": sweep["training"] | {"seeds": [0]}}
+    run(RunConfig.model_validate(sweep), footprint=False, report=False, console=QUIET)
+    assert read_json(trained)["result"]["history"][0]["loss"] != first
+
+
+def test_governance_ablation_trains_on_what_each_variant_keeps(values, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    doubled = [*rows, *(row | {"id": f"again-{row['id']}"} for row in rows[:10])]
+    broken = [*doubled, *(row | {"id": f"digits-{row['id']}", "premise": "123 456 7"} for row in rows[:6])]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
+    (data / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
+    values |= {"governance": POLICY, "governance_ablation": {"methods": ["lora"]}}
+    values["data"]["source"] = str(data)
+    values["training"]["steps"] = 2
+    results = run(RunConfig.model_validate(values), footprint=False, report=False, console=QUIET)
+    kept = {cell["governance"]: cell["train_rows"] for cell in results["cells"]}
+    assert kept["none"] == len(broken) and kept["all"] == results["data"]["train_rows"] == len(rows)
+    # The six rows of digits have two texts between three cues.
+    assert kept["only-quality"] == len(doubled) and len(rows) < kept["only-duplicates"] < len(broken)
+    assert {name: one["kept"] for name, one in results["governance_variants"].items()} == kept
+
+
+@pytest.fixture
+def fake_robustness(monkeypatch):
+    """`hybrid_kernels.evaluation.robustness` with one recipe for all languages and one for German."""
+    module = ModuleType("hybrid_kernels.evaluation.robustness")
+    module.recipes_for = lambda language: ("upper", "umlaut") if language == "de" else ("upper",)
+
+    def perturb(texts, language, recipe, *, seed, rate):
+        assert (seed, rate) == (3, 0.5)
+        return [text.upper() if recipe == "upper" else f"ä {text}" for text in texts]
+
+    module.perturb = perturb
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_robustness_predicts_perturbed_rows(sweep, fake_robustness):
+    sweep["training"] |= {"seeds": [0], "steps": 3}
+    sweep["evaluation"] = {"robustness": {"rate": 0.5, "seed": 3, "shots": 8, "max_rows_per_language": 6}}
+    results = run(RunConfig.model_validate(sweep), footprint=False, report=False, console=QUIET)
+    by_shots = {cell["shots"]: cell for cell in results["cells"]}
+    assert set(by_shots[0]["metrics"]) == set(by_shots[4]["metrics"]) == {"test"}
+    assert set(by_shots[8]["metrics"]) == {"test", "perturbed/upper", "perturbed/umlaut"}
+    parts = load_predictions(Path(sweep["output"]) / by_shots[8]["folder"] / "predictions.npz")
+    upper, test = parts["perturbed/upper"], parts["test"]
+    assert len(upper["ids"]) == 12 and set(upper["ids"]) < set(test["ids"])
+    assert set(parts["perturbed/umlaut"]["languages"]) == {"de"}
+    assert by_shots[8]["metrics"]["perturbed/umlaut"]["parity"] is None
+    # Words in upper case are unknown to the model.
+    same = [np.flatnonzero(test["ids"] == row)[0] for row in upper["ids"]]
+    assert not np.allclose(upper["log_probabilities"], test["log_probabilities"][same], atol=1e-3)
+    with pytest.raises(ValueError, match=r"recipes has lower; for de, en there are umlaut, upper"):
+        sweep["evaluation"]["robustness"]["recipes"] = ["lower"]
+        run(RunConfig.model_validate(sweep), footprint=False, report=False, console=QUIET)
+
+
+def test_methods_are_fitted_to_the_budget(values, monkeypatch):
+    module = ModuleType("hybrid_kernels.training.budget")
+
+    def fit_budget(method, model, budget, *, head):
+        assert model.config.hidden_size == 32 and head == ["bert.pooler.dense", "classifier"]
+        # LoRA on two 32 × 32 layers of each of two blocks: 256 parameters a rank.
+        return method.model_copy(update={"r": budget // 256})
+
+    module.fit_budget = fit_budget
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    results = run(
+        RunConfig.model_validate(values | {"budget": 1600}), footprint=False, report=False, console=QUIET
+    )
+    (method,) = results["methods"]
+    assert method["label"] == "LoRA r = 6"
+    head = 32 * 32 + 32 + 3 * 32 + 3
+    assert method["trainable_parameters"] == results["cells"][0]["trainable_parameters"] == 6 * 256 + head
+    assert results["config"]["methods"][0]["r"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"source": "sample", "shots": [8, -1]}}, r"data.shots: must be an integer of at least 0, \"all\""),
+        ({"data": {"source": "sample", "shots": [8, 8]}}, r"data.shots: names a number of shots twice"),
+        ({"data": {"source": "sample", "shots": 0}}, "0 shots need a source_stage"),
+        ({"data": {"source": "sample", "dev_split": "train"}}, "dev_split is 'train', which the training rows"),
+        ({"data": {"source": "sample", "dev_split": "test"}}, "give dev_fraction the part that is for dev"),
+        ({"source_stage": {"steps": 3, "epochs": 1}}, "source_stage: give exactly one of epochs and steps"),
+        ({"governance_ablation": {"methods": ["lora"]}}, "needs a governance policy to switch"),
+        (
+            {"governance": {}, "governance_ablation": {"methods": ["hra"]}},
+            "governance_ablation.methods has hra; the methods are lora",
+        ),
+        ({"evaluation": {"robustness": {"shots": 32}}}, r"robustness.shots is 32; data.shots has \['all'\]"),
+        ({"budget": 0}, "budget: input should be greater than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_configurations_that_make_no_sense(values, write_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig.load(write_config(values | changes))
