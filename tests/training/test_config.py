@@ -63,7 +63,7 @@ def test_misspelt_keys_name_path_and_nearest_key(values, write_config):
         (
             "data",
             {"train_split": "tran"},
-            "data.train_split: input should be 'train', 'dev' or 'test' (it is 'tran')",
+            "data.train_split is 'tran'; it may be one of 'train', 'dev', 'test'",
         ),
         ("governance", {"langage": {}}, "governance.langage: unknown key; did you mean 'language'?"),
         (
