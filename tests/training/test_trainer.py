@@ -153,7 +153,7 @@ def test_predictions_are_in_the_order_of_the_rows(values, tiny_data):
     model, _ = task_of(RunConfig.model_validate(values)).load_model(tokenizer, 0)
     rows = load_nli(tiny_data, "test").rows
     rows = [row | {"premise": row["premise"][: 5 + 7 * (i % 4)]} for i, row in enumerate(rows)]
-    found = predict(config, model, tokenizer, rows)
+    found = predict(task_of(config), model, tokenizer, rows, method=config.methods[0])
     assert found["log_probabilities"].dtype == np.float32
     for row, log_probabilities in zip(rows, found["log_probabilities"], strict=True):
         with torch.no_grad():
