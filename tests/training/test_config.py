@@ -4,6 +4,7 @@ import pytest
 
 from hybrid_kernels.training.cells import expand
 from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig, example_configs
+from hybrid_kernels.training.prepare import perturbed_parts
 from hybrid_kernels.training.tasks import task_of
 from tests.training.support import DATA, HYBRID
 
@@ -27,8 +28,8 @@ def test_the_demo_loads():
     ("name", "methods", "cells"),
     [
         ("xnli_few_shot", {"lora", "boft", "hra", "hybrid"}, 3 * 5 * 4),
-        # A policy of three steps: all, none, each alone, all but each.
-        ("governance_ablation", {"lora", "hybrid"}, 3 * 2 * 8),
+        # The source stage; a policy of three steps: all, none, each alone, all but each.
+        ("governance_ablation", {"lora", "hybrid"}, 3 * 2 * (1 + 8)),
         ("flores", {"none", "lora", "hybrid"}, 4),
         ("xnli_gpu", {"full", "lora", "lora_ga", "hra", "oft", "boft", "urnn", "hybrid"}, 3 * 15 * 4),
     ],
@@ -53,15 +54,19 @@ def test_data_of_examples(name):
         one: str(DATA / Path(getattr(config.data, one)).name) for one in names if getattr(config.data, one)
     }
     stage = config.source_stage
-    if stage is not None:
+    if stage is not None and stage.source is not None:
         stage = stage.model_copy(update={"source": str(DATA / Path(stage.source).name)})
     config = config.model_copy(update={"data": config.data.model_copy(update=here), "source_stage": stage})
     task = task_of(config)
     loaded = task.load_data()
     assert loaded.test and bool(loaded.dev) == bool(config.data.dev_fraction)
     most = config.data.all_shots[-1]
-    groups = len({row["language"] for row in loaded.test})
+    groups = len(config.data.languages) if name != "flores" else len(config.directions)
     assert len(task.training_rows(loaded.train, most, 0)) == most * groups
+    robustness = config.evaluation.robustness
+    parts = perturbed_parts(task, loaded.test)
+    assert set(parts) == {f"perturbed/{one}" for one in (robustness.recipes if robustness else ())}
+    assert all(parts.values())
     assert bool(loaded.source) == (stage is not None)
     shown = task.worked_examples(loaded.train, loaded.test)
     assert len(shown) == (4 * groups if name == "flores" else 0)
