@@ -330,32 +330,6 @@ def _train(
     )
 
 
-def save_predictions(path: Path, parts: dict[str, Arrays]) -> None:
-    """One file for all parts, whole or not there; its bytes depend on the arrays alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        entries: dict[str, Any] = {
-            f"{part}|{name}": values for part, arrays in parts.items() for name, values in arrays.items()
-        }
-        np.savez(file, **entries)
-    partial.replace(path)
-
-
-def load_predictions(path: Path) -> dict[str, Arrays]:
-    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`.
-
-    Of labels they are `log_probabilities` (n, classes) float32 and `labels` (n,); of translations those of
-    `tasks.translation.Translation.predict`.
-    """
-    parts: dict[str, Arrays] = {}
-    with np.load(path) as file:
-        for entry in file.files:
-            part, name = entry.split("|")
-            parts.setdefault(part, {})[name] = file[entry]
-    return parts
-
-
 def _arguments(config: RunConfig, stage: Stage, seed: int, count: int, folder: Path) -> TrainingArguments:
     training = config.training
     on_gpu = torch.cuda.is_available()

@@ -10,10 +10,9 @@ from hybrid_kernels.training import methods
 from hybrid_kernels.training.cells import expand
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import read_jsonl
-from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.run import evaluate_run, run
 from hybrid_kernels.training.tasks import task_of
-from hybrid_kernels.training.trainer import load_predictions
 from tests.evaluation.language_models import SIZES, causal_tokenizer
 
 QUIET = Console(quiet=True)
