@@ -11,6 +11,7 @@ from hybrid_kernels.training.cells import expand
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import read_jsonl
 from hybrid_kernels.training.files import load_predictions, read_json
+from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.run import evaluate_run, run
 from hybrid_kernels.training.tasks import task_of
 from tests.evaluation.language_models import SIZES, causal_tokenizer
@@ -153,12 +154,8 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
 
     monkeypatch.setattr(footprint, "ROUNDS", 2)
     monkeypatch.setattr(footprint, "_peak_memory_in_new_process", lambda *args: 1)
-    # The sentences are so alike that all would be near-duplicates.
-    translation_values["governance"] = {
-        "language": {"enabled": False},
-        "duplicates": {"enabled": False},
-        "quality": {"enabled": True},
-    }
+    translation_values["governance"] = {"language": {"enabled": False}}
+    translation_values["evaluation"]["robustness"] = {"recipes": ["lower_case"], "max_rows_per_language": 2}
     results = run_quietly(translation_values, footprint=True)
     summary = Governance.model_validate(results["governance"])
     assert (summary.rows, set(summary.by_language)) == (24, {"de-en", "en-fr"})
@@ -170,7 +167,17 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
     assert len(rows) == 20 and len(shown) == 8
     for cell in results["cells"]:
         folder = Path(translation_values["output"]) / cell["folder"]
-        own = predictions_of(translation_values, cell)["test"]
+        own, varied = (
+            predictions_of(translation_values, cell)[part] for part in ("test", "perturbed/lower_case")
+        )
+        # Two sentences a direction: the source in lower case, the reference as it is.
+        original = {row["id"]: row for row in rows}
+        assert len(varied["ids"]) == 2 * 4
+        for name, source, reference in zip(
+            varied["ids"], varied["sources"], varied["references"], strict=True
+        ):
+            assert source == original[name]["source"].lower() != original[name]["source"]
+            assert reference == original[name]["target"]
         shots = 2 if cell["method"] == "none" else 0
         model = (
             task.load_model(tokenizer, 0)[0]
@@ -198,6 +205,31 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
     again = evaluate_run(Path(translation_values["output"]), console=QUIET)
     for one in results["methods"]:
         assert again[one["name"]]["evaluation"] == one["evaluation"]
+
+
+def test_governance_of_pairs_by_variant(translation_values, parallel, tmp_path):
+    """A sentence that is there twice is found in each two languages."""
+    for language in ("en", "de", "fr"):
+        path = parallel / "train" / f"train.{language}"
+        path.write_text(path.read_text().replace(sentence(5, language), sentence(4, language)))
+    translation_values |= {
+        "methods": [LORA],
+        "governance": {"language": {"enabled": False}},
+        "governance_ablation": {"methods": ["lora"], "shots": 3},
+    }
+    config = RunConfig.model_validate(translation_values)
+    rows = prepare(config, tmp_path, QUIET)
+    kept = {name: len(pairs) for name, pairs in rows.kept.items()}
+    assert set(kept) == {"all", "none", "only-quality", "only-duplicates"}
+    assert kept == {"all": 22, "none": 24, "only-quality": 24, "only-duplicates": 22}
+    for name, summary in rows.summaries.items():
+        if summary is not None:
+            assert (
+                summary["kept"] == kept[name] == sum(one["kept"] for one in summary["by_language"].values())
+            )
+            assert summary["rejected"] == sum(step["rejected"] for step in summary["by_step"].values())
+            assert (tmp_path / "governance" / name / "de-en" / "kept.jsonl").is_file()
+    assert {cell.governance for cell in expand(config)} == set(kept)
 
 
 def test_decoding_goes_on_where_it_was(translation_values, monkeypatch):
