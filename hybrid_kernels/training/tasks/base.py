@@ -155,7 +155,7 @@ class Task(Protocol):
         ...
 
     def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
-        """What a table in a terminal shows of an `evaluation`, by heading."""
+        """What a table in a terminal shows of an `evaluation`, by heading, what matters most first."""
         ...
 
     @property

@@ -180,17 +180,17 @@ class Inference:
         macro, parity = evaluation["macro"], evaluation["parity"]
         return {
             "accuracy": f"{macro['accuracy']:.1%}",
-            "macro F1": f"{macro['macro_f1']:.3f}",
-            "NLL": f"{macro['nll']:.3f}",
             "calib.\nerror": f"{macro['ece']:.3f}",
             "parity\ngap": f"{parity['gap']:.1%}",
+            "macro F1": f"{macro['macro_f1']:.3f}",
+            "NLL": f"{macro['nll']:.3f}",
             "worst": parity["worst_language"],
         }
 
     @property
     def caption(self) -> str:
         return (
-            "accuracy to calibration error: means over languages; parity gap: "
+            "accuracy and calibration error: means over languages; parity gap: "
             f"{self.config.evaluation.reference_language} − worst language"
         )
 

@@ -209,16 +209,16 @@ class Translation(Decoder):
         balance = evaluation["balance"]["chrf"]["mean"]
         return {
             "chrF++": f"{macro['chrf']:.1f}",
-            "BLEU": f"{macro['bleu']:.1f}",
-            "bits per\nbyte": f"{macro['bits_per_byte']:.3f}",
             "copied\nchrF++": f"{fmean(one['copy']['chrf'] for one in copied):.1f}",
             "to − from\nEnglish": "–" if balance is None else f"{balance:+.1f}",
+            "BLEU": f"{macro['bleu']:.1f}",
+            "bits per\nbyte": f"{macro['bits_per_byte']:.3f}",
         }
 
     @property
     def caption(self) -> str:
         return (
-            "chrF++ to bits per byte: means over directions; copied: the source handed in as its translation; "
+            "means over directions; copied: the source handed in as its translation; "
             "to − from English: chrF++ into English minus out of it, mean over languages"
         )
 
