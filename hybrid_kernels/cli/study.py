@@ -68,20 +68,17 @@ def evaluate(
     """Load the adapters of a run onto the pretrained model and evaluate them."""
     from rich.table import Table
 
-    from hybrid_kernels.training.run import evaluate_run
+    from hybrid_kernels.training.run import evaluate_run, load_run_config
+    from hybrid_kernels.training.tasks import task_of
 
-    table = Table(
-        "method", "accuracy", "macro F1", "NLL", "Brier", "calib. error", "parity gap", "worst language"
-    )
-    for entry in evaluate_run(run_dir, data, cli.console).values():
-        macro, parity = entry["evaluation"]["macro"], entry["evaluation"]["parity"]
-        table.add_row(
-            entry["label"],
-            f"{macro['accuracy']:.1%}",
-            *(f"{macro[name]:.3f}" for name in ("macro_f1", "nll", "brier", "ece")),
-            f"{parity['gap']:.1%}",
-            f"{parity['worst_language']} ({parity['worst_accuracy']:.1%})",
-        )
+    task = task_of(load_run_config(run_dir))
+    found = {
+        name: task.columns(one["evaluation"])
+        for name, one in evaluate_run(run_dir, data, cli.console).items()
+    }
+    table = Table("cells", *next(iter(found.values())), caption=task.caption)
+    for name, columns in found.items():
+        table.add_row(name, *columns.values())
     cli.console.print(table)
     cli.console.print(f"per language: {run_dir / 'evaluation.json'}")
 

@@ -23,7 +23,15 @@ import torch
 
 from hybrid_kernels._files import write_file
 from hybrid_kernels.evaluation.prompting import pad_token_id
-from hybrid_kernels.evaluation.scoring import cache_argument, length_buckets, open_ids, pad, prefill, progress
+from hybrid_kernels.evaluation.scoring import (
+    Shown,
+    cache_argument,
+    length_buckets,
+    open_ids,
+    pad,
+    prefill,
+    progress,
+)
 from hybrid_kernels.training.files import content_key
 
 # Limits are multiples of this, so that there are not as many batches as limits.
@@ -73,7 +81,7 @@ def generate(
     batch_size: int = 8,
     path: str | Path | None = None,
     key: str = "",
-    description: str | None = None,
+    description: Shown = None,
 ) -> list[Output]:
     """The model's answer to each prompt.
 
@@ -85,7 +93,7 @@ def generate(
         path: JSONL that keeps the outputs, written anew (atomically) after each batch. What it already has is not
             decoded again, if it was made from the same prompts, decoding and `key`; otherwise it is replaced.
         key: whatever else the outputs depend on, such as a fingerprint of the model and its adapter.
-        description: of a progress bar; none without.
+        description: as in `scoring.completion_log_probabilities`.
 
     Returns:
         (n,) outputs, in the order of `prompts`.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_kernels.evaluation.prompts import Prompt, prompt_for
-from hybrid_kernels.evaluation.scoring import Encoded, completion_log_probabilities, encode
+from hybrid_kernels.evaluation.scoring import Encoded, Shown, completion_log_probabilities, encode
 
 # Zhao et al.'s content-free inputs.
 CONTENT_FREE = ("N/A", "[MASK]", "")
@@ -58,7 +58,7 @@ def score_prompts(
     max_length: int = 256,
     batch_size: int = 8,
     cache: bool = True,
-    description: str | None = None,
+    description: Shown = None,
 ) -> PromptScores:
     """Scores every label of every row, and of the content-free prompt of every language.
 

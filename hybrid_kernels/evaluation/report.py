@@ -141,7 +141,11 @@ def _row(method: Method, colour: str, leaders: dict[str, list[str]]) -> dict[str
         "colour": colour,
         "backend": method.backend,
         "trainable": f"{method.trainable_parameters:,}",
-        "train_loss": f"{method.train_loss:.3f}" if math.isfinite(method.train_loss) else "not finite",
+        "train_loss": "–"
+        if method.train_loss is None
+        else f"{method.train_loss:.3f}"
+        if math.isfinite(method.train_loss)
+        else "not finite",
         "accuracy": _percent(findings.accuracy(method)),
         "ece": _percent(findings.calibration(method)),
         "nll": f"{macro.nll:.3f}",

@@ -88,7 +88,8 @@ class Method(BaseModel):
     backend: str
     seeds: Annotated[list[int], Field(min_length=1)]
     trainable_parameters: Count
-    train_loss: float
+    #: null where nothing was trained
+    train_loss: float | None
     evaluation: Evaluation
     #: standard deviation over seeds of "accuracy", "ece" and the parity "gap"; null where there is one seed
     spread: dict[str, float | None] | None

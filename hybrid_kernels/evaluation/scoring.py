@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
+Shown = str | Callable[[int, int], None] | None
 
 # A beginning shared by a batch that is shorter than this (tokens) is not worth a pass of its own.
 LEAST_SHARED = 16
@@ -81,7 +83,7 @@ def completion_log_probabilities(
     pad_token_id: int,
     batch_size: int = 8,
     cache: bool = True,
-    description: str | None = None,
+    description: Shown = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums of ln p(token | everything before it) over each completion's tokens.
 
@@ -93,7 +95,7 @@ def completion_log_probabilities(
         batch_size: prompts a batch; a batch holds prompts of like length. Its logits are batch_size × c × (tokens of
             its longest completion) × vocabulary numbers.
         cache: compute each prompt once; otherwise once for each completion. The result is the same.
-        description: of a progress bar; none without.
+        description: of a progress bar, or what is told of each batch (done, total); nothing is shown without.
 
     Returns:
         (log-probabilities in nats (n, c) float64, numbers of tokens (n, c) int64). Softmaxes are in float32, or the
@@ -121,12 +123,20 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
         yield order[start : start + batch_size]
 
 
-def progress(batches: Sequence[Any], description: str | None) -> Any:
+def progress(batches: Sequence[Any], description: Shown) -> Iterable[Any]:
     if description is None:
         return batches
+    if callable(description):
+        return _told(batches, description)
     from rich.progress import track
 
     return track(batches, description=description)
+
+
+def _told(batches: Sequence[Any], listener: Callable[[int, int], None]) -> Iterator[Any]:
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        listener(done, len(batches))
 
 
 def pad(

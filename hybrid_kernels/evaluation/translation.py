@@ -26,7 +26,7 @@ import numpy as np
 
 from hybrid_kernels.evaluation.parallel import LANGUAGES, Row, rank
 from hybrid_kernels.evaluation.prompting import pad_token_id
-from hybrid_kernels.evaluation.scoring import completion_log_probabilities, encode
+from hybrid_kernels.evaluation.scoring import Shown, completion_log_probabilities, encode
 from hybrid_kernels.evaluation.translation_scores import directional_balance, score_translations
 
 
@@ -87,7 +87,7 @@ def reference_nats(
     prompts: Sequence[str],
     *,
     batch_size: int = 8,
-    description: str | None = None,
+    description: Shown = None,
 ) -> np.ndarray:
     """−ln p(reference | prompt) of each row, teacher-forced: (n,) float64, nats. The end of the text is not scored."""
     encoder_decoder = model.config.is_encoder_decoder

@@ -31,6 +31,7 @@ from hybrid_kernels.training.method_config import (
     LoraGaMethod,
     LoraMethod,
     OftMethod,
+    PretrainedMethod,
     UrnnMethod,
 )
 from hybrid_kernels.training.methods import add_adapter, required
@@ -54,8 +55,8 @@ def fit_budget(
     It chooses r of LoRA, LoRA-GA and HRA, block_size of OFT and BOFT, and r and reflections of the hybrid, half of what
     its rotations leave of the budget each; a branch of size 0 stays away and leaves all to the other. Other sizes that
     ``method`` has do not matter; α, BOFT's factors and all else stay. Block sizes are divisors of all in_features and
-    few, so that OFT and BOFT may end far below the budget: report `adapter_parameters`. Full fine-tuning and uRNN have
-    no size and come back as they are.
+    few, so that OFT and BOFT may end far below the budget: report `adapter_parameters`. Full fine-tuning, uRNN and the
+    pretrained model have no size and come back as they are.
 
     Args:
         model: the base model, without an adapter; only its configuration is used.
@@ -66,7 +67,7 @@ def fit_budget(
     """
     if budget < 1:
         raise ValueError(f"budget is {budget}; it must be at least 1")
-    if isinstance(method, FullMethod | UrnnMethod):
+    if isinstance(method, PretrainedMethod | FullMethod | UrnnMethod):
         return method
     layers = target_layers(method, model, head=head)
     fits: dict[int, M] = {}
@@ -84,6 +85,8 @@ def fit_budget(
 
 def adapter_parameters(method: AnyMethod, model: PreTrainedModel, *, head: Sequence[str] = ()) -> int:
     """How many parameters the method trains besides the head, by the formulas above; arguments as in `fit_budget`."""
+    if not method.trains:
+        return 0
     if not isinstance(method, FullMethod):
         return count_parameters(method, target_layers(method, model, head=head))
     trained = add_adapter(_skeleton(model), list(head), method, seed=0)
@@ -128,8 +131,8 @@ def count_parameters(method: AnyMethod, layers: Layers) -> int:
         case HybridMethod():
             branches = required(method, "r") * (inputs + outputs) + required(method, "reflections") * inputs
             return branches + _besides(method, layers)
-        case FullMethod():
-            raise TypeError("full fine-tuning is on no layers in particular; see adapter_parameters")
+        case FullMethod() | PretrainedMethod():
+            raise TypeError(f"method {method.method!r} has no adapter; see adapter_parameters")
 
 
 def _besides(method: HybridMethod, layers: Layers) -> int:

@@ -2,7 +2,7 @@
 
 A cell is one training: a method, a seed, a number of shots, and what became of the training rows (its governance
 variant). Where the run has a source stage, the 0-shot cell of a method and seed is that stage, and the other cells of
-the method and seed start from its adapter.
+the method and seed start from its adapter. The pretrained model itself (method `none`) is one cell of 0 shots.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import content_key
 
 #: raised when what a cell does changes, so that cells made before are made again
-TRAINING_FORMAT = 1
-PREDICTION_FORMAT = 1
+TRAINING_FORMAT = 2
+PREDICTION_FORMAT = 2
 #: the policy's sections that an ablation switches. `thresholds` are bounds of the quality and perplexity steps, and
 #: `leakage` guards the test rows whatever else is asked of the training rows.
 STEPS = ("quality", "language", "perplexity", "personal_data", "duplicates")
@@ -82,7 +82,12 @@ def expand(config: RunConfig) -> list[Cell]:
     shots = config.data.all_shots
     cells: dict[str, Cell] = {}
     for seed in config.training.seeds:
-        for method in config.named_methods:
+        for method, settings in config.named_methods.items():
+            if not settings.trains:
+                # Neither seed nor shots change the pretrained model's predictions.
+                only = Cell(method, config.training.seeds[0], 0, main)
+                cells[only.name] = only
+                continue
             own = [Cell(method, seed, number, main) for number in shots]
             if ablation is not None and method in ablation.methods:
                 own += [Cell(method, seed, ablation.shots, variant) for variant in variants(config)]
@@ -94,7 +99,7 @@ def expand(config: RunConfig) -> list[Cell]:
 
 
 def source_of(config: RunConfig, cell: Cell) -> Cell | None:
-    """The cell whose adapter this one starts from; None: it starts from the pretrained model."""
+    """The cell whose adapter this one starts from; None: it starts from the pretrained model, or is that."""
     if config.source_stage is None or cell.is_source:
         return None
     return Cell(cell.method, cell.seed, 0, main_variant(config), reported=0 in config.data.all_shots)
@@ -111,13 +116,13 @@ def training_key(
         rows: `content_key` of the training rows.
         source_key: the training key of the cell it starts from.
     """
+    common = [TRAINING_FORMAT, hybrid_kernels.__version__, config.task, model, config.model.max_length]
+    if not method.trains:
+        return content_key(*common, method.model_dump(exclude={"name"}))
     stage = config.source_stage if cell.is_source else None
     return content_key(
-        TRAINING_FORMAT,
-        hybrid_kernels.__version__,
-        config.task,
-        model,
-        config.model.max_length,
+        *common,
+        None if config.prompt is None else config.prompt.prompts,
         config.training.model_dump(exclude={"seeds", "checkpoint_steps", "tensorboard"}),
         None if stage is None else stage.model_dump(include={"epochs", "steps", "learning_rate"}),
         method.model_dump(exclude={"name"}),
@@ -127,6 +132,6 @@ def training_key(
     )
 
 
-def prediction_key(training: str, config: RunConfig, parts: dict[str, str]) -> str:
-    """What the predictions of a cell depend on: its adapter, and `content_key` of the rows of each part."""
-    return content_key(PREDICTION_FORMAT, training, config.evaluation.batch_size, parts)
+def prediction_key(training: str, config: RunConfig, settings: Any, parts: dict[str, str]) -> str:
+    """What a cell's predictions depend on: its adapter, `Task.settings`, `content_key` of the rows of each part."""
+    return content_key(PREDICTION_FORMAT, training, config.evaluation.batch_size, settings, parts)

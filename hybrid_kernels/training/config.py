@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hybrid_kernels.governance import GovernancePolicy
-from hybrid_kernels.training.method_config import SIZES, TAGS, AnyMethod, Method
+from hybrid_kernels.training.config_errors import describe_errors
+from hybrid_kernels.training.method_config import SIZES, AnyMethod, Method, PretrainedMethod
 from hybrid_kernels.training.method_config import Section as _Section
 
 DEMO_CONFIG = Path(__file__).parent / "demo.yaml"
 EXAMPLES = Path(__file__).parents[2] / "examples"
-Split = Literal["train", "dev", "test"]
+#: of natural language inference; parallel text has splits of any name
+SPLITS = ("train", "dev", "test")
 #: training rows a language; 0: the source stage alone
 Shots = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
 class ModelConfig(_Section):
     name: str = Field(description='"demo", a hub name, or a Transformers folder')
-    max_length: int = Field(128, ge=8, description="tokens of a premise–hypothesis pair; longer ones are cut")
+    max_length: int = Field(
+        128,
+        ge=8,
+        description="tokens of a training example; premises are cut, translations that are longer left out",
+    )
 
 
 class DataConfig(_Section):
-    source: str = Field(description='"sample", a folder, or a hub name; see training.data.load_nli')
-    languages: list[str] | None = Field(None, min_length=1, description="None: all that are there")
-    train_split: Split = "train"
-    evaluation_split: Split = "test"
-    evaluation_fraction: float = Field(
-        0.5, gt=0, lt=1, description="part held out where both splits are the same one"
+    source: str = Field(
+        description='"sample", a folder, or a hub name; see training.data.load_nli, evaluation.parallel.load_parallel'
     )
-    dev_split: Split | None = Field(
+    evaluation_source: str | None = Field(
+        None, description="where evaluation and dev rows come from; None: the source"
+    )
+    languages: list[str] | None = Field(None, min_length=1, description="None: all that are there")
+    train_split: str = "train"
+    evaluation_split: str = "test"
+    evaluation_fraction: float = Field(
+        0.5, gt=0, lt=1, description="part held out where both splits are the same one of the same source"
+    )
+    dev_split: str | None = Field(
         None, description="where rows to choose and calibrate on come from; None: the evaluation rows"
     )
     dev_fraction: float = Field(
@@ -42,7 +52,9 @@ class DataConfig(_Section):
     )
     rows_per_language: int | None = Field(None, ge=1, description="read only so many first rows a language")
     shots: Shots | list[Shots] | None = Field(
-        None, description='training rows a language, after governance; None is "all"; a list is a sweep'
+        None,
+        description='training rows a language (translation: a direction), after governance; None is "all"; '
+        "a list is a sweep",
     )
     seed: int = Field(0, description="of the divisions; the choice of shots follows the run's seeds too")
 
@@ -58,13 +70,22 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _dev_part(self) -> DataConfig:
-        if self.dev_split is not None and self.dev_split == self.train_split:
+        if self.dev_split is not None and self.dev_split == self.train_split and self._one_source:
             raise ValueError(f"dev_split is {self.dev_split!r}, which the training rows come from")
         if self.dev_split == self.evaluation_split and not self.dev_fraction:
             raise ValueError("dev_split is the evaluation split: give dev_fraction the part that is for dev")
         if self.dev_split not in (None, self.evaluation_split) and self.dev_fraction:
             raise ValueError(f"give one of dev_fraction and a dev_split of its own ({self.dev_split!r})")
         return self
+
+    @property
+    def _one_source(self) -> bool:
+        return self.evaluation_source in (None, self.source)
+
+    @property
+    def divides_one_split(self) -> bool:
+        """Whether the evaluation rows are a part of the training split, held out."""
+        return self._one_source and self.train_split == self.evaluation_split
 
     @property
     def all_shots(self) -> list[int | Literal["all"]]:
@@ -91,7 +112,9 @@ class RobustnessConfig(_Section):
 
 class EvaluationConfig(_Section):
     languages: list[str] | None = Field(None, min_length=1, description="None: those of the data")
-    max_rows_per_language: int | None = Field(None, ge=1, description="the same items in each language")
+    max_rows_per_language: int | None = Field(
+        None, ge=1, description="the same items in each language (translation: direction)"
+    )
     reference_language: str = "en"
     batch_size: int = Field(32, ge=1)
     robustness: RobustnessConfig | None = None
@@ -112,7 +135,7 @@ class SourceStage(_Schedule):
     """Training on the source language before the shots; every few-shot cell starts from its adapter."""
 
     source: str | None = Field(None, description="None: the data's")
-    split: Split = "train"
+    split: str = "train"
     languages: list[str] | None = Field(None, min_length=1, description="None: the reference language")
     rows_per_language: int | None = Field(None, ge=1, description="balanced over labels; None: all")
     learning_rate: float | None = Field(None, gt=0, description="None: the training's")
@@ -142,12 +165,40 @@ class GovernanceAblation(_Section):
     shots: Shots = "all"
 
 
+class PromptConfig(_Section):
+    """How a prompt's verbalisers become class probabilities; see `evaluation.prompting`."""
+
+    prompts: Literal["own", "en"] = Field("own", description="each row's in its own language, or in English")
+    length_normalized: bool = Field(True, description="mean instead of sum over a verbaliser's tokens")
+    calibrated: bool = Field(False, description="contextual calibration (arXiv 2102.09690)")
+
+
+class DecodingConfig(_Section):
+    """See `evaluation.generation.Decoding`."""
+
+    beams: int = Field(1, ge=1, description="1 is greedy")
+    length_penalty: float = 1.0
+    limit_ratio: float = Field(3.0, ge=0, description="tokens of an answer at most, for each of the source")
+    limit_extra: int = Field(16, ge=1, description="and so many more")
+
+
+class TranslationConfig(_Section):
+    directions: Literal["english", "all"] | list[str] = Field(
+        "english",
+        description="from and into English, every two languages both ways, or a list such as [de-en]",
+    )
+    prompt_shots: int = Field(
+        0, ge=0, description="worked examples that a prompt shows when predicting, of the training rows"
+    )
+    decoding: DecodingConfig = Field(default_factory=lambda: DecodingConfig.model_validate({}))
+
+
 class RunConfig(_Section):
     """A whole run. `RunConfig.load(path)` reads it from YAML."""
 
     title: str
     output: str = Field(description="the run's folder")
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "prompt", "translation"] = "classification"
     model: ModelConfig
     data: DataConfig
     governance: GovernancePolicy | None = Field(description="None: all rows are used as they are")
@@ -159,6 +210,70 @@ class RunConfig(_Section):
         None, ge=1, description="trainable parameters of each adapter, without the head"
     )
     evaluation: EvaluationConfig
+    prompt: PromptConfig | None = Field(None, description="of the task prompt, and of no other")
+    translation: TranslationConfig | None = Field(
+        None, description="of the task translation, and of no other"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> RunConfig:
+        for name in ("prompt", "translation"):
+            if (self.task == name) != (getattr(self, name) is not None):
+                raise ValueError(
+                    f"task is {self.task!r}; "
+                    + (f"give its section `{name}`" if self.task == name else f"it has no section `{name}`")
+                )
+        if self.task == "translation":
+            self._check_translation()
+        else:
+            self._check_inference()
+        return self
+
+    def _check_translation(self) -> None:
+        if self.data.languages is None:
+            raise ValueError("data.languages is null; translation needs the languages of its directions")
+        if self.evaluation.languages is not None:
+            raise ValueError("evaluation.languages is for classification; give translation.directions")
+        if self.evaluation.reference_language != "en":
+            raise ValueError(
+                f"evaluation.reference_language is {self.evaluation.reference_language!r}; the balance of "
+                "translation is with 'en'"
+            )
+        if self.source_stage is not None:
+            raise ValueError(
+                "source_stage is for classification and prompt; translation has no source language"
+            )
+        _ = self.directions
+
+    def _check_inference(self) -> None:
+        stage = self.source_stage
+        for name, split in (
+            ("data.train_split", self.data.train_split),
+            ("data.evaluation_split", self.data.evaluation_split),
+            ("data.dev_split", self.data.dev_split),
+            ("source_stage.split", None if stage is None else stage.split),
+        ):
+            if split is not None and split not in SPLITS:
+                raise ValueError(f"{name} is {split!r}; it may be one of {', '.join(map(repr, SPLITS))}")
+
+    @cached_property
+    def directions(self) -> list[tuple[str, str]]:
+        """(source, target) of a translation run."""
+        from hybrid_kernels.evaluation.parallel import directions
+
+        if self.translation is None or self.data.languages is None:
+            raise ValueError(f"task is {self.task!r}; only translation has directions")
+        try:
+            return directions(self.data.languages, self.translation.directions)
+        except ValueError as error:
+            raise ValueError(f"translation.directions and data.languages: {error}") from None
+
+    def prompt_shots(self, method: AnyMethod) -> int:
+        """Worked examples that the prompts of a method show when predicting."""
+        own = method.prompt_shots if isinstance(method, PretrainedMethod) else None
+        if own is None:
+            return 0 if self.translation is None else self.translation.prompt_shots
+        return own
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -171,6 +286,14 @@ class RunConfig(_Section):
                 raise ValueError(
                     f"method {name!r} leaves {', '.join(sizes)} to a budget; give it, or the run's budget"
                 )
+        for name, method in self.named_methods.items():
+            if isinstance(method, PretrainedMethod):
+                if self.task == "classification":
+                    raise ValueError(
+                        f"method {name!r} does not train; task classification has a head to train"
+                    )
+                if method.prompt_shots is not None and self.task != "translation":
+                    raise ValueError(f"method {name!r}: prompt_shots is for task translation")
         ablation, robustness = self.governance_ablation, self.evaluation.robustness
         if ablation is not None:
             if self.governance is None:
@@ -179,9 +302,17 @@ class RunConfig(_Section):
                 raise ValueError(
                     f"governance_ablation.methods has {', '.join(unknown)}; the methods are {', '.join(names)}"
                 )
+            if idle := [name for name in ablation.methods if not self.named_methods[name].trains]:
+                raise ValueError(f"governance_ablation.methods has {idle[0]}, which does not train")
         shots = [*self.data.all_shots, *([ablation.shots] if ablation is not None else [])]
         if 0 in shots and self.source_stage is None:
-            raise ValueError("0 shots need a source_stage: nothing else trains the classification head")
+            raise ValueError(
+                "0 shots need a source_stage: nothing else trains the classification head"
+                if self.task == "classification"
+                else "0 shots need a source_stage; the pretrained model itself is the method `none`"
+                if self.task == "prompt"
+                else "0 shots are no training; the pretrained model itself is the method `none`"
+            )
         if robustness is not None and robustness.shots not in (None, *self.data.all_shots):
             raise ValueError(
                 f"evaluation.robustness.shots is {robustness.shots!r}; data.shots has {self.data.all_shots}"
@@ -235,56 +366,3 @@ def example_configs() -> dict[str, Path]:
     return {
         path.stem: path for path in sorted(EXAMPLES.glob("*.yaml")) if "\nmethods:" in path.read_text("utf-8")
     }
-
-
-def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """Pydantic's errors as one line each: key path, what is wrong, the value, the nearest known key."""
-    lines = []
-    for item in error.errors():
-        # A discriminated union puts the chosen tag into the location; it is no key of the file.
-        parts = [part for part in item["loc"] if part not in TAGS]
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(model, item["loc"][:-1])
-            close = difflib.get_close_matches(str(parts[-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            lines.append(f"{path}: unknown key; {hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: required, but missing")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
-            value = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
-            lines.append(f"{path or 'configuration'}: {message}{value}")
-    return (
-        lines[0]
-        if len(lines) == 1
-        else "\n".join([f"{len(lines)} problems", *(f"  {line}" for line in lines)])
-    )
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed at a location of a nested model."""
-    found: list[type[BaseModel]] = [model]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        narrowed = [
-            m
-            for m in found
-            if "method" in m.model_fields and part in get_args(m.model_fields["method"].annotation)
-        ]
-        children = [child for m in found if part in m.model_fields for child in _models(m.model_fields[part])]
-        found = narrowed or children
-    return sorted({name for m in found for name in m.model_fields})
-
-
-def _models(field: Any) -> list[type[BaseModel]]:
-    """The pydantic models in a field's annotation."""
-    pending, models = [getattr(field, "annotation", field)], []
-    while pending:
-        annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            models.append(annotation)
-        pending.extend(get_args(annotation))
-    return models

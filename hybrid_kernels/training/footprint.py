@@ -36,8 +36,8 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.energy import EnergyMeter
 from hybrid_kernels.training.memory import peak_rise
-from hybrid_kernels.training.method_config import AnyMethod, FullMethod, HybridMethod
-from hybrid_kernels.training.tasks import TASKS
+from hybrid_kernels.training.method_config import FullMethod, HybridMethod
+from hybrid_kernels.training.tasks import task_of
 from hybrid_kernels.training.trainer import batches
 
 ROUNDS = 9
@@ -52,7 +52,7 @@ def step_time_note(config: RunConfig) -> str:
     """What the figures mean, for the report."""
     memory = "torch's allocated bytes" if torch.cuda.is_available() else "resident set size"
     return (
-        f"Median of {ROUNDS} training steps on one batch of {config.training.batch_size} pairs, each divided by the "
+        f"Median of {ROUNDS} training steps on one batch of {config.training.batch_size} rows, each divided by the "
         "frozen model's forward and backward to its input embeddings on that batch in the same round; all methods "
         "interleaved in one process, after one step of warm-up. Peak memory: highest "
         f"{memory} of {MEMORY_STEPS} steps in a fresh process per method, above that of the loaded model."
@@ -78,24 +78,26 @@ def measure(
     sides: list[Side] = [
         (name, accelerated)
         for name, method in config.named_methods.items()
+        if method.trains
         for accelerated in ((False, True) if hasattr(method, "accelerate") else (False,))
     ]
     peaks = {
         side: _peak_memory_in_new_process(config, side, rows)
         for side in track(sides, description="peak memory")
     }
-    task = TASKS[config.task]
-    examples = task.examples(tokenizer, rows, config.model.max_length)
-    batch = next(batches(task, tokenizer, examples, len(rows), device))
-    frozen, _ = task.load_model(config.model.name, tokenizer, 0)
+    task = task_of(config)
+    examples, _ = task.examples(tokenizer, rows)
+    batch = next(batches(task, tokenizer, examples, len(examples), device))
+    frozen, _ = task.load_model(tokenizer, 0)
     frozen.to(torch.device(device))  # type: ignore[arg-type]
     steps = {FROZEN: _frozen_step(frozen, batch)}
     parameters: dict[Side, int] = {}
     for side in sides:
-        model, head = task.load_model(config.model.name, tokenizer, 0)
+        model, head = task.load_model(tokenizer, 0)
         if not isinstance(config.named_methods[side[0]], FullMethod):
             # Frozen in all adapters and the bulk of a small multilingual model: held in memory once.
             model.set_input_embeddings(frozen.get_input_embeddings())
+            model.tie_weights()
         adapted = _adapted(config, side, model, head).to(device)
         parameters[side] = methods.trainable_parameters(adapted)
         steps[side] = _training_step(config, adapted, config.named_methods[side[0]], batch)
@@ -143,7 +145,7 @@ def _adapted(config: RunConfig, side: Side, model: PreTrainedModel, head: list[s
     method = config.named_methods[name]
     if hasattr(method, "accelerate"):
         method = method.model_copy(update={"accelerate": accelerated})
-    return methods.add_adapter(model, head, method, seed=0)
+    return methods.add_adapter(model, head, method, 0, task_of(config).kind)
 
 
 def _frozen_step(model: PreTrainedModel, batch: methods.Batch) -> Callable[[], None]:
@@ -166,7 +168,7 @@ def _frozen_step(model: PreTrainedModel, batch: methods.Batch) -> Callable[[], N
 def _training_step(
     config: RunConfig,
     model: torch.nn.Module,
-    method: AnyMethod,
+    method: Any,
     batch: methods.Batch,
 ) -> Callable[[], None]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -225,12 +227,12 @@ def _peak_memory(request: Path) -> int:
     values = json.loads(request.read_text())
     config = RunConfig.model_validate(values["config"])
     (name, accelerated), rows = values["side"], values["rows"]
-    task = TASKS[config.task]
+    task = task_of(config)
     tokenizer = methods.load_tokenizer(config.model.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    examples = task.examples(tokenizer, rows, config.model.max_length)
-    batch = next(batches(task, tokenizer, examples, len(rows), device))
-    model, head = task.load_model(config.model.name, tokenizer, 0)
+    examples, _ = task.examples(tokenizer, rows)
+    batch = next(batches(task, tokenizer, examples, len(examples), device))
+    model, head = task.load_model(tokenizer, 0)
     model.to(torch.device(device))  # type: ignore[arg-type]
     with torch.no_grad():
         # Weights may be mapped from the file and become resident at their first use.

@@ -24,10 +24,38 @@ class Section(BaseModel):
 
 class _Method(Section):
     name: str | None = Field(None, pattern=r"^[\w.-]+$", description="of its folder; by default the method's")
+
+    @property
+    def trains(self) -> bool:
+        return True
+
+
+class PretrainedMethod(_Method):
+    """No training: the pretrained decoder as it is, asked by prompts."""
+
+    method: Literal["none"]
+    prompt_shots: int | None = Field(
+        None, ge=0, description="worked examples in its prompts (in-context learning); None: the run's"
+    )
+
+    @property
+    def trains(self) -> bool:
+        return False
+
+    @property
+    def label(self) -> str:
+        return "Pretrained" if self.prompt_shots is None else f"Pretrained, {self.prompt_shots} in the prompt"
+
+    @property
+    def backend(self) -> Backend:
+        return "transformers"
+
+
+class _Trained(_Method):
     learning_rate: float | None = Field(None, gt=0)
 
 
-class FullMethod(_Method):
+class FullMethod(_Trained):
     """Full fine-tuning: every parameter trains."""
 
     method: Literal["full"]
@@ -46,7 +74,7 @@ class FullMethod(_Method):
         return "transformers"
 
 
-class _Adapter(_Method):
+class _Adapter(_Trained):
     target_modules: str | list[str] = Field(
         "all-linear", description="names or endings, a regular expression, or all-linear"
     )
@@ -202,7 +230,15 @@ class HybridMethod(_Adapter):
 
 
 AnyMethod = (
-    FullMethod | LoraMethod | LoraGaMethod | HraMethod | OftMethod | BoftMethod | UrnnMethod | HybridMethod
+    PretrainedMethod
+    | FullMethod
+    | LoraMethod
+    | LoraGaMethod
+    | HraMethod
+    | OftMethod
+    | BoftMethod
+    | UrnnMethod
+    | HybridMethod
 )
 Method = Annotated[AnyMethod, Field(discriminator="method")]
 TAGS: tuple[str, ...] = tuple(

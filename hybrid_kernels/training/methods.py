@@ -42,6 +42,7 @@ from hybrid_kernels.training.method_config import (
     LoraGaMethod,
     LoraMethod,
     OftMethod,
+    PretrainedMethod,
     UrnnMethod,
 )
 
@@ -143,6 +144,10 @@ def add_adapter(
     Returns the model to train, whose outputs are still the pretrained model's.
     """
     set_seed(seed)
+    if isinstance(method, PretrainedMethod):
+        raise ValueError(
+            f"method {method.name or method.method!r} does not train, so there is nothing to add"
+        )
     if isinstance(method, FullMethod):
         model.requires_grad_(True)
         model.get_input_embeddings().requires_grad_(method.embeddings)
@@ -221,8 +226,8 @@ def _peft_config(method: AnyMethod, common: dict[str, Any]) -> PeftConfig:
                 unitary_block_size=method.unitary_block_size,
                 **common,
             )
-        case FullMethod():
-            raise TypeError("full fine-tuning has no adapter")
+        case FullMethod() | PretrainedMethod():
+            raise TypeError(f"method {method.method!r} has no adapter")
 
 
 def initialize(model: torch.nn.Module, method: AnyMethod, batches: Iterable[Batch]) -> None:

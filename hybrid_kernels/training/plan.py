@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,9 +15,9 @@ from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import Cell, expand, prediction_key, source_of, training_key
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
-from hybrid_kernels.training.files import content_key, stored_result, write_json
+from hybrid_kernels.training.files import content_key, save_predictions, stored_result, write_json
 from hybrid_kernels.training.prepare import Rows
-from hybrid_kernels.training.tasks import TASKS
+from hybrid_kernels.training.tasks import Task, task_of
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -41,6 +42,10 @@ class Plan:
     def __post_init__(self) -> None:
         self.cells = expand(self.config)
 
+    @property
+    def task(self) -> Task:
+        return task_of(self.config)
+
     def folder_of(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
 
@@ -48,13 +53,15 @@ class Plan:
         """For a reader: what tells the cell from the run's others."""
         parts = [self.methods[cell.method].label, f"seed {cell.seed}"]
         if len({other.shots for other in self.cells}) > 1:
-            parts.append(f"{cell.shots} shots")
+            parts.append(f"{cell.shots} shots" if self.methods[cell.method].trains else "no training")
         if len({other.governance for other in self.cells}) > 1:
             parts.append(f"governance: {cell.governance}")
         return ", ".join(parts)
 
     def training_key(self, cell: Cell) -> str:
         source = source_of(self.config, cell)
+        if not self.methods[cell.method].trains:
+            return training_key(self.config, cell, self.methods[cell.method], self.model, "", None)
         # The choice of all rows is the same for every seed.
         place = (cell.governance, cell.shots, None if cell.shots == "all" else cell.seed)
         if place not in self._row_keys:
@@ -69,12 +76,15 @@ class Plan:
         )
 
     def prediction_key(self, cell: Cell) -> str:
-        parts = self.rows.parts_of(self.config, cell)
+        parts = self.rows.parts_of(self.config, cell) | {"worked examples": self.rows.worked_examples}
         for name, rows in parts.items():
             if ("part", name) not in self._row_keys:
                 self._row_keys["part", name] = content_key(rows)
         return prediction_key(
-            self.training_key(cell), self.config, {name: self._row_keys["part", name] for name in parts}
+            self.training_key(cell),
+            self.config,
+            self.task.settings(self.methods[cell.method]),
+            {name: self._row_keys["part", name] for name in parts},
         )
 
     def card(
@@ -84,16 +94,16 @@ class Plan:
         from hybrid_kernels.training.methods import display_name
         from hybrid_kernels.training.model_card import model_card
 
-        shots = "all rows" if cell.shots == "all" else f"{cell.shots} rows a language"
+        shots = "all rows" if cell.shots == "all" else f"{cell.shots} rows for each of the {self.task.groups}"
         macro = metrics.get("test", {}).get("macro", {})
         return model_card(
             base_model=display_name(self.config.model.name),
             method=self.methods[cell.method],
-            task=TASKS[self.config.task].kind,
-            languages=sorted({row["language"] for row in rows}),
+            task=self.task.kind,
+            languages=self.task.languages(rows),
             data="the source stage's rows" if cell.is_source else f"{shots} of {self.config.data.source}",
             governance=None if cell.is_source else self.rows.summaries[cell.governance],
-            metrics={f"{name}, mean over languages": value for name, value in macro.items()},
+            metrics={f"{name}, mean over {self.task.groups}": value for name, value in macro.items()},
             trainable_parameters=trainable_parameters,
         )
 
@@ -119,7 +129,7 @@ def fitted_methods(config: RunConfig) -> dict[str, Any]:
     from hybrid_kernels.training.budget import fit_budget
     from hybrid_kernels.training.methods import load_tokenizer
 
-    model, head = TASKS[config.task].load_model(config.model.name, load_tokenizer(config.model.name), 0)
+    model, head = task_of(config).load_model(load_tokenizer(config.model.name), 0)
     return {
         name: fit_budget(method, model, config.budget, head=head)
         for name, method in config.named_methods.items()
@@ -129,21 +139,21 @@ def fitted_methods(config: RunConfig) -> dict[str, Any]:
 def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report: Report) -> dict[str, Any]:
     """Trains a cell and predicts the run's parts with the adapter as it was saved; does what is not done yet.
 
-    Leaves in the cell's folder: adapter/, trained.json (`trainer.Trained`), training_rows.json (their ids),
-    predictions.npz (`trainer.load_predictions`) and, written last, result.json.
+    Leaves in the cell's folder: adapter/ (of a method that trains), trained.json (`trainer.Trained`),
+    training_rows.json (their ids), predictions.npz (`files.load_predictions`) and, written last, result.json.
 
     Returns:
         The content of result.json: the cell, `label`, `folder` (relative to the run's), `train_rows`, `seconds`,
         `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
     """
-    from hybrid_kernels.training.trainer import predict, save_predictions, train
+    from hybrid_kernels.training.trainer import predict, train
 
     started = time.monotonic()
-    config, folder, task = plan.config, plan.folder_of(cell), TASKS[plan.config.task]
-    rows, source = plan.rows.of(config, cell), source_of(config, cell)
+    config, folder, task = plan.config, plan.folder_of(cell), plan.task
+    rows, source, method = plan.rows.of(config, cell), source_of(config, cell), plan.methods[cell.method]
     trained = train(
         config,
-        plan.methods[cell.method],
+        method,
         cell.seed,
         tokenizer,
         rows,
@@ -156,24 +166,36 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
 
     def predictions() -> dict[str, Any]:
         # Not with the model in memory: whether the run was interrupted may not show, and `evaluate` finds the same.
-        model = task.load_trained(folder / "adapter", config.model.name, tokenizer, cell.seed)
-        model.to(trained_device())
+        model = load_model(task, method, folder, tokenizer, cell.seed)
         parts = plan.rows.parts_of(config, cell)
         found = {}
         for name, part in parts.items():
-            found[name] = predict(config, model, tokenizer, part, partial(report, f"predicting {name}"))
+            found[name] = predict(
+                task,
+                model,
+                tokenizer,
+                part,
+                method=method,
+                worked_examples=plan.rows.worked_examples,
+                progress=partial(report, f"predicting {name}"),
+                path=folder / "decoding" / name,
+                key=plan.prediction_key(cell),
+            )
+        left_out = set(trained.left_out)
         if distributed.is_first():
             save_predictions(folder / "predictions.npz", found)
-            write_json(folder / "training_rows.json", [row["id"] for row in rows])
-        reference = config.evaluation.reference_language
-        metrics = {name: task.metrics(arrays, reference) for name, arrays in found.items()}
-        if distributed.is_first():
+            write_json(
+                folder / "training_rows.json", [row["id"] for row in rows if row["id"] not in left_out]
+            )
+            shutil.rmtree(folder / "decoding", ignore_errors=True)
+        metrics = {name: task.metrics(arrays) for name, arrays in found.items()}
+        if distributed.is_first() and method.trains:
             card = plan.card(cell, rows, trained.trainable_parameters, metrics)
             write_file(folder / "adapter" / "README.md", str(card))
         return asdict(cell) | {
-            "label": plan.methods[cell.method].label,
+            "label": method.label,
             "folder": str(folder.relative_to(plan.folder)),
-            "train_rows": len(rows),
+            "train_rows": len(rows) - len(left_out),
             "seconds": round(time.monotonic() - started, 2),
             "trainable_parameters": trained.trainable_parameters,
             "train_loss": trained.train_loss,
@@ -185,7 +207,17 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
     return dict(result)
 
 
-def trained_device() -> Any:
+def load_model(task: Task, method: Any, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> Any:
+    """A cell's model as it was saved in the cell's folder, where predictions are made."""
+    model: Any = (
+        task.load_trained(folder / "adapter", tokenizer, seed)
+        if method.trains
+        else task.load_model(tokenizer, seed)[0]
+    )
+    return model.to(_trained_device())
+
+
+def _trained_device() -> Any:
     """Where the Trainer puts the model of this process."""
     import torch
 

@@ -13,38 +13,18 @@ import hybrid_kernels
 from hybrid_kernels.governance import GovernancePolicy
 from hybrid_kernels.training.cells import Cell, main_variant, variants
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import (
-    NliData,
-    Row,
-    available_splits,
-    load_nli,
-    sample_shots,
-    split_by_premise,
-    write_jsonl,
-)
+from hybrid_kernels.training.data import Row, write_jsonl
 from hybrid_kernels.training.files import content_key, stage
-from hybrid_kernels.training.tasks import TASKS
-
-_GOVERNED_FIELDS = ("id", "item", "language", "premise", "hypothesis", "label")
-
-
-@dataclass
-class Loaded:
-    """Rows before governance, by what they are for, and the records that could not be read."""
-
-    train: list[Row]
-    test: list[Row]
-    dev: list[Row]
-    source: list[Row]
-    malformed: list[Row]
+from hybrid_kernels.training.tasks import Loaded, Task, task_of
 
 
 @dataclass
 class Rows:
     """What the cells train on and predict.
 
-    `kept` has the training rows of each governance variant, `source` those of the source stage; `parts` are predicted:
-    "test", "dev" where there is one, and "perturbed/RECIPE". `summaries`: governance's own of each variant.
+    `kept` has the training records of each governance variant (`tasks.base.Task` says what those are), `source` those
+    of the source stage; `parts` are predicted: "test", "dev" where there is one, and "perturbed/RECIPE".
+    `worked_examples` are for prompts to show. `summaries`: governance's own of each variant.
     """
 
     raw: int
@@ -52,14 +32,17 @@ class Rows:
     kept: dict[str, list[Row]]
     source: list[Row]
     parts: dict[str, list[Row]]
+    worked_examples: list[Row]
     summaries: dict[str, dict[str, Any] | None]
 
     def of(self, config: RunConfig, cell: Cell) -> list[Row]:
-        """The training rows of a cell: fewer shots are the first of more, in another choice for each seed."""
+        """The training rows of a cell."""
+        if not config.named_methods[cell.method].trains:
+            return []
+        task = task_of(config)
         if cell.is_source:
-            return self.source
-        shots = None if cell.shots == "all" else cell.shots
-        return sample_shots(self.kept[cell.governance], shots, config.data.seed + cell.seed)
+            return task.training_rows(self.source, "all", cell.seed)
+        return task.training_rows(self.kept[cell.governance], cell.shots, cell.seed)
 
     def parts_of(self, config: RunConfig, cell: Cell) -> dict[str, list[Row]]:
         """What a cell predicts."""
@@ -72,7 +55,8 @@ class Rows:
 
 def prepare(config: RunConfig, folder: Path, console: Console) -> Rows:
     """Loads and governs a run's rows, and leaves them in `folder`; ValueError where a cell would have none."""
-    loaded = load_data(config)
+    task = task_of(config)
+    loaded = task.load_data()
     write_jsonl(loaded.malformed, folder / "malformed.jsonl")
     if loaded.malformed:
         first = loaded.malformed[0]
@@ -81,97 +65,38 @@ def prepare(config: RunConfig, folder: Path, console: Console) -> Rows:
             f" ({first['reason']}); all in {folder / 'malformed.jsonl'}"
         )
     parts = {"test": loaded.test} | ({"dev": loaded.dev} if loaded.dev else {})
-    parts |= perturbed_parts(config, loaded.test)
+    parts |= perturbed_parts(task, loaded.test)
     for name, part in (*parts.items(), ("source", loaded.source)):
         if part:
             write_jsonl(part, folder / "data" / f"{name}.jsonl")
     kept, summaries = {}, {}
     for variant, policy in variants(config).items():
-        kept[variant], summaries[variant] = _govern(variant, policy, loaded, folder, console)
+        kept[variant], summaries[variant] = _govern(task, variant, policy, loaded, folder, console)
     source = loaded.source
     if source and config.governance is not None:
         by_itself = Loaded(source, loaded.test, loaded.dev, [], [])
-        source, _ = _govern("source", config.governance, by_itself, folder, console)
-    rows = Rows(len(loaded.train), len(loaded.malformed), kept, source, parts, summaries)
+        source, _ = _govern(task, "source", config.governance, by_itself, folder, console)
     main = kept[main_variant(config)]
+    shown = task.worked_examples(main, loaded.test + loaded.dev)
     write_jsonl(main, folder / "data" / "train.jsonl")
-    _warn_of_missing_shots(config, main, console)
-    return rows
+    write_jsonl(shown, folder / "data" / "worked_examples.jsonl")
+    _warn_of_missing_shots(task, main, console)
+    return Rows(len(loaded.train), len(loaded.malformed), kept, source, parts, shown, summaries)
 
 
-def load_data(config: RunConfig) -> Loaded:
-    """The run's rows before governance; ValueError or FileNotFoundError names what does not fit."""
-    data = config.data
-    splits = available_splits(data.source)
-    for name in ("train_split", "evaluation_split", "dev_split"):
-        if getattr(data, name) is not None and getattr(data, name) not in splits:
-            raise ValueError(
-                f"data.{name} is {getattr(data, name)!r}, but {data.source!r} has only {', '.join(splits)}"
-            )
-    malformed: list[Row] = []
-
-    def load(source: str, split: str, languages: list[str] | None, limit: int | None) -> list[Row]:
-        found: NliData = load_nli(source, split, languages, rows_per_language=limit)
-        malformed.extend(found.malformed)
-        return found.rows
-
-    limit = data.rows_per_language
-    languages = config.evaluation.languages or data.languages
-
-    def evaluated(rows: list[Row]) -> list[Row]:
-        own = [row for row in rows if languages is None or row["language"] in languages]
-        return sample_shots(own, config.evaluation.max_rows_per_language, data.seed, same_items=True)
-
-    train = load(data.source, data.train_split, data.languages, limit)
-    if data.train_split == data.evaluation_split:
-        train, test = split_by_premise(train, data.evaluation_fraction, data.seed)
-    else:
-        test = load(data.source, data.evaluation_split, languages, limit)
-    dev: list[Row] = []
-    if data.dev_fraction:
-        test, dev = split_by_premise(test, data.dev_fraction, data.seed)
-    elif data.dev_split is not None:
-        reported = {(row["language"], row["premise"]) for row in test}
-        dev = [
-            row
-            for row in load(data.source, data.dev_split, languages, limit)
-            if (row["language"], row["premise"]) not in reported
-        ]
-    test, dev = evaluated(test), evaluated(dev)
-    reference = config.evaluation.reference_language
-    there = {row["language"] for row in test}
-    if missing := sorted({reference, *(config.evaluation.languages or ())} - there):
-        raise ValueError(
-            f"no evaluation rows in {', '.join(missing)}; there are rows in {', '.join(sorted(there))}"
-        )
-    source: list[Row] = []
-    if (first := config.source_stage) is not None:
-        source = load(first.source or data.source, first.split, first.languages or [reference], None)
-        # No premise of the evaluation rows, where both come from one split.
-        held_out = {(row["language"], row["premise"]) for row in (*test, *dev)}
-        source = [row for row in source if (row["language"], row["premise"]) not in held_out]
-        source = sample_shots(source, first.rows_per_language, data.seed)
-        if not source:
-            raise ValueError(
-                f"source_stage: every row of split {first.split!r} shares a premise with the evaluation rows"
-            )
-    return Loaded(train, test, dev, source, malformed)
-
-
-def perturbed_parts(config: RunConfig, test: list[Row]) -> dict[str, list[Row]]:
+def perturbed_parts(task: Task, test: list[Row]) -> dict[str, list[Row]]:
     """ "perturbed/RECIPE" → the test rows of the languages that the recipe is for, with their texts changed.
 
     A row keeps its id and item, by which it is compared with the unchanged one.
     """
-    robustness = config.evaluation.robustness
+    robustness = task.config.evaluation.robustness
     if robustness is None:
         return {}
     from hybrid_kernels.evaluation.robustness import perturb, recipes_for
 
-    rows = sample_shots(test, robustness.max_rows_per_language, config.data.seed, same_items=True)
     by_language: dict[str, list[Row]] = {}
-    for row in rows:
-        by_language.setdefault(row["language"], []).append(row)
+    for row in task.sample(test, robustness.max_rows_per_language):
+        by_language.setdefault(row[task.text_language], []).append(row)
     offered = {language: recipes_for(language) for language in sorted(by_language)}
     known = sorted({recipe for recipes in offered.values() for recipe in recipes})
     wanted = known if robustness.recipes == "all" else robustness.recipes
@@ -193,7 +118,7 @@ def perturbed_parts(config: RunConfig, test: list[Row]) -> dict[str, list[Row]]:
                     seed=robustness.seed,
                     rate=robustness.rate,
                 )
-                for column in TASKS[config.task].text_columns
+                for column in task.text_columns
             }
             changed += [
                 row | {column: texts[i] for column, texts in columns.items()} for i, row in enumerate(own)
@@ -202,51 +127,35 @@ def perturbed_parts(config: RunConfig, test: list[Row]) -> dict[str, list[Row]]:
     return parts
 
 
-def govern_rows(
-    policy: GovernancePolicy, rows: list[Row], evaluation: list[Row], folder: Path
-) -> dict[str, Any]:
-    """Governs rows, writes kept and rejected ones to `folder`; returns the ids kept and the summary."""
-    from hybrid_kernels.governance import govern
-
-    def governed(rows: list[Row]) -> list[Row]:
-        return [{name: row[name] for name in _GOVERNED_FIELDS} for row in rows]
-
-    result = govern(
-        governed(rows),
-        sorted({row["language"] for row in rows}),
-        text_columns=["premise", "hypothesis"],
-        language_column="language",
-        policy=policy,
-        id_column="id",
-        evaluation=governed(evaluation),
-    )
-    result.write(folder)
-    return {"kept": list(result.kept["id"]), "summary": result.summary}
-
-
 def _govern(
-    variant: str, policy: GovernancePolicy | None, loaded: Loaded, folder: Path, console: Console
+    task: Task,
+    variant: str,
+    policy: GovernancePolicy | None,
+    loaded: Loaded,
+    folder: Path,
+    console: Console,
 ) -> tuple[list[Row], dict[str, Any] | None]:
     if policy is None:
         return loaded.train, None
     evaluation = loaded.test + loaded.dev
     own = folder / "governance" / variant
     key = content_key(hybrid_kernels.__version__, policy.model_dump(mode="json"), loaded.train, evaluation)
-    result, there = stage(own / "done.json", key, lambda: govern_rows(policy, loaded.train, evaluation, own))
-    summary = result["summary"]
+    (chosen, summary), there = stage(
+        own / "done.json", key, lambda: task.govern(policy, loaded.train, evaluation, own)
+    )
     console.print(
         f"governance, {variant}: {'(done before) ' * there}kept {summary['kept']} of {summary['rows']} rows"
     )
-    ids = set(result["kept"])
+    ids = set(chosen)
     kept = [row for row in loaded.train if row["id"] in ids]
     if not kept:
         raise ValueError(f"governance kept none of {len(loaded.train)} training rows; see {own}")
     return kept, summary
 
 
-def _warn_of_missing_shots(config: RunConfig, rows: list[Row], console: Console) -> None:
-    counts = Counter(row["language"] for row in rows)
-    wanted = [shots for shots in config.data.all_shots if shots != "all"]
+def _warn_of_missing_shots(task: Task, records: list[Row], console: Console) -> None:
+    counts = Counter(row["language"] for row in task.training_rows(records, "all", 0))
+    wanted = [shots for shots in task.config.data.all_shots if shots != "all"]
     if wanted and (few := {name: n for name, n in sorted(counts.items()) if n < wanted[-1]}):
         console.print(
             f"fewer than {wanted[-1]} training rows in: {', '.join(f'{k} ({n})' for k, n in few.items())}"

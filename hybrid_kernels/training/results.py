@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -15,17 +14,17 @@ from rich.table import Table
 import hybrid_kernels
 from hybrid_kernels.training.cells import Cell, expand, main_variant
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import Plan
-from hybrid_kernels.training.tasks import Arrays
-
-METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
+from hybrid_kernels.training.tasks import Task
 
 
 def groups(config: RunConfig) -> dict[str, list[Cell]]:
     """The reported cells that differ by the seed alone, by the method's name, with shots and variant if they vary."""
     cells = [cell for cell in expand(config) if cell.reported]
-    swept = len({(cell.shots, cell.governance) for cell in cells}) > 1
+    swept = (
+        len({(cell.shots, cell.governance) for cell in cells if config.named_methods[cell.method].trains}) > 1
+    )
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         name = f"{cell.method}.shots-{cell.shots}.governance-{cell.governance}" if swept else cell.method
@@ -33,51 +32,22 @@ def groups(config: RunConfig) -> dict[str, list[Cell]]:
     return found
 
 
-def evaluate_predictions(predictions: list[Arrays], reference_language: str) -> dict[str, Any]:
-    """`evaluation` and `spread` of results.json from the predictions of each seed.
-
-    Metrics are means over seeds, parity that of the mean accuracies; the reliability diagram pools the seeds.
-    """
-    from hybrid_kernels.evaluation import macro_average, parity, per_language_metrics, reliability_bins
-
-    probabilities = [np.exp(one["log_probabilities"].astype(np.float64)) for one in predictions]
-    per_seed = [
-        per_language_metrics(p, one["labels"], one["languages"].tolist())
-        for p, one in zip(probabilities, predictions, strict=True)
-    ]
-    mean = {
-        language: {metric: float(np.mean([one[language][metric] for one in per_seed])) for metric in METRICS}
-        | {"n": per_seed[0][language]["n"]}
-        for language in per_seed[0]
-    }
-    macro = [macro_average(one) for one in per_seed]
-    values = {metric: [one[metric] for one in macro] for metric in METRICS}
-    values["gap"] = [parity(one, reference_language)["gap"] for one in per_seed]
-    return {
-        "evaluation": {
-            "macro": {metric: statistics.fmean(values[metric]) for metric in METRICS},
-            "per_language": mean,
-            "parity": parity(mean, reference_language),
-            "reliability": reliability_bins(
-                np.concatenate(probabilities), np.concatenate([one["labels"] for one in predictions])
-            ),
-        },
-        "spread": {
-            metric: statistics.stdev(seeds) if len(seeds) > 1 else None for metric, seeds in values.items()
-        },
-    }
-
-
 def main_cells(config: RunConfig, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results of the cells that stand for the run: with the most shots of the sweep, governed as it says."""
+    """The results of the cells that stand for the run: with the most shots of the sweep, governed as it says.
+
+    A method that does not train has one cell, which stands for it.
+    """
     chosen = (config.data.all_shots[-1], main_variant(config))
-    return [cell for cell in cells if (cell["shots"], cell["governance"]) == chosen]
+    return [
+        cell
+        for cell in cells
+        if (cell["shots"], cell["governance"]) == chosen or not config.named_methods[cell["method"]].trains
+    ]
 
 
 def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`methods` of results.json: the `main_cells` of each, over the seeds that are done."""
     from hybrid_kernels.training.methods import backend
-    from hybrid_kernels.training.trainer import load_predictions
 
     config, found = plan.config, []
     for name, method in plan.methods.items():
@@ -94,8 +64,8 @@ def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, An
                 "backend": backend(method),
                 "seeds": [one["seed"] for one in own],
                 "trainable_parameters": trained["trainable_parameters"],
-                "train_loss": statistics.fmean(one["train_loss"] for one in own),
-                **evaluate_predictions(predictions, config.evaluation.reference_language),
+                "train_loss": statistics.fmean(one["train_loss"] for one in own) if method.trains else None,
+                **plan.task.over_seeds(predictions),
                 "adapter_bytes": trained["adapter_bytes"],
                 "history": trained["history"],
                 "mixing_history": trained["mixing_history"],
@@ -117,28 +87,26 @@ def missing_table(plan: Plan, missing: dict[str, str]) -> Table:
     return table
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def results_table(results: dict[str, Any], task: Task) -> Table:
     """The comparison that a run ends in."""
     table = Table(title=results["title"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ("train\nloss", "accuracy", "calib.\nerror", "parity\ngap", "step\ntime", "peak\nMiB"):
+    # The leading three: more do not fit into a terminal of 80 columns.
+    found = [dict(list(task.columns(one["evaluation"]).items())[:3]) for one in results["methods"]]
+    for name in ("train\nloss", *found[0], "step\ntime", "peak\nMiB"):
         table.add_column(name, justify="right", no_wrap=True)
-    for method in results["methods"]:
-        macro, parity = method["evaluation"]["macro"], method["evaluation"]["parity"]
-        ratio, peak = method["step_time_ratio"], method["peak_memory_bytes"]
+    for method, columns in zip(results["methods"], found, strict=True):
+        loss, ratio, peak = (method[name] for name in ("train_loss", "step_time_ratio", "peak_memory_bytes"))
         table.add_row(
             method["label"],
-            f"{method['train_loss']:.3f}",
-            f"{macro['accuracy']:.1%}",
-            f"{macro['ece']:.3f}",
-            f"{parity['gap']:.1%}",
+            "–" if loss is None else f"{loss:.3f}",
+            *columns.values(),
             "–" if ratio is None else f"{ratio:.2f}×",
             "–" if peak is None else f"{peak / 2**20:.0f}",
         )
     table.caption = (
-        "accuracy and calibration error: mean over languages; parity gap: "
-        f"{results['methods'][0]['evaluation']['parity']['reference']} − worst language; step time: a training step "
-        "against the frozen model's forward and input gradient; peak memory: above the loaded model's"
+        f"{task.caption}; step time: a training step against the frozen model's forward and input gradient; "
+        "peak memory: above the loaded model's"
     )
     return table
 

@@ -30,13 +30,12 @@ from hybrid_kernels._files import write_file
 from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import main_variant
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import Row, load_nli
+from hybrid_kernels.training.data import read_jsonl
 from hybrid_kernels.training.files import content_key, read_json, stage, write_json
-from hybrid_kernels.training.plan import Plan, make_plan, trained_device
-from hybrid_kernels.training.prepare import load_data, prepare
+from hybrid_kernels.training.plan import Plan, load_model, make_plan
+from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.results import (
     commit,
-    evaluate_predictions,
     groups,
     machine,
     main_cells,
@@ -45,7 +44,7 @@ from hybrid_kernels.training.results import (
     results_table,
     versions,
 )
-from hybrid_kernels.training.tasks import TASKS
+from hybrid_kernels.training.tasks import task_of
 
 
 class NoResult(RuntimeError):
@@ -152,7 +151,7 @@ def _results(
             f"(tracebacks: {folder / 'cells' / '*' / 'error.txt'})"
         )
     tokenizer = methods.load_tokenizer(config.model.name)
-    model, _ = TASKS[config.task].load_model(config.model.name, tokenizer, 0)
+    model, _ = plan.task.load_model(tokenizer, 0)
     parameters = model.num_parameters()
     del model
     measured = _footprint(plan, tokenizer, console) if footprint else {}
@@ -167,7 +166,7 @@ def _results(
         "model": {"name": methods.display_name(config.model.name), "parameters": parameters},
         "data": {
             "source": config.data.source,
-            "languages": sorted({row["language"] for row in (*train_rows, *rows.parts["test"])}),
+            "languages": plan.task.languages([*train_rows, *rows.parts["test"]]),
             "train_rows_raw": rows.raw,
             "train_rows": max(cell["train_rows"] for cell in main_cells(config, cells)),
             "evaluation_rows": len(rows.parts["test"]),
@@ -185,7 +184,7 @@ def _results(
     write_json(folder / "results.json", results)
     if report:
         write_report_of(folder, console)
-    console.print(results_table(results))
+    console.print(results_table(results, plan.task))
     return results
 
 
@@ -201,7 +200,8 @@ def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[s
     from hybrid_kernels.training.footprint import measure
 
     config = plan.config
-    rows = plan.rows.kept[main_variant(config)][: config.training.batch_size]
+    rows = plan.task.training_rows(plan.rows.kept[main_variant(config)], "all", 0)
+    rows = rows[: config.training.batch_size]
     key = content_key(
         hybrid_kernels.__version__,
         machine(),
@@ -235,29 +235,31 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
 
     config = load_run_config(folder)
     console = console or Console()
-    rows: list[Row]
+    task = task_of(config)
     if data is None:
-        rows = load_nli(folder / "data", "test").rows
+        rows, _ = read_jsonl(folder / "data" / "test.jsonl")
     else:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
-        rows = load_data(config).test
+        sources = {"evaluation_source" if config.data.evaluation_source else "source": data}
+        other = config.model_copy(update={"data": config.data.model_copy(update=sources)})
+        rows = task_of(other).load_data().test
+    worked_examples, _ = read_jsonl(folder / "data" / "worked_examples.jsonl")
     tokenizer = methods.load_tokenizer(config.model.name)
     found: dict[str, Any] = {}
     for name, cells in groups(config).items():
         predictions = []
         for cell in cells:
-            adapter = folder / "cells" / cell.name / "adapter"
-            if not adapter.is_dir():
+            method, own = config.named_methods[cell.method], folder / "cells" / cell.name
+            if method.trains and not (own / "adapter").is_dir():
                 console.print(f"{cell.name}: not trained yet, left out")
                 continue
             console.print(f"{cell.name}: evaluating")
-            model = TASKS[config.task].load_trained(adapter, config.model.name, tokenizer, cell.seed)
-            predictions.append(predict(config, model.to(trained_device()), tokenizer, rows))
+            model = load_model(task, method, own, tokenizer, cell.seed)
+            predictions.append(
+                predict(task, model, tokenizer, rows, method=method, worked_examples=worked_examples)
+            )
         if predictions:
             label = config.named_methods[cells[0].method].label
-            found[name] = {"label": label} | evaluate_predictions(
-                predictions, config.evaluation.reference_language
-            )
+            found[name] = {"label": label} | task.over_seeds(predictions)
     if not found:
         raise ValueError(f"run folder {str(folder)!r} has no trained adapter yet")
     write_json(folder / "evaluation.json", found)

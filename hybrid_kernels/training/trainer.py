@@ -27,7 +27,7 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.files import read_json
 from hybrid_kernels.training.method_config import AnyMethod
-from hybrid_kernels.training.tasks import TASKS, Arrays, Progress, Task
+from hybrid_kernels.training.tasks import Arrays, Progress, Task, task_of
 
 MIXING_RECORDS = 50
 #: of the history; the rest of a log entry is what callbacks measured
@@ -40,14 +40,16 @@ class Trained:
 
     `history` has a dict for each step: step, epoch, loss (without the penalty), grad_norm, learning_rate, and whatever
     callbacks logged. `trainable` names the parameters that were trained, so that a later stage goes on with them.
+    `left_out` has the ids of rows that are too long. Of a method that does not train all is empty, and the loss None.
     """
 
     trainable_parameters: int
-    train_loss: float
+    train_loss: float | None
     adapter_bytes: int
     history: list[dict[str, Any]]
     mixing_history: list[dict[str, Any]]
     trainable: list[str]
+    left_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -166,23 +168,35 @@ def batches(
 
 
 def predict(
-    config: RunConfig,
+    task: Task,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
+    *,
+    method: AnyMethod,
+    worked_examples: Sequence[Row] = (),
     progress: Progress = lambda done, total: None,
+    path: Path | None = None,
+    key: str = "",
 ) -> Arrays:
-    """The task's arrays of all rows, with `ids`, `items` and `languages`; each process predicts its share."""
+    """The task's arrays of all rows, with `ids`, `items` and `languages`; each process predicts its share.
+
+    Other arguments are as in `Task.predict`; each process keeps what it has done in a file of its own beside `path`.
+    """
     size = distributed.world_size()
     mine = rows[distributed.rank() :: size]
+    if path is not None:
+        path = path.with_name(f"{path.name}.{distributed.rank()}-of-{size}.jsonl")
     shares = distributed.gathered(
-        TASKS[config.task].predict(
+        task.predict(
             model,
             tokenizer,
             mine,
-            max_length=config.model.max_length,
-            batch_size=config.evaluation.batch_size,
+            method=method,
+            worked_examples=worked_examples,
             progress=progress,
+            path=path,
+            key=key,
         )
         if mine
         else {}
@@ -228,6 +242,8 @@ def train(
     """
 
     def compute() -> dict[str, Any]:
+        if not method.trains:
+            return asdict(Trained(0, None, 0, [], [], [], []))
         return asdict(
             _train(config, method, seed, tokenizer, rows, folder, key, is_source, start, progress, callbacks)
         )
@@ -251,19 +267,19 @@ def _train(
     progress: Progress,
     callbacks: Sequence[TrainerCallback],
 ) -> Trained:
-    task = TASKS[config.task]
+    task = task_of(config)
     count = distributed.batch_size_per_process(config.training.batch_size)
     checkpoint = distributed.from_first(lambda: _prepare(folder, key))
     if start is None:
-        base, head = task.load_model(config.model.name, tokenizer, seed)
-        model = methods.add_adapter(base, head, method, seed)
+        base, head = task.load_model(tokenizer, seed)
+        model = methods.add_adapter(base, head, method, seed, task.kind)
     else:
-        model = task.load_trained(start / "adapter", config.model.name, tokenizer, seed)
+        model = task.load_trained(start / "adapter", tokenizer, seed)
         trainable = set(read_json(start / "trained.json")["result"]["trainable"])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
         methods.accelerate_if_asked(model, method)
-    examples = task.examples(tokenizer, rows, config.model.max_length)
+    examples, left_out = task.examples(tokenizer, rows)
     trainer = MethodTrainer(
         model=model,
         args=_arguments(config, stage_of(config, method, is_source), seed, count, folder),
@@ -310,32 +326,8 @@ def _train(
             {"step": entry["step"], "values": entry["mixing"]} for entry in logs if "mixing" in entry
         ],
         trainable=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
+        left_out=left_out,
     )
-
-
-def save_predictions(path: Path, parts: dict[str, Arrays]) -> None:
-    """One file for all parts, whole or not there; its bytes depend on the arrays alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        entries: dict[str, Any] = {
-            f"{part}|{name}": values for part, arrays in parts.items() for name, values in arrays.items()
-        }
-        np.savez(file, **entries)
-    partial.replace(path)
-
-
-def load_predictions(path: Path) -> dict[str, Arrays]:
-    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`.
-
-    A classifier's are `log_probabilities` (n, classes) float32 and `labels` (n,).
-    """
-    parts: dict[str, Arrays] = {}
-    with np.load(path) as file:
-        for entry in file.files:
-            part, name = entry.split("|")
-            parts.setdefault(part, {})[name] = file[entry]
-    return parts
 
 
 def _arguments(config: RunConfig, stage: Stage, seed: int, count: int, folder: Path) -> TrainingArguments:

@@ -8,9 +8,10 @@ the completion with EOS the labels.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from hybrid_kernels.evaluation.translation import completion, translation_prompt
 from hybrid_kernels.governance.policy import GovernancePolicy
 
 IGNORED = -100
+# Rejected pairs of a step that a merged summary shows of each two languages.
+EXAMPLES = 3
 Example = dict[str, list[int]]
 
 
@@ -31,6 +34,7 @@ def govern_pairs(
     policy: GovernancePolicy | None = None,
     *,
     evaluation: Sequence[Row] | None = None,
+    folder: Path | None = None,
     num_proc: int | None = None,
     progress: bool = True,
 ) -> tuple[list[Row], dict[str, Any]]:
@@ -44,6 +48,7 @@ def govern_pairs(
         pairs: of `evaluation.parallel.load_parallel`.
         policy: by default `GovernancePolicy()`.
         evaluation: pairs that no kept one may be a copy of.
+        folder: where kept and rejected pairs and the summary go, in a folder for each two languages.
         num_proc, progress: as in `governance.govern`.
 
     Returns the pairs unchanged, in their order, and the summary of each two languages, by "de-en".
@@ -68,7 +73,32 @@ def govern_pairs(
         )
         kept.update(result.kept["id"])
         summaries["-".join(languages)] = result.summary
+        if folder is not None:
+            result.write(folder / "-".join(languages))
     return [pair for pair in pairs if pair["id"] in kept], summaries
+
+
+def merged_summary(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One summary of `govern_pairs`' many: counts are sums, `by_language` has the two languages' names ("de-en")."""
+    counts = ("rows", "kept", "rejected")
+    found: dict[str, Any] = {name: sum(one[name] for one in summaries.values()) for name in counts}
+    by_step: dict[str, dict[str, Any]] = {}
+    examples: dict[str, list[Any]] = {}
+    for one in summaries.values():
+        for step, own in one["by_step"].items():
+            merged = by_step.setdefault(step, {"rejected": 0, "reasons": Counter()})
+            merged["rejected"] += own["rejected"]
+            merged["reasons"].update(own["reasons"])
+        for step, shown in one["examples"].items():
+            examples.setdefault(step, []).extend(shown[:EXAMPLES])
+    found["by_step"] = {
+        step: {"rejected": one["rejected"], "reasons": dict(one["reasons"])} for step, one in by_step.items()
+    }
+    found["by_language"] = {
+        languages: {name: one[name] for name in counts} for languages, one in summaries.items()
+    }
+    policy = next((one["policy"] for one in summaries.values() if "policy" in one), None)
+    return found | {"examples": examples, "policy": policy}
 
 
 def balanced_rows(

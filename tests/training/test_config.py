@@ -2,10 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig
-from tests.training.support import HYBRID
+from hybrid_kernels.training.cells import expand
+from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig, example_configs
+from hybrid_kernels.training.prepare import perturbed_parts
+from hybrid_kernels.training.tasks import task_of
+from tests.training.support import DATA, HYBRID
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+needs_data = pytest.mark.skipif(
+    not (DATA / "ntrex").is_dir(), reason=f"no text in {DATA} (set HYBRID_KERNELS_DATA)"
+)
 
 
 def error_of(values, write_config) -> str:
@@ -14,12 +19,57 @@ def error_of(values, write_config) -> str:
     return str(caught.value)
 
 
+def test_the_demo_loads():
+    config = RunConfig.load(DEMO_CONFIG)
+    assert [method.method for method in config.methods] == ["lora", "hra", "hybrid"]
+
+
 @pytest.mark.parametrize(
-    "path", [DEMO_CONFIG, *sorted(EXAMPLES.glob("xnli*.yaml"))], ids=lambda path: path.name
+    ("name", "methods", "cells"),
+    [
+        ("xnli_few_shot", {"lora", "boft", "hra", "hybrid"}, 3 * 5 * 4),
+        # The source stage; a policy of three steps: all, none, each alone, all but each.
+        ("governance_ablation", {"lora", "hybrid"}, 3 * 2 * (1 + 8)),
+        ("flores", {"none", "lora", "hybrid"}, 4),
+        ("xnli_gpu", {"full", "lora", "lora_ga", "hra", "oft", "boft", "urnn", "hybrid"}, 3 * 15 * 4),
+    ],
 )
-def test_shipped_configurations_load(path):
-    config = RunConfig.load(path)
-    assert {method.method for method in config.methods} == {"lora", "hra", "hybrid"}
+def test_examples_are_runs(name, methods, cells):
+    config = RunConfig.load(example_configs()[name])
+    assert {method.method for method in config.methods} == methods
+    assert len(expand(config)) == cells
+
+
+def test_every_example_is_tested():
+    assert set(example_configs()) == {"xnli_few_shot", "governance_ablation", "flores", "xnli_gpu"}
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["xnli_few_shot", "governance_ablation", "flores"])
+def test_data_of_examples(name):
+    """The sources, splits and languages are there, with rows enough for the shots and prompts."""
+    config = RunConfig.load(example_configs()[name])
+    names = ("source", "evaluation_source")
+    here = {
+        one: str(DATA / Path(getattr(config.data, one)).name) for one in names if getattr(config.data, one)
+    }
+    stage = config.source_stage
+    if stage is not None and stage.source is not None:
+        stage = stage.model_copy(update={"source": str(DATA / Path(stage.source).name)})
+    config = config.model_copy(update={"data": config.data.model_copy(update=here), "source_stage": stage})
+    task = task_of(config)
+    loaded = task.load_data()
+    assert loaded.test and bool(loaded.dev) == bool(config.data.dev_fraction)
+    most = config.data.all_shots[-1]
+    groups = len(config.data.languages) if name != "flores" else len(config.directions)
+    assert len(task.training_rows(loaded.train, most, 0)) == most * groups
+    robustness = config.evaluation.robustness
+    parts = perturbed_parts(task, loaded.test)
+    assert set(parts) == {f"perturbed/{one}" for one in (robustness.recipes if robustness else ())}
+    assert all(parts.values())
+    assert bool(loaded.source) == (stage is not None)
+    shown = task.worked_examples(loaded.train, loaded.test)
+    assert len(shown) == (4 * groups if name == "flores" else 0)
 
 
 def test_demo_names_every_key():
@@ -63,7 +113,7 @@ def test_misspelt_keys_name_path_and_nearest_key(values, write_config):
         (
             "data",
             {"train_split": "tran"},
-            "data.train_split: input should be 'train', 'dev' or 'test' (it is 'tran')",
+            "data.train_split is 'tran'; it may be one of 'train', 'dev', 'test'",
         ),
         ("governance", {"langage": {}}, "governance.langage: unknown key; did you mean 'language'?"),
         (

@@ -8,11 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from hybrid_kernels.training import prepare
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.prepare import load_data
-from hybrid_kernels.training.results import evaluate_predictions
 from hybrid_kernels.training.run import evaluate_run, run
+from hybrid_kernels.training.tasks import task_of
+from hybrid_kernels.training.tasks.nli import Inference
 from tests.training.support import HRA, HYBRID
 
 QUIET = Console(quiet=True)
@@ -147,14 +146,14 @@ def test_seeds_differ_and_are_averaged(values):
     assert both["methods"][0]["history"] == one["methods"][0]["history"]
 
 
-def test_evaluate_predictions_by_hand():
+def test_means_over_seeds_by_hand(values):
     labels, languages = np.array([0, 1, 0, 1]), np.array(["en", "en", "sw", "sw"])
     right = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]])
     wrong = np.array([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]])
     seeds = [
         {"log_probabilities": np.log(one), "labels": labels, "languages": languages} for one in (right, wrong)
     ]
-    found = evaluate_predictions(seeds, "en")
+    found = task_of(RunConfig.model_validate(values)).over_seeds(seeds)
     assert found["evaluation"]["per_language"]["en"]["accuracy"] == pytest.approx(0.75)
     assert found["evaluation"]["per_language"]["sw"]["accuracy"] == pytest.approx(0.25)
     assert found["evaluation"]["macro"]["accuracy"] == pytest.approx(0.5)
@@ -169,11 +168,11 @@ def test_one_split_is_divided(values, tiny_data, tmp_path):
     data.mkdir()
     (data / "dev.jsonl").write_text((tiny_data / "train.jsonl").read_text())
     values["data"] = {"source": str(data), "train_split": "dev", "evaluation_split": "dev"}
-    loaded = load_data(RunConfig.model_validate(values))
+    loaded = task_of(RunConfig.model_validate(values)).load_data()
     assert len(loaded.train) == len(loaded.test) == 24 and not loaded.dev
     assert not {row["item"] for row in loaded.train} & {row["item"] for row in loaded.test}
     values["data"]["dev_fraction"] = 0.25
-    parts = load_data(RunConfig.model_validate(values))
+    parts = task_of(RunConfig.model_validate(values)).load_data()
     assert parts.train == loaded.train
     assert len(parts.dev) == 6 and len(parts.test) == 18
     assert not {row["premise"] for row in parts.dev} & {row["premise"] for row in parts.test}
@@ -188,13 +187,13 @@ def test_dev_rows_of_a_split_of_their_own(values, tiny_data, tmp_path):
     # Some of it is in the test split, too.
     (data / "dev.jsonl").write_text((train + test).replace('"id": "', '"id": "dev-'))
     values["data"] = {"source": str(data), "dev_split": "dev"}
-    loaded = load_data(RunConfig.model_validate(values))
+    loaded = task_of(RunConfig.model_validate(values)).load_data()
     assert [row["id"] for row in loaded.dev] == [f"dev-{row['id']}" for row in loaded.train]
 
 
 def test_evaluation_rows_are_the_same_items_in_each_language(values):
     values["evaluation"]["max_rows_per_language"] = 5
-    loaded = load_data(RunConfig.model_validate(values))
+    loaded = task_of(RunConfig.model_validate(values)).load_data()
     items = {
         language: [row["item"] for row in loaded.test if row["language"] == language]
         for language in ("en", "de")
@@ -214,13 +213,13 @@ def test_evaluation_rows_are_the_same_items_in_each_language(values):
 def test_data_that_does_not_fit(values, section, change, message):
     values[section] |= change
     with pytest.raises(ValueError, match=message):
-        load_data(RunConfig.model_validate(values))
+        task_of(RunConfig.model_validate(values)).load_data()
 
 
 def test_governance_is_skipped_when_done(values, monkeypatch):
     values["governance"] = {"language": {"enabled": False}}
     first = run_quietly(values)
-    monkeypatch.setattr(prepare, "govern_rows", lambda *args: pytest.fail("governed again"))
+    monkeypatch.setattr(Inference, "govern", lambda *args: pytest.fail("governed again"))
     assert run_quietly(values)["governance"] == first["governance"]
 
 

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import load_nli
-from hybrid_kernels.training.tasks import TASKS
+from hybrid_kernels.training.tasks import task_of
 from hybrid_kernels.training.trainer import predict, train
 from tests.training.support import HRA, HYBRID
 
@@ -150,10 +150,10 @@ def test_predictions_are_in_the_order_of_the_rows(values, tiny_data):
 
     config = RunConfig.model_validate(values | {"evaluation": {"batch_size": 5}})
     tokenizer = methods.load_tokenizer(values["model"]["name"])
-    model, _ = TASKS["classification"].load_model(values["model"]["name"], tokenizer, 0)
+    model, _ = task_of(RunConfig.model_validate(values)).load_model(tokenizer, 0)
     rows = load_nli(tiny_data, "test").rows
     rows = [row | {"premise": row["premise"][: 5 + 7 * (i % 4)]} for i, row in enumerate(rows)]
-    found = predict(config, model, tokenizer, rows)
+    found = predict(task_of(config), model, tokenizer, rows, method=config.methods[0])
     assert found["log_probabilities"].dtype == np.float32
     for row, log_probabilities in zip(rows, found["log_probabilities"], strict=True):
         with torch.no_grad():

@@ -1,0 +1,253 @@
+"""Translation by a decoder, in every direction of the run: decoded texts, and the references' bits per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hybrid_kernels.governance import GovernancePolicy
+from hybrid_kernels.training.config import RunConfig, Shots
+from hybrid_kernels.training.data import Row
+from hybrid_kernels.training.tasks.base import Arrays, Loaded, Progress
+from hybrid_kernels.training.tasks.decoder import Decoder
+from hybrid_kernels.training.tasks.nli import deviations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_METRICS = ("chrf", "bleu", "bits_per_byte")
+#: what the arrays hold of a row, by column
+_STORED = {
+    "sources": "source",
+    "references": "target",
+    "source_languages": "source_language",
+    "target_languages": "target_language",
+}
+
+
+@dataclass
+class Translation(Decoder):
+    """Records are pairs of `evaluation.parallel`, governed as translations before their directions are told apart."""
+
+    config: RunConfig
+
+    text_columns = ("source",)
+    text_language = "source_language"
+    groups = "directions"
+
+    @cached_property
+    def directions(self) -> list[tuple[str, str]]:
+        return self.config.directions
+
+    def load_data(self) -> Loaded:
+        from hybrid_kernels.evaluation.parallel import load_parallel, split_items
+
+        config, data = self.config, self.config.data
+
+        def load(source: str, split: str) -> list[Row]:
+            pairs = load_parallel(source, split, self.directions)
+            return pairs if data.rows_per_language is None else _first(pairs, data.rows_per_language)
+
+        evaluation_source = data.evaluation_source or data.source
+        train = load(data.source, data.train_split)
+        if data.divides_one_split:
+            train, test = split_items(train, data.evaluation_fraction, data.seed)
+        else:
+            test = load(evaluation_source, data.evaluation_split)
+        dev: list[Row] = []
+        if data.dev_fraction:
+            test, dev = split_items(test, data.dev_fraction, data.seed)
+        elif data.dev_split is not None:
+            dev = load(evaluation_source, data.dev_split)
+        most = config.evaluation.max_rows_per_language
+        return Loaded(train, self.sample(self._rows(test), most), self.sample(self._rows(dev), most), [], [])
+
+    def govern(
+        self, policy: GovernancePolicy, records: Sequence[Row], held_out: Sequence[Row], folder: Path
+    ) -> tuple[list[str], dict[str, Any]]:
+        from hybrid_kernels.training.translation_data import govern_pairs, merged_summary
+
+        # Both directions of one pair are the same text.
+        pairs = {
+            (row["item"], *languages): {
+                "id": row["id"],
+                "languages": languages,
+                "texts": {
+                    row["source_language"]: row["source"],
+                    row["target_language"]: row["target"],
+                },
+            }
+            for row in held_out
+            for languages in [sorted((row["source_language"], row["target_language"]))]
+        }
+        kept, summaries = govern_pairs(
+            records, policy, evaluation=list(pairs.values()), folder=folder, progress=False
+        )
+        return [pair["id"] for pair in kept], merged_summary(summaries)
+
+    def training_rows(self, records: Sequence[Row], shots: Shots, seed: int) -> list[Row]:
+        from hybrid_kernels.training.translation_data import balanced_rows
+
+        most = None if shots == "all" else shots
+        return _named(balanced_rows(records, self.directions, self.config.data.seed + seed, most))
+
+    def sample(self, rows: Sequence[Row], most: int | None) -> list[Row]:
+        from hybrid_kernels.evaluation.parallel import rank
+
+        if most is None:
+            return list(rows)
+        by_direction: dict[str, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: rank(self.config.data.seed, row["item"])):
+            by_direction.setdefault(row["language"], []).append(row)
+        chosen = {row["id"] for own in by_direction.values() for row in own[:most]}
+        return [row for row in rows if row["id"] in chosen]
+
+    def worked_examples(self, records: Sequence[Row], held_out: Sequence[Row]) -> list[Row]:
+        """As many rows of each direction as any method's prompts show, of the same items in each where there are."""
+        from hybrid_kernels.evaluation.parallel import rank
+
+        most = max(map(self.config.prompt_shots, self.config.methods))
+        if not most:
+            return []
+        texts = {text for row in held_out for text in (row["source"], row["target"])}
+        free = [
+            row for row in self._rows(records) if row["source"] not in texts and row["target"] not in texts
+        ]
+        found: list[Row] = []
+        for source, target in self.directions:
+            own = [row for row in free if row["language"] == f"{source}-{target}"]
+            if len(own) < most:
+                raise ValueError(
+                    f"prompts show {most} examples, but there are {len(own)} training rows from {source} to {target}"
+                )
+            found += sorted(own, key=lambda row: rank(self.config.data.seed, row["item"]))[:most]
+        return found
+
+    def settings(self, method: Any) -> Any:
+        assert self.config.translation is not None
+        return [self.config.translation.decoding.model_dump(), self.config.prompt_shots(method)]
+
+    def languages(self, rows: Sequence[Row]) -> list[str]:
+        return sorted({code for row in rows for code in row.get("languages") or row["language"].split("-")})
+
+    def examples(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Prompts without worked examples and their translations, which the loss is of; a long row is left out."""
+        from hybrid_kernels.training.translation_data import translation_examples
+
+        examples, long = translation_examples(tokenizer, rows, self.config.model.max_length)
+        return list(examples), long
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        *,
+        method: Any,
+        worked_examples: Sequence[Row],
+        progress: Progress,
+        path: Path | None,
+        key: str,
+    ) -> Arrays:
+        """All (n,): `translations`, `sources`, `references`, `source_languages`, `target_languages`; `nats` of the
+        references, float64; `bytes` of the references in UTF-8 and decoded `tokens`, int64; `stopped`, why."""
+        from hybrid_kernels.evaluation.generation import Decoding, generate
+        from hybrid_kernels.evaluation.translation import reference_nats, translation_prompts
+
+        assert self.config.translation is not None
+        size = self.config.evaluation.batch_size
+        prompts = translation_prompts(
+            rows, worked_examples, shots=self.config.prompt_shots(method), seed=self.config.data.seed
+        )
+        outputs = generate(
+            model,
+            tokenizer,
+            prompts,
+            [row["source"] for row in rows],
+            decoding=Decoding(**self.config.translation.decoding.model_dump()),
+            batch_size=size,
+            path=path,
+            key=key,
+            description=progress,
+        )
+        nats = reference_nats(model, tokenizer, rows, prompts, batch_size=size, description=progress)
+        texts = {name: np.array([row[column] for row in rows]) for name, column in _STORED.items()}
+        return texts | {
+            "translations": np.array([output.text for output in outputs]),
+            "tokens": np.array([output.tokens for output in outputs], dtype=np.int64),
+            "stopped": np.array([output.stopped for output in outputs]),
+            "nats": nats,
+            "bytes": np.array([len(row["target"].encode()) for row in rows], dtype=np.int64),
+        }
+
+    def metrics(self, predictions: Arrays) -> dict[str, Any]:
+        """`evaluation.translation.evaluate_translations`, and `macro`, means over directions."""
+        from hybrid_kernels.evaluation.translation import evaluate_translations
+
+        columns = {column: predictions[name].tolist() for name, column in _STORED.items()}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        found = evaluate_translations(rows, predictions["translations"].tolist(), predictions["nats"])
+        scores = found["directions"].values()
+        return {"macro": {name: fmean(one[name] for one in scores) for name in _METRICS}} | found
+
+    def over_seeds(self, predictions: Sequence[Arrays]) -> dict[str, Any]:
+        """Every number is the mean over seeds."""
+        per_seed = [self.metrics(one) for one in predictions]
+        values = {name: [one["macro"][name] for one in per_seed] for name in _METRICS}
+        return {"evaluation": _mean(per_seed), "spread": deviations(values)}
+
+    def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
+        macro, copied = evaluation["macro"], evaluation["directions"].values()
+        balance = evaluation["balance"]["chrf"]["mean"]
+        return {
+            "chrF++": f"{macro['chrf']:.1f}",
+            "copied\nchrF++": f"{fmean(one['copy']['chrf'] for one in copied):.1f}",
+            "to − from\nEnglish": "–" if balance is None else f"{balance:+.1f}",
+            "BLEU": f"{macro['bleu']:.1f}",
+            "bits per\nbyte": f"{macro['bits_per_byte']:.3f}",
+        }
+
+    @property
+    def caption(self) -> str:
+        return (
+            "means over directions; copied: the source handed in as its translation; "
+            "to − from English: chrF++ into English minus out of it, mean over languages"
+        )
+
+    def _rows(self, records: Sequence[Row]) -> list[Row]:
+        from hybrid_kernels.evaluation.parallel import expand
+
+        return _named(expand(records, self.directions))
+
+
+def _named(rows: Sequence[Row]) -> list[Row]:
+    """Rows of `evaluation.parallel` as the engine has them: `language` is the direction."""
+    return [row | {"language": f"{row['source_language']}-{row['target_language']}"} for row in rows]
+
+
+def _first(pairs: Sequence[Row], most: int) -> list[Row]:
+    """The first pairs of every two languages."""
+    counts: dict[tuple[str, ...], int] = {}
+    found = []
+    for pair in pairs:
+        languages = tuple(pair["languages"])
+        counts[languages] = counts.get(languages, 0) + 1
+        if counts[languages] <= most:
+            found.append(pair)
+    return found
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Means of the numbers in equal structures; what is no floating-point number is the same in all."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([one[key] for one in values]) for key in first}
+    return fmean(values) if isinstance(first, float) else first
