@@ -133,7 +133,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
     predictions.npz (`trainer.load_predictions`) and, written last, result.json.
 
     Returns:
-        The content of result.json: the cell, `label`, `folder` (relative to the run's), `train_rows`, `seconds`,
+        The content of result.json: the cell, `label`, `backend`, `folder` (relative to the run's), `train_rows`, `seconds`,
         `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
     """
     from hybrid_kernels.training.trainer import predict, save_predictions, train
@@ -172,6 +172,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
             write_file(folder / "adapter" / "README.md", str(card))
         return asdict(cell) | {
             "label": plan.methods[cell.method].label,
+            "backend": plan.methods[cell.method].backend,
             "folder": str(folder.relative_to(plan.folder)),
             "train_rows": len(rows),
             "seconds": round(time.monotonic() - started, 2),

@@ -172,6 +172,7 @@ def _results(
             "train_rows": max(cell["train_rows"] for cell in main_cells(config, cells)),
             "evaluation_rows": len(rows.parts["test"]),
             "malformed_rows": rows.malformed,
+            "romanised": _romanised(config, rows.parts["test"]),
         },
         "governance": rows.summaries[main_variant(config)],
         "governance_variants": {
@@ -195,6 +196,17 @@ _UNMEASURED: dict[str, Any] = {
     "peak_memory_bytes": None,
     "footprint": None,
 }
+
+
+def _romanised(config: RunConfig, rows: list[Row]) -> list[str]:
+    """The ids of test rows whose hypothesis its writer romanised."""
+    from hybrid_kernels.evaluation.robustness import natural_romanised
+    from hybrid_kernels.governance.scripts import read_tag
+
+    if "hypothesis" not in TASKS[config.task].text_columns:
+        return []
+    known = [row for row in rows if read_tag(row["language"]) is not None]
+    return [row["id"] for row, found in zip(known, natural_romanised(known), strict=True) if found]
 
 
 def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:

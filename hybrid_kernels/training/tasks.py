@@ -71,7 +71,7 @@ class Task(Protocol):
         batch_size: int,
         progress: Progress,
     ) -> Arrays:
-        """Arrays whose first dimension is the rows; the engine adds `ids`, `items` and `languages`."""
+        """Arrays whose first dimension is the rows; the engine adds `ids`, `items`, `languages`, `clusters`."""
         ...
 
     def metrics(self, predictions: Arrays, reference_language: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from hybrid_kernels._files import write_file
 from hybrid_kernels.adapters import HybridTrainer, mixing_values
 from hybrid_kernels.training import distributed, methods
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import Row
+from hybrid_kernels.training.data import Row, clusters
 from hybrid_kernels.training.files import read_json
 from hybrid_kernels.training.method_config import AnyMethod
 from hybrid_kernels.training.tasks import TASKS, Arrays, Progress, Task
@@ -172,7 +172,7 @@ def predict(
     rows: Sequence[Row],
     progress: Progress = lambda done, total: None,
 ) -> Arrays:
-    """The task's arrays of all rows, with `ids`, `items` and `languages`; each process predicts its share."""
+    """The task's arrays of all rows, with `ids`, `items`, `languages` and `clusters`; each process predicts its share."""
     size = distributed.world_size()
     mine = rows[distributed.rank() :: size]
     shares = distributed.gathered(
@@ -197,6 +197,7 @@ def predict(
                 found[name][own::size] = share[name]
     for name, column in (("ids", "id"), ("items", "item"), ("languages", "language")):
         found[name] = np.array([row[column] for row in rows])
+    found["clusters"] = np.array(clusters(rows, TASKS[config.task].text_columns[0]))
     return found
 
 
@@ -326,7 +327,8 @@ def save_predictions(path: Path, parts: dict[str, Arrays]) -> None:
 
 
 def load_predictions(path: Path) -> dict[str, Arrays]:
-    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`.
+    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`,
+    and `clusters`, the group of rows that are not independent (`data.clusters`).
 
     A classifier's are `log_probabilities` (n, classes) float32 and `labels` (n,).
     """

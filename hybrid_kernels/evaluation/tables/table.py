@@ -1,0 +1,109 @@
+"""Tables as data: what a report renders as HTML, Markdown or LaTeX, and what tests compare with direct computation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Literal
+
+from hybrid_kernels.evaluation.significance import Interval, Mark
+
+Direction = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers.
+
+    Attributes:
+        name, unit: its heading; the unit is "%" or "points" where fractions are shown as 100 of themselves.
+        decimals: shown, after that scaling.
+        better: which numbers are; None: neither.
+        signed: differences, shown with their sign.
+        top: a heading over this column and its neighbours of the same one.
+    """
+
+    name: str
+    unit: str = ""
+    decimals: int = 1
+    better: Direction | None = None
+    signed: bool = False
+    top: str = ""
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.unit in ("%", "points") else 1.0
+
+
+@dataclass(frozen=True)
+class Value:
+    """One cell of a table.
+
+    Attributes:
+        value: the number, unscaled (an accuracy is a fraction), a text, or None where there is none.
+        std: sample standard deviation over seeds; None with one seed, or where it means nothing.
+        interval: with its confidence level as the table's note says.
+        mark: of the comparison that the table's note names; p: its corrected p-value.
+        best: the best of its column, whether or not others can be told from it.
+        detail: a few words below the number.
+        sources: the folders of the run's cells it was computed from.
+    """
+
+    value: float | str | None
+    std: float | None = None
+    interval: Interval | None = None
+    mark: Mark | None = None
+    p: float | None = None
+    best: bool = False
+    detail: str = ""
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line: `label` is what it is about, `method` the index of the method in the order of the study, or None."""
+
+    label: str
+    values: list[Value]
+    method: int | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` is the file's; `first` the heading over the rows' labels; rows of one `group` follow one another."""
+
+    name: str
+    caption: str
+    first: str
+    columns: list[Column]
+    rows: list[Row]
+    note: str = ""
+    folded: bool = field(default=False)
+
+
+def over_seeds(values: Sequence[float], sources: Sequence[str] = (), **other: object) -> Value:
+    """The mean over seeds, with the sample standard deviation (n − 1) where there are two or more."""
+    std = stdev(values) if len(values) > 1 else None
+    return Value(fmean(values), std, sources=tuple(sources), **other)  # type: ignore[arg-type]
+
+
+def with_best(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best number of each column marked, within each group; none where there is one row."""
+    from dataclasses import replace
+
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(i)
+    values = [list(row.values) for row in rows]
+    for place, column in enumerate(columns):
+        for members in groups.values() if column.better else ():
+            numbers = {i: v for i in members if isinstance(v := values[i][place].value, (int, float))}
+            if len(numbers) < 2:
+                continue
+            best = (max if column.better == "higher" else min)(numbers.values())
+            for i, number in numbers.items():
+                if number == best:
+                    values[i][place] = replace(values[i][place], best=True)
+    return [replace(row, values=own) for row, own in zip(rows, values, strict=True)]
