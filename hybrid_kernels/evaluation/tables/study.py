@@ -40,15 +40,19 @@ class Cell:
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}, of a cell in results.json, cannot be read: {error}") from None
 
+    @cached_property
+    def _predictions(self) -> dict[str, Predictions]:
+        return {}
+
     def predictions(self, part: str = "test") -> Predictions:
-        found = self.arrays[part]
-        return Predictions(
-            np.exp(found["log_probabilities"].astype(np.float64)),
-            found["labels"],
-            found["languages"],
-            found["ids"],
-            found["clusters"],
-        )
+        """A classifier's, of one part."""
+        if part not in self._predictions:
+            found = self.arrays[part]
+            self._predictions[part] = Predictions(
+                np.exp(found["log_probabilities"].astype(np.float64)),
+                *(found[name] for name in ("labels", "languages", "ids", "clusters")),
+            )
+        return self._predictions[part]
 
     @cached_property
     def trained(self) -> dict[str, Any]:

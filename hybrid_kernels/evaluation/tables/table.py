@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -62,17 +62,22 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A line: `label` is what it is about, `method` the index of the method in the order of the study, or None."""
+    """A line: `label` is what it is about, `method` the index of the method in the order of the study, or None.
+
+    Rows of one `group` compete for the best; the numbers of a `signed` one are differences.
+    """
 
     label: str
     values: list[Value]
     method: int | None = None
     group: str = ""
+    signed: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is the file's; `first` the heading over the rows' labels; rows of one `group` follow one another."""
+    """`name` is the file's; `first` the heading over the rows' labels; rows of one `group` follow one another;
+    `folded`: of little use at first sight."""
 
     name: str
     caption: str
@@ -80,7 +85,7 @@ class Table:
     columns: list[Column]
     rows: list[Row]
     note: str = ""
-    folded: bool = field(default=False)
+    folded: bool = False
 
 
 def over_seeds(values: Sequence[float], sources: Sequence[str] = (), **other: object) -> Value:
@@ -91,8 +96,6 @@ def over_seeds(values: Sequence[float], sources: Sequence[str] = (), **other: ob
 
 def with_best(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
     """The rows with the best number of each column marked, within each group; none where there is one row."""
-    from dataclasses import replace
-
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row.group, []).append(i)
@@ -107,3 +110,15 @@ def with_best(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
                 if number == best:
                     values[i][place] = replace(values[i][place], best=True)
     return [replace(row, values=own) for row, own in zip(rows, values, strict=True)]
+
+
+def best_in_rows(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best number of each row marked; its columns are all of one kind."""
+    found = []
+    for row in rows:
+        numbers = [v.value for v in row.values if isinstance(v.value, (int, float))]
+        if len(numbers) > 1:
+            best = (max if columns[0].better == "higher" else min)(numbers)
+            row = replace(row, values=[replace(v, best=v.value == best) for v in row.values])
+        found.append(row)
+    return found
