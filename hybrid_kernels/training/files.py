@@ -1,4 +1,4 @@
-"""Atomic files, and stages that are skipped when their result is there already."""
+"""Atomic files, those of predictions too, and stages that are skipped when their result is there already."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hybrid_kernels._files import write_file
 
@@ -44,3 +46,29 @@ def stage(marker: Path, key: str, compute: Callable[[], Any]) -> tuple[Any, bool
     result = compute()
     write_json(marker, {"key": key, "result": result})
     return result, False
+
+
+def save_predictions(path: Path, parts: dict[str, dict[str, np.ndarray]]) -> None:
+    """One file for all parts, whole or not there; its bytes depend on the arrays alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        entries: dict[str, Any] = {
+            f"{part}|{name}": values for part, arrays in parts.items() for name, values in arrays.items()
+        }
+        np.savez(file, **entries)
+    partial.replace(path)
+
+
+def load_predictions(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`,
+    and `clusters`, the group of rows that are not independent (`data.clusters`).
+
+    A classifier's are `log_probabilities` (n, classes) float32 and `labels` (n,).
+    """
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(path) as file:
+        for entry in file.files:
+            part, name = entry.split("|")
+            parts.setdefault(part, {})[name] = file[entry]
+    return parts

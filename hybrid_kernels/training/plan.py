@@ -14,7 +14,7 @@ from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import Cell, expand, prediction_key, source_of, training_key
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
-from hybrid_kernels.training.files import content_key, stored_result, write_json
+from hybrid_kernels.training.files import content_key, save_predictions, stored_result, write_json
 from hybrid_kernels.training.prepare import Rows
 from hybrid_kernels.training.tasks import TASKS
 
@@ -130,13 +130,13 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
     """Trains a cell and predicts the run's parts with the adapter as it was saved; does what is not done yet.
 
     Leaves in the cell's folder: adapter/, trained.json (`trainer.Trained`), training_rows.json (their ids),
-    predictions.npz (`trainer.load_predictions`) and, written last, result.json.
+    predictions.npz (`files.load_predictions`) and, written last, result.json.
 
     Returns:
-        The content of result.json: the cell, `label`, `backend`, `folder` (relative to the run's), `train_rows`, `seconds`,
-        `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
+        The content of result.json: the cell, `label`, `backend`, `folder` (relative to the run's), `train_rows`,
+        `seconds`, `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
     """
-    from hybrid_kernels.training.trainer import predict, save_predictions, train
+    from hybrid_kernels.training.trainer import predict, train
 
     started = time.monotonic()
     config, folder, task = plan.config, plan.folder_of(cell), TASKS[plan.config.task]

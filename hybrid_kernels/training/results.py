@@ -15,7 +15,7 @@ from rich.table import Table
 import hybrid_kernels
 from hybrid_kernels.training.cells import Cell, expand, main_variant
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import Plan
 from hybrid_kernels.training.tasks import Arrays
 
@@ -77,7 +77,6 @@ def main_cells(config: RunConfig, cells: list[dict[str, Any]]) -> list[dict[str,
 def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`methods` of results.json: the `main_cells` of each, over the seeds that are done."""
     from hybrid_kernels.training.methods import backend
-    from hybrid_kernels.training.trainer import load_predictions
 
     config, found = plan.config, []
     for name, method in plan.methods.items():
@@ -97,8 +96,6 @@ def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, An
                 "train_loss": statistics.fmean(one["train_loss"] for one in own),
                 **evaluate_predictions(predictions, config.evaluation.reference_language),
                 "adapter_bytes": trained["adapter_bytes"],
-                "history": trained["history"],
-                "mixing_history": trained["mixing_history"],
             }
         )
     return found

@@ -9,7 +9,7 @@ The run's folder:
     cells/METHOD.seed-N.shots-N.governance-VARIANT/
                                          adapter/, predictions.npz, result.json (written last); see `plan.run_cell`
     footprint.json                       time per step, peak memory, energy
-    results.json, report.html, report.md
+    results.json, report.html, report.md, tables/NAME.tex
 
 Each stage is skipped when its result is there and was made from the same content: configuration, rows, model, version.
 """
@@ -31,7 +31,7 @@ from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import main_variant
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row, load_nli
-from hybrid_kernels.training.files import content_key, read_json, stage, write_json
+from hybrid_kernels.training.files import content_key, stage, write_json
 from hybrid_kernels.training.plan import Plan, make_plan, trained_device
 from hybrid_kernels.training.prepare import load_data, prepare
 from hybrid_kernels.training.results import (
@@ -70,7 +70,7 @@ def run(
         output: the run's folder; the configuration's by default.
         workers: cells at a time, in processes of their own if more than 1.
         footprint: measure time per step, memory and energy; without, the results hold None there.
-        report: write `report.html` and `report.md`.
+        report: write `report.html`, `report.md` and `tables/`.
 
     Returns:
         The content of `results.json`; its structure is `hybrid_kernels.evaluation.results.Results`, and besides:
@@ -139,6 +139,7 @@ def _run(
 def _results(
     plan: Plan, missing: dict[str, str], footprint: bool, report: bool, console: Console
 ) -> dict[str, Any]:
+    from hybrid_kernels.evaluation import write_report
     from hybrid_kernels.training import methods
     from hybrid_kernels.training.footprint import step_time_note
 
@@ -185,7 +186,7 @@ def _results(
     }
     write_json(folder / "results.json", results)
     if report:
-        write_report_of(folder, console)
+        console.print(f"report: {write_report([folder])}")
     console.print(results_table(results))
     return results
 
@@ -281,16 +282,3 @@ def load_run_config(folder: Path) -> RunConfig:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no folder of a run: it has no config.yaml")
     return RunConfig.load(folder / "config.yaml")
-
-
-def write_report_of(folder: Path, console: Console | None = None) -> Path:
-    """Writes report.html and report.md from results.json in a run's folder."""
-    from hybrid_kernels.evaluation import write_report
-
-    if not (folder / "results.json").is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it"
-        )
-    path = write_report(read_json(folder / "results.json"), folder)
-    (console or Console()).print(f"report: {path}")
-    return path

@@ -172,7 +172,7 @@ def predict(
     rows: Sequence[Row],
     progress: Progress = lambda done, total: None,
 ) -> Arrays:
-    """The task's arrays of all rows, with `ids`, `items`, `languages` and `clusters`; each process predicts its share."""
+    """The arrays of all rows, as `files.load_predictions` has those of a part; each process predicts its share."""
     size = distributed.world_size()
     mine = rows[distributed.rank() :: size]
     shares = distributed.gathered(
@@ -312,32 +312,6 @@ def _train(
         ],
         trainable=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
     )
-
-
-def save_predictions(path: Path, parts: dict[str, Arrays]) -> None:
-    """One file for all parts, whole or not there; its bytes depend on the arrays alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        entries: dict[str, Any] = {
-            f"{part}|{name}": values for part, arrays in parts.items() for name, values in arrays.items()
-        }
-        np.savez(file, **entries)
-    partial.replace(path)
-
-
-def load_predictions(path: Path) -> dict[str, Arrays]:
-    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`,
-    and `clusters`, the group of rows that are not independent (`data.clusters`).
-
-    A classifier's are `log_probabilities` (n, classes) float32 and `labels` (n,).
-    """
-    parts: dict[str, Arrays] = {}
-    with np.load(path) as file:
-        for entry in file.files:
-            part, name = entry.split("|")
-            parts.setdefault(part, {})[name] = file[entry]
-    return parts
 
 
 def _arguments(config: RunConfig, stage: Stage, seed: int, count: int, folder: Path) -> TrainingArguments:

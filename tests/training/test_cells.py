@@ -12,11 +12,10 @@ from rich.console import Console
 
 from hybrid_kernels.training.cells import Cell, expand, source_of, variants
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import make_plan
 from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.run import run
-from hybrid_kernels.training.trainer import load_predictions
 from tests.training.support import HRA
 
 QUIET = Console(quiet=True)

@@ -19,9 +19,8 @@ import yaml
 from rich.console import Console
 
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.files import read_json
+from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.run import NoResult, run
-from hybrid_kernels.training.trainer import load_predictions
 from tests.training.support import HYBRID
 
 QUIET = Console(quiet=True)

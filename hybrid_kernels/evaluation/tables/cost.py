@@ -20,7 +20,7 @@ Cost = Literal["step_seconds", "peak_memory_bytes"]
 
 @dataclass(frozen=True)
 class Point:
-    """An implementation of a method on the cost–quality plane; `front`: no other is as good in both and better in one."""
+    """An implementation of a method; `front`: no other is at least as good in both and better in one."""
 
     method: str
     implementation: str

@@ -115,6 +115,11 @@ class Quality:
         return sorted(next(iter(self.metrics.values()))[0]["per_language"])
 
     @property
+    def chance(self) -> float:
+        """The accuracy of guessing."""
+        return 1 / next(iter(self.cells.values()))[0].predictions().probabilities.shape[1]
+
+    @property
     def seeds(self) -> dict[str, list[int]]:
         return {name: [cell.result.seed for cell in cells] for name, cells in self.cells.items()}
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_kernels.evaluation.metrics import aggregate
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.robustness import robustness_metrics, romanised_metrics
 from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables.quality import language_name, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
-from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, best_in_rows, over_seeds
+from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds
 
 PREFIX = "perturbed/"
 _TOPS = ("Accuracy drop", "Consistency")
@@ -77,7 +76,7 @@ def recipe_table(found: Robustness) -> Table:
             )
         )
     note = (
-        f"With {shots_in_words(found.shots)}. Accuracy drop: of the unchanged rows minus that of the same rows changed, "
+        f"With {shots_in_words(found.shots)}. Accuracy drop: of the unchanged rows minus of the same rows changed, "
         "in points; consistency: share of rows with the same predicted class, in %. Means over the languages named."
     )
     if found.drops:

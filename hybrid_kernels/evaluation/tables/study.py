@@ -13,6 +13,7 @@ import numpy as np
 
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.results import CellResult, Results, parse_results
+from hybrid_kernels.training.files import load_predictions, read_json
 
 Shots = int | Literal["all"]
 
@@ -32,8 +33,6 @@ class Cell:
     @cached_property
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """The arrays of predictions.npz by part; ValueError where the file is not there or is damaged."""
-        from hybrid_kernels.training.trainer import load_predictions
-
         path = self.folder / "predictions.npz"
         try:
             return load_predictions(path)
@@ -57,10 +56,8 @@ class Cell:
     @cached_property
     def trained(self) -> dict[str, Any]:
         """`trainer.Trained` as a dict; empty where the run's folder no longer has it."""
-        import json
-
         path = self.folder / "trained.json"
-        return dict(json.loads(path.read_text("utf-8"))["result"]) if path.is_file() else {}
+        return dict(read_json(path)["result"]) if path.is_file() else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +78,6 @@ class Run:
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """FileNotFoundError where there is no results.json; ValueError names what is malformed in it."""
-    import json
-
     folder = Path(folder)
     path = folder / "results.json"
     if not path.is_file():
@@ -90,7 +85,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it"
         )
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     try:

@@ -1,0 +1,291 @@
+"""What the numbers allow one to say, in sentences: who won, by how much, whether it is real, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hybrid_kernels.evaluation.report.rendering import p_value
+from hybrid_kernels.evaluation.resampling import DIRECTIONS
+from hybrid_kernels.evaluation.significance import Interval
+from hybrid_kernels.evaluation.tables import translation
+from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints
+from hybrid_kernels.evaluation.tables.governance import Ablation
+from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
+from hybrid_kernels.evaluation.tables.robustness import Robustness
+from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
+from hybrid_kernels.evaluation.tables.study import Setting
+from hybrid_kernels.evaluation.tables.table import over_seeds
+
+_SUPERLATIVES = {
+    "accuracy": "the highest accuracy",
+    "ece": "the lowest calibration error (ECE)",
+    "gap": "the smallest parity gap",
+}
+_NAMES = {"accuracy": "accuracy", "ece": "calibration error", "gap": "parity gap"}
+Finding = tuple[str, str]
+
+
+def quality_findings(found: Quality) -> list[Finding]:
+    """Accuracy, calibration, parity; then where this project's methods stand."""
+    if found.resampled is None:
+        return []
+    texts = [(_NAMES[m].capitalize(), _best(found, m)) for m in COMPARED if m in found.resampled.estimates]
+    texts[0] = (texts[0][0], f"{texts[0][1]} {_guessing(found)}")
+    if found.comparisons:
+        texts += _standing(found)
+    return texts
+
+
+def few_shot_finding(found: FewShot) -> Finding | None:
+    """How this project's methods stand against the best baseline at each number of shots."""
+    setting = found.setting
+    if not setting.own or setting.baselines == list(setting.methods):
+        return None
+    sentences = []
+    for name in setting.own:
+        parts = []
+        for shots, quality in found.by_shots.items():
+            baselines = [one for one in setting.baselines if one in quality.cells]
+            if name not in quality.cells or not baselines or quality.resampled is None:
+                continue
+            best = quality.resampled.best(baselines, "accuracy")
+            interval, _ = quality.resampled.difference(name, best, "accuracy")
+            parts.append(
+                f"{shots_name(shots)} {_points(interval)}{'' if _real(interval) else ' (not told apart)'}"
+            )
+        if parts:
+            sentences.append(
+                f"{setting.label(name)} minus the best baseline, in points of accuracy: {'; '.join(parts)}."
+            )
+    return ("Shots", " ".join(sentences)) if sentences else None
+
+
+def translation_finding(setting: Setting) -> Finding:
+    metric = translation.lead_metric(setting)
+    name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
+    cells = setting.by_method()
+    found = {method: over_seeds(translation.means(own, metric)) for method, own in cells.items()}
+    ordered = sorted(found, key=lambda m: found[m].value, reverse=higher)  # type: ignore[arg-type, return-value]
+    best = ordered[0]
+    decimals = 1 if higher else 3
+
+    def value(method: str) -> str:
+        one = found[method]
+        return f"{one.value:.{decimals}f}" + ("" if one.std is None else f" ± {one.std:.{decimals}f}")
+
+    others = (
+        f", before {listing(f'{setting.label(m)} ({value(m)})' for m in ordered[1:])}" if ordered[1:] else ""
+    )
+    text = f"{setting.label(best)} has the best mean {name} over directions: {value(best)}{others}."
+    if any(found[m].std is None for m in found):
+        text += " With one seed nothing is known of how much another would change this."
+    else:
+        text += " ± is the deviation over seeds; no test was made."
+    copies = [
+        d["copy"]["chrf"] for d in translation.scores(cells[best][0])["directions"].values() if "copy" in d
+    ]
+    if copies and higher:
+        copied = sum(copies) / len(copies)
+        below = [setting.label(m) for m in ordered if found[m].value < copied]  # type: ignore[operator]
+        text += f" Handing in the source scores {copied:.1f}"
+        text += f", more than {listing(below)}." if below else "."
+    return "Translation", text
+
+
+def robustness_finding(found: Robustness) -> Finding:
+    """The recipe that costs each method most, and whether that can be told from no cost."""
+    parts = []
+    for name, seeds in found.tables.items():
+        drops = {
+            recipe: sum(
+                table[recipe]["accuracy_drop"]
+                for one in seeds
+                for table in one["per_language"].values()
+                if recipe in table
+            )
+            / sum(recipe in table for one in seeds for table in one["per_language"].values())
+            for recipe in found.recipes
+        }
+        worst = max(drops, key=drops.__getitem__)
+        interval = found.drops.get(worst, {}).get(name)
+        drop = (
+            f"{100 * drops[worst]:.1f} points"
+            if interval is None
+            else f"{_points(interval, signed=False)} points"
+        )
+        doubt = "" if interval is None or _real(interval) else ", not told from none"
+        parts.append(f"{found.setting.label(name)}: {worst.replace('_', ' ')}, {drop}{doubt}")
+    return "Robustness", f"The recipe that costs most accuracy: {'; '.join(parts)}."
+
+
+def governance_finding(found: list[Ablation]) -> Finding | None:
+    sentences = []
+    for one in found:
+        if one.resampled is None or not {"all", "none"} <= set(one.variants):
+            continue
+        parts = []
+        for metric in COMPARED:
+            if metric in one.resampled.estimates:
+                interval, _ = one.resampled.difference("all", "none", metric)
+                doubt = "" if _real(interval) else " (not told from none)"
+                parts.append(f"{_NAMES[metric]} by {_points(interval)} points{doubt}")
+        removed = one.kept["none"] - one.kept["all"]
+        sentences.append(
+            f"{one.setting.label(one.method)}: all steps together remove {removed:,} of {one.kept['none']:,} rows and "
+            f"change {listing(parts)}."
+        )
+    return ("Governance", " ".join(sentences)) if sentences else None
+
+
+def cost_finding(setting: Setting, best: str | None) -> Finding | None:
+    """The winner's cost, the extremes, and this package's implementations against the stock ones."""
+    found = [(name, one) for _, name, implementations in footprints(setting) for one in implementations]
+    if not found:
+        return None
+    sentences = []
+    if best is not None:
+        method = setting.methods[best]
+        share = 100 * method.trainable_parameters / setting.results.model.parameters
+        own = [one for name, one in found if name == best]
+        size = f"{method.trainable_parameters:,} parameters ({share:.2g} % of the model's)"
+        text = f"{setting.label(best)}, first in accuracy, trains {size}"
+        if own:
+            cheapest = min(own, key=lambda one: one.step_seconds)
+            text += f" and takes {cheapest.step_time_ratio:.2f}× the frozen model's time a step"
+        sentences.append(f"{text}.")
+    ordered = sorted(found, key=lambda pair: pair[1].step_seconds)
+
+    def described(pair: tuple[str, object]) -> str:
+        name, one = pair
+        implementation = str(getattr(one, "implementation"))  # noqa: B009
+        return f"{setting.label(name)}, {IMPLEMENTATIONS.get(implementation, implementation)}"
+
+    if len(ordered) > 1:
+        first, last = ordered[0], ordered[-1]
+        sentences.append(
+            f"Time per step runs from {1000 * first[1].step_seconds:.0f} ms ({described(first)}) to "
+            f"{1000 * last[1].step_seconds:.0f} ms ({described(last)})."
+        )
+    ratios = []
+    for _, name, implementations in footprints(setting):
+        stock = implementations[0]
+        for one in implementations[1:]:
+            apart = (
+                stock.step_time_spread[0] > one.step_time_spread[1]
+                or one.step_time_spread[0] > stock.step_time_spread[1]
+            )
+            doubt = "" if apart else " (quartiles overlap)"
+            ratios.append(f"{setting.label(name)} {one.step_seconds / stock.step_seconds:.2f}{doubt}")
+    if ratios:
+        sentences.append(
+            f"This package's kernels take, of the stock implementation's time: {listing(ratios)}."
+        )
+    return "Cost", " ".join(sentences)
+
+
+def cut_finding(setting: Setting) -> Finding | None:
+    missing = [name for run in setting.runs for name in run.results.missing]
+    if not missing:
+        return None
+    total = len(missing) + len(setting.cells)
+    return (
+        "Cut",
+        f"{len(missing)} of {total} cells have no result; they are listed with the reason under “What was cut”.",
+    )
+
+
+def leader(found: Quality) -> str | None:
+    """The method with the highest accuracy; None of one method."""
+    if found.resampled is None or len(found.cells) < 2:
+        return None
+    return found.resampled.best(found.cells, "accuracy")
+
+
+def _best(found: Quality, metric: str) -> str:
+    assert found.resampled is not None
+    best = found.resampled.best(found.cells, metric)
+    interval = found.resampled.interval(best, metric)
+    unit = "points" if metric == "gap" else "%"
+    value = f"{100 * interval.estimate:.1f} {unit} {_brackets(interval)}"
+    label = found.setting.label(best)
+    if len(found.cells) == 1:
+        return f"{label}: {value}."
+    text = f"{label} has {_SUPERLATIVES[metric]}: {value}."
+    # Every other one against the best of all: the pairs that a reader will compare, and no more.
+    apart, level = [], []
+    for comparison in found.resampled.compare(list(found.cells), [metric]):
+        side = level if comparison.mark == "not distinguishable" else apart
+        side.append(
+            f"{found.setting.label(comparison.method)} ({_points(comparison.difference)}, {p_value(comparison.p_holm)})"
+        )
+    if apart:
+        text += f" The difference is real against {listing(apart)}."
+    if level:
+        text += f" It cannot be told from {listing(level)}."
+    return text
+
+
+def _standing(found: Quality) -> list[Finding]:
+    """Plainly, whether this project's methods win or not; two topics, the second where they do not."""
+    wins, losses = [], []
+    for comparison in found.comparisons:
+        if comparison.method not in found.setting.own or comparison.baseline in found.setting.own:
+            continue
+        metric = comparison.metric
+        difference = f"{_points(comparison.difference)} points, {p_value(comparison.p_holm)}"
+        label, baseline = (found.setting.label(name) for name in (comparison.method, comparison.baseline))
+        if comparison.mark == "significantly better":
+            wins.append(
+                f"{label} is better than {baseline}, the best baseline, in {_NAMES[metric]} ({difference})."
+            )
+            continue
+        if comparison.mark == "significantly worse":
+            verdict = "is worse than"
+        else:
+            ahead = (comparison.difference.estimate > 0) == DIRECTIONS[metric][0]
+            verdict = f"is {'ahead of' if ahead else 'behind'}, but not told apart from,"
+        losses.append(f"{label} {verdict} {baseline} in {_NAMES[metric]} ({difference}).")
+    name = (
+        found.setting.label(found.setting.own[0]) if len(found.setting.own) == 1 else "This project's methods"
+    )
+    verb = "wins" if len(found.setting.own) == 1 else "win"
+    topics = []
+    if wins:
+        topics.append((f"Where {name} {verb}", " ".join(wins)))
+    if losses:
+        does = "does" if len(found.setting.own) == 1 else "do"
+        topics.append((f"Where {name} {does} not win", " ".join(losses)))
+    return topics
+
+
+def _guessing(found: Quality) -> str:
+    assert found.resampled is not None
+    classes = round(1 / found.chance)
+    text = f"Guessing among {classes} classes scores {100 * found.chance:.1f} %."
+    intervals = {name: found.resampled.interval(name, "accuracy") for name in found.cells}
+    at = [found.setting.label(n) for n, i in intervals.items() if i.low <= found.chance <= i.high]
+    under = [found.setting.label(n) for n, i in intervals.items() if i.high < found.chance]
+    if at:
+        text += f" Not distinguishable from guessing: {listing(at)}."
+    if under:
+        text += f" Worse than guessing: {listing(under)}."
+    return text
+
+
+def _points(interval: Interval, *, signed: bool = True) -> str:
+    sign = "+" if signed else ""
+    return f"{100 * interval.estimate:{sign}.1f} {_brackets(interval, sign)}".replace("-", "−")
+
+
+def _brackets(interval: Interval, sign: str = "") -> str:
+    return f"[{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]".replace("-", "−")
+
+
+def _real(interval: Interval) -> bool:
+    return interval.low > 0 or interval.high < 0
+
+
+def listing(items: Iterable[str]) -> str:
+    """a; a and b; a, b and c"""
+    *head, last = items
+    return f"{', '.join(head)} and {last}" if head else last
