@@ -265,7 +265,7 @@ def mixing_heat_map(setting: Setting, found: Mixing) -> Figure:
     # The scale is symmetric about ½, where both branches weigh the same, and no narrower than ± 0.05.
     reach = max(0.05, float(np.nanmax(np.abs(found.values - 0.5))))
     layers = found.layers
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * min(len(layers), 48)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.2 * min(max(len(layers), 10), 48)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
         found.values,

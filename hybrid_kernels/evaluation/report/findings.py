@@ -33,6 +33,7 @@ def quality_findings(found: Quality) -> list[Finding]:
     texts[0] = (texts[0][0], f"{texts[0][1]} {_guessing(found)}")
     if found.comparisons:
         texts += _standing(found)
+        texts.append(("Certainty", _certainty(found)))
     return texts
 
 
@@ -50,12 +51,10 @@ def few_shot_finding(found: FewShot) -> Finding | None:
                 continue
             best = quality.resampled.best(baselines, "accuracy")
             interval, _ = quality.resampled.difference(name, best, "accuracy")
-            parts.append(
-                f"{shots_name(shots)} {_points(interval)}{'' if _real(interval) else ' (not told apart)'}"
-            )
+            parts.append(f"{shots_name(shots)} {_points(interval)}")
         if parts:
             sentences.append(
-                f"{setting.label(name)} minus the best baseline, in points of accuracy: {'; '.join(parts)}."
+                f"{setting.label(name)} minus the best baseline, points of accuracy: {'; '.join(parts)}."
             )
     return ("Shots", " ".join(sentences)) if sentences else None
 
@@ -211,51 +210,59 @@ def _best(found: Quality, metric: str) -> str:
     if len(found.cells) == 1:
         return f"{label}: {value}."
     text = f"{label} has {_SUPERLATIVES[metric]}: {value}."
-    # Every other one against the best of all: the pairs that a reader will compare, and no more.
-    apart, level = [], []
-    for comparison in found.resampled.compare(list(found.cells), [metric]):
-        side = level if comparison.mark == "not distinguishable" else apart
-        side.append(
-            f"{found.setting.label(comparison.method)} ({_points(comparison.difference)}, {p_value(comparison.p_holm)})"
+    own = [comparison for comparison in found.comparisons if comparison.metric == metric]
+    baseline = own[0].baseline
+    if baseline == best:
+        text += " Against it"
+    else:
+        level = found.resampled.interval(baseline, metric).estimate
+        text += f" The best baseline is {found.setting.label(baseline)}, {100 * level:.1f} {unit}; against it"
+    groups: dict[str, list[str]] = {}
+    for comparison in own:
+        described = (
+            f"{found.setting.label(comparison.method)} ({_points(comparison.difference)} points, "
+            f"{p_value(comparison.p_holm)})"
         )
-    if apart:
-        text += f" The difference is real against {listing(apart)}."
-    if level:
-        text += f" It cannot be told from {listing(level)}."
-    return text
+        groups.setdefault(comparison.mark.replace("distinguishable", "told apart"), []).append(described)
+    return text + "; ".join(f" {mark}: {listing(members)}" for mark, members in groups.items()) + "."
 
 
 def _standing(found: Quality) -> list[Finding]:
     """Plainly, whether this project's methods win or not; two topics, the second where they do not."""
-    wins, losses = [], []
+    wins: dict[str, list[str]] = {}
+    losses: dict[str, list[str]] = {}
     for comparison in found.comparisons:
         if comparison.method not in found.setting.own or comparison.baseline in found.setting.own:
             continue
-        metric = comparison.metric
-        difference = f"{_points(comparison.difference)} points, {p_value(comparison.p_holm)}"
         label, baseline = (found.setting.label(name) for name in (comparison.method, comparison.baseline))
-        if comparison.mark == "significantly better":
-            wins.append(
-                f"{label} is better than {baseline}, the best baseline, in {_NAMES[metric]} ({difference})."
-            )
-            continue
-        if comparison.mark == "significantly worse":
-            verdict = "is worse than"
-        else:
-            ahead = (comparison.difference.estimate > 0) == DIRECTIONS[metric][0]
-            verdict = f"is {'ahead of' if ahead else 'behind'}, but not told apart from,"
-        losses.append(f"{label} {verdict} {baseline} in {_NAMES[metric]} ({difference}).")
-    name = (
-        found.setting.label(found.setting.own[0]) if len(found.setting.own) == 1 else "This project's methods"
+        ahead = (comparison.difference.estimate > 0) == DIRECTIONS[comparison.metric][0]
+        verdict = f"{'ahead of' if ahead else 'behind'} {baseline}, not told apart"
+        if comparison.mark != "not distinguishable":
+            verdict = f"{comparison.mark} than {baseline}"
+        side = wins if comparison.mark == "significantly better" else losses
+        side.setdefault(label, []).append(f"{_NAMES[comparison.metric]} ({verdict})")
+    return [
+        (topic, " ".join(f"{label}: {'; '.join(texts)}." for label, texts in side.items()))
+        for topic, side in (
+            ("Where the hybrid wins", wins),
+            ("Where the hybrid does not win", losses),
+        )
+        if side
+    ]
+
+
+def _certainty(found: Quality) -> str:
+    counts = sorted({len(own) for own in found.seeds.values()})
+    repeats = (
+        "Each method was trained once: what another seed would change is not known, and comes on top."
+        if counts == [1]
+        else f"Methods were trained with {' or '.join(map(str, counts))} seeds, whose spread is counted in."
     )
-    verb = "wins" if len(found.setting.own) == 1 else "win"
-    topics = []
-    if wins:
-        topics.append((f"Where {name} {verb}", " ".join(wins)))
-    if losses:
-        does = "does" if len(found.setting.own) == 1 else "do"
-        topics.append((f"Where {name} {does} not win", " ".join(losses)))
-    return topics
+    return (
+        f"In brackets: 95 % intervals, each by itself. p-values are corrected for the {len(found.comparisons)} "
+        "comparisons with the best baselines and decide what is told apart, so a difference whose interval leaves 0 "
+        f"out may not be. {repeats}"
+    )
 
 
 def _guessing(found: Quality) -> str:

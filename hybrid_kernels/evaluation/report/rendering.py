@@ -48,7 +48,8 @@ def interval_of(value: Value, column: Column, row: Row) -> str:
 
 def below(value: Value, column: Column, row: Row) -> str:
     """What stands under a number in small print."""
-    return " ".join(part for part in (interval_of(value, column, row), value.detail) if part)
+    interval = interval_of(value, column, row).replace(" ", "\u00a0")
+    return " ".join(part for part in (interval, value.detail) if part)
 
 
 def title_of(value: Value) -> str:

@@ -13,7 +13,7 @@ from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, wi
 IMPLEMENTATIONS = {
     "peft": "PEFT",
     "accelerated": "this package's kernels",
-    "hybrid-kernels": "this package's",
+    "hybrid-kernels": "this package",
 }
 Cost = Literal["step_seconds", "peak_memory_bytes"]
 

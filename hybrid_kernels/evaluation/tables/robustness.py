@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_kernels.evaluation.parity import script_of
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.robustness import robustness_metrics, romanised_metrics
+from hybrid_kernels.evaluation.robustness.metrics import script_code
 from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables.quality import language_name, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
@@ -90,13 +92,15 @@ def recipe_table(found: Robustness) -> Table:
 def place_table(found: Robustness, by: str) -> Table:
     """Scripts or languages × methods: means over recipes; `by`: "per_script" or "per_language"."""
     rows = []
-    for place in next(iter(found.tables.values()))[0][by]:
+    first = next(iter(found.tables.values()))[0]
+    names = {script_code(code): script_of(code) for code in first["per_language"]}
+    for place in first[by]:
         per_method = {
             name: [list(one[by][place].values()) for one in seeds] for name, seeds in found.tables.items()
         }
         worst = {name: _worst(seeds, by, place) for name, seeds in found.tables.items()}
         values = _values(found, per_method, {}, worst)
-        rows.append(Row(place if by == "per_script" else language_name(place), values))
+        rows.append(Row(names[place] if by == "per_script" else language_name(place), values))
     script = by == "per_script"
     return _table(
         "robustness_scripts" if script else "robustness_languages",
