@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hybrid_kernels.evaluation.report.rendering import p_value
+from hybrid_kernels.evaluation.report.rendering import MARKS, p_value
 from hybrid_kernels.evaluation.resampling import DIRECTIONS
-from hybrid_kernels.evaluation.significance import Interval
+from hybrid_kernels.evaluation.significance import Interval, Mark
 from hybrid_kernels.evaluation.tables import translation
 from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints
 from hybrid_kernels.evaluation.tables.governance import Ablation
@@ -217,14 +217,19 @@ def _best(found: Quality, metric: str) -> str:
     else:
         level = found.resampled.interval(baseline, metric).estimate
         text += f" The best baseline is {found.setting.label(baseline)}, {100 * level:.1f} {unit}; against it"
-    groups: dict[str, list[str]] = {}
+    groups: dict[Mark, list[str]] = {mark: [] for mark in MARKS}
     for comparison in own:
         described = (
             f"{found.setting.label(comparison.method)} ({_points(comparison.difference)} points, "
             f"{p_value(comparison.p_holm)})"
         )
-        groups.setdefault(comparison.mark.replace("distinguishable", "told apart"), []).append(described)
-    return text + "; ".join(f" {mark}: {listing(members)}" for mark, members in groups.items()) + "."
+        groups[comparison.mark].append(described)
+    parts = [
+        f" {mark.replace('distinguishable', 'told apart')}: {listing(members)}"
+        for mark, members in groups.items()
+        if members
+    ]
+    return text + ";".join(parts) + "."
 
 
 def _standing(found: Quality) -> list[Finding]:
