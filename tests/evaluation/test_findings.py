@@ -46,7 +46,8 @@ def test_a_difference_by_chance_is_no_win(said):
     assert "Where the hybrid wins" not in topics
     for metric in ("accuracy (", "calibration error (", "parity gap ("):
         assert metric in topics["Where the hybrid does not win"]
-    assert topics["Where the hybrid does not win"].count("not told apart") == 3
+    standing = topics["Where the hybrid does not win"]
+    assert standing.count("not told apart") + standing.count("level with") == 3
     assert "trained with 3 seeds" in topics["Certainty"]
 
 

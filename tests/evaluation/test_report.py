@@ -179,6 +179,14 @@ def test_hostile_text_is_shown_and_not_run(run_folder, tmp_path):
     assert len(re.findall(r"^# ", markdown, flags=re.MULTILINE)) == 1
 
 
+def test_examples_of_rejections_keep_their_direction(html):
+    page = Page(html)
+    assert ("td", {"class": "text", "dir": "auto", "lang": "ar"}) in page.elements
+    assert page.row("language", 4) == ["language", "ar", "wrong languageen 0.9", "قال إنه سيعود"]
+    assert page.row("language", 3) == ["language", "20", "wrong language: 15; wrong script: 5"]
+    assert ["Arabic (ar)", "110", "100", "10"] in page.rows
+
+
 def test_what_was_cut_is_listed(run_folder, tmp_path):
     missing = {"hybrid.seed-3.shots-8.governance-all": "the loss is nan"}
     path = write_report([changed(run_folder, tmp_path / "run", lambda c: c.update(missing=missing))])

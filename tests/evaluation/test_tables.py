@@ -241,7 +241,9 @@ def test_romanised_rows_are_set_against_the_others(run_folder, tmp_path):
 def test_governance_differences_pair_seeds(run_folder, setting):
     (found,) = governance.ablations(setting)
     table = governance.ablation_table(found)
-    assert [one.label for one in table.rows] == ["all", "none", "only-language", "only-quality"]
+    differences = governance.difference_table(found)
+    for one in (table, differences):
+        assert [line.label for line in one.rows] == ["all", "none", "only-language", "only-quality"]
     assert [one.values[0].value for one in table.rows] == [300, 330, 310, 320]
     accuracy = {
         variant: np.mean(
@@ -252,14 +254,14 @@ def test_governance_differences_pair_seeds(run_folder, setting):
         )
         for variant in ("all", "none", "only-language")
     }
-    tops = [(column.top, column.name) for column in table.columns]
+    tops = [(column.top, column.name) for column in differences.columns]
     minus_none, minus_all = (tops.index((f"Minus “{other}”", "Accuracy")) for other in ("none", "all"))
-    values = row(table, "only-language").values
-    assert values[1].value == pytest.approx(accuracy["only-language"])
+    assert row(table, "only-language").values[1].value == pytest.approx(accuracy["only-language"])
+    values = row(differences, "only-language").values
     assert values[minus_none].value == pytest.approx(accuracy["only-language"] - accuracy["none"])
     assert values[minus_all].value == pytest.approx(accuracy["only-language"] - accuracy["all"])
     assert values[minus_all].interval.low < values[minus_all].value < values[minus_all].interval.high
-    assert row(table, "none").values[minus_none].value is None
+    assert row(differences, "none").values[minus_none].value is None
 
 
 def test_governance_leaves_out_seeds_that_a_variant_lacks(run_folder, tmp_path):
@@ -346,6 +348,8 @@ def test_best_is_marked_within_its_group_and_where_there_are_two():
     ]
     marked = [[value.best for value in one.values] for one in with_best(columns, rows)]
     assert marked == [[False, False, False], [True, False, False], [False, False, False]]
+    level = with_best(columns[:1], [Row("x", [Value(1.0)]), Row("y", [Value(1.0)])])
+    assert not any(one.values[0].best for one in level)
     across = best_in_rows([Column("a", better="lower")], [Row("x", [Value(1.0), Value(3.0), Value(1.0)])])
     assert [value.best for value in across[0].values] == [True, False, True]
 

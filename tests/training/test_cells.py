@@ -178,6 +178,7 @@ def fake_robustness(monkeypatch):
         return [text.upper() if recipe == "upper" else f"ä {text}" for text in texts]
 
     module.perturb = perturb
+    module.natural_romanised = lambda rows: np.array([row["language"] == "de" for row in rows])
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 

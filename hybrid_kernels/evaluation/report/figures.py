@@ -143,7 +143,9 @@ def shots_figure(found: FewShot) -> Figure:
             xs, [min(one) for one in seeds], [max(one) for one in seeds], color=colour(index), alpha=0.15
         )
         dots = [(x, value) for x, values in there for value in values]
-        axes.scatter(*zip(*dots, strict=True), color=colour(index), s=9, alpha=0.6, linewidths=0)
+        axes.scatter(
+            [x for x, _ in dots], [y for _, y in dots], color=colour(index), s=9, alpha=0.6, linewidths=0
+        )
     axes.set_xticks(range(len(places)), [shots_name(shots) for shots in places])
     axes.set_xlabel("training examples a language")
     axes.set_ylabel("accuracy, mean over languages")

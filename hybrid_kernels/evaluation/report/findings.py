@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hybrid_kernels.evaluation.report.rendering import MARKS, p_value
+from hybrid_kernels.evaluation.report.rendering import MARKS, number, p_value
 from hybrid_kernels.evaluation.resampling import DIRECTIONS
 from hybrid_kernels.evaluation.significance import Interval, Mark
-from hybrid_kernels.evaluation.tables import translation
+from hybrid_kernels.evaluation.tables import Column, translation
 from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints
 from hybrid_kernels.evaluation.tables.governance import Ablation
 from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
@@ -22,6 +22,7 @@ _SUPERLATIVES = {
     "gap": "the smallest parity gap",
 }
 _NAMES = {"accuracy": "accuracy", "ece": "calibration error", "gap": "parity gap"}
+_POINTS = Column("", "points")
 Finding = tuple[str, str]
 
 
@@ -64,7 +65,7 @@ def translation_finding(setting: Setting) -> Finding:
     name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
     cells = setting.by_method()
     found = {method: over_seeds(translation.means(own, metric)) for method, own in cells.items()}
-    ordered = sorted(found, key=lambda m: found[m].value, reverse=higher)  # type: ignore[arg-type, return-value]
+    ordered = sorted(found, key=lambda m: found[m].value, reverse=higher)
     best = ordered[0]
     decimals = 1 if higher else 3
 
@@ -85,7 +86,7 @@ def translation_finding(setting: Setting) -> Finding:
     ]
     if copies and higher:
         copied = sum(copies) / len(copies)
-        below = [setting.label(m) for m in ordered if found[m].value < copied]  # type: ignore[operator]
+        below = [setting.label(m) for m in ordered if found[m].value < copied]
         text += f" Handing in the source scores {copied:.1f}"
         text += f", more than {listing(below)}." if below else "."
     return "Translation", text
@@ -194,10 +195,12 @@ def cut_finding(setting: Setting) -> Finding | None:
 
 
 def leader(found: Quality) -> str | None:
-    """The method with the highest accuracy; None of one method."""
+    """The one method with the highest accuracy; None of one method, or where several share it."""
     if found.resampled is None or len(found.cells) < 2:
         return None
-    return found.resampled.best(found.cells, "accuracy")
+    best, *others = sorted(found.cells, key=lambda name: -found.resampled.interval(name, "accuracy").estimate)  # type: ignore[union-attr]
+    reached, next_best = (found.resampled.interval(name, "accuracy").estimate for name in (best, others[0]))
+    return None if _same(reached, next_best) else best
 
 
 def _best(found: Quality, metric: str) -> str:
@@ -209,14 +212,21 @@ def _best(found: Quality, metric: str) -> str:
     label = found.setting.label(best)
     if len(found.cells) == 1:
         return f"{label}: {value}."
-    text = f"{label} has {_SUPERLATIVES[metric]}: {value}."
+    level = [
+        found.setting.label(name)
+        for name in found.cells
+        if _same(found.resampled.interval(name, metric).estimate, interval.estimate)
+    ]
+    text = f"{listing(level)} {'share' if level[1:] else 'has'} {_SUPERLATIVES[metric]}: {value}."
     own = [comparison for comparison in found.comparisons if comparison.metric == metric]
     baseline = own[0].baseline
+    reached = found.resampled.interval(baseline, metric).estimate
     if baseline == best:
-        text += " Against it"
+        text += f" Against {label}" if level[1:] else " Against it"
     else:
-        level = found.resampled.interval(baseline, metric).estimate
-        text += f" The best baseline is {found.setting.label(baseline)}, {100 * level:.1f} {unit}; against it"
+        text += (
+            f" The best baseline is {found.setting.label(baseline)}, {100 * reached:.1f} {unit}; against it"
+        )
     groups: dict[Mark, list[str]] = {mark: [] for mark in MARKS}
     for comparison in own:
         described = (
@@ -240,8 +250,11 @@ def _standing(found: Quality) -> list[Finding]:
         if comparison.method not in found.setting.own or comparison.baseline in found.setting.own:
             continue
         label, baseline = (found.setting.label(name) for name in (comparison.method, comparison.baseline))
-        ahead = (comparison.difference.estimate > 0) == DIRECTIONS[comparison.metric][0]
+        difference = comparison.difference.estimate
+        ahead = (difference > 0) == DIRECTIONS[comparison.metric][0]
         verdict = f"{'ahead of' if ahead else 'behind'} {baseline}, not told apart"
+        if _same(difference, 0.0):
+            verdict = f"level with {baseline}"
         if comparison.mark != "not distinguishable":
             verdict = f"{comparison.mark} than {baseline}"
         side = wins if comparison.mark == "significantly better" else losses
@@ -285,12 +298,17 @@ def _guessing(found: Quality) -> str:
 
 
 def _points(interval: Interval, *, signed: bool = True) -> str:
-    sign = "+" if signed else ""
-    return f"{100 * interval.estimate:{sign}.1f} {_brackets(interval, sign)}".replace("-", "−")
+    return f"{number(interval.estimate, _POINTS, signed=signed)} {_brackets(interval, signed=signed)}"
 
 
-def _brackets(interval: Interval, sign: str = "") -> str:
-    return f"[{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]".replace("-", "−")
+def _brackets(interval: Interval, *, signed: bool = False) -> str:
+    low, high = (number(end, _POINTS, signed=signed) for end in (interval.low, interval.high))
+    return f"[{low}, {high}]"
+
+
+def _same(one: float, other: float) -> bool:
+    """Sums in another order differ in the last digits."""
+    return abs(one - other) < 1e-12
 
 
 def _real(interval: Interval) -> bool:

@@ -21,9 +21,11 @@ MARKS: dict[Mark, str] = {
 
 
 def number(value: float, column: Column, *, signed: bool = False) -> str:
-    """In the column's unit, with a true minus sign."""
-    sign = "+" if signed or column.signed else ""
-    return f"{column.scale * value:{sign},.{column.decimals}f}".replace("-", "−")
+    """In the column's unit, with a true minus sign; what rounds to 0 has no sign."""
+    # Adding 0 makes −0 a 0.
+    scaled = round(column.scale * value, column.decimals) + 0.0
+    sign = "+" if scaled and (signed or column.signed) else ""
+    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−")
 
 
 def text_of(value: Value, column: Column, row: Row) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hybrid_kernels.evaluation.report import figures, findings
+from hybrid_kernels.evaluation.results import Rejection
 from hybrid_kernels.evaluation.tables import (
     Setting,
     Table,
@@ -49,11 +51,18 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Rejected rows by step, for a reader to judge."""
+
+    examples: dict[str, list[Rejection]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """`blocks` in reading order; a text is a paragraph."""
+    """`blocks` in reading order."""
 
     title: str
-    blocks: list[Table | Figure | str]
+    blocks: list[Table | Figure | Examples]
 
     @property
     def anchor(self) -> str:
@@ -86,8 +95,10 @@ def build(study: list[Setting]) -> View:
         for section in part.sections:
             for i, block in enumerate(section.blocks):
                 if isinstance(block, Table):
-                    named = replace(block, name=f"{block.name}_{number}") if len(parts) > 1 else block
-                    section.blocks[i] = tables[named.name] = named
+                    name = f"{block.name}_{number}" if len(parts) > 1 else block.name
+                    while name in tables:  # of several runs in one setting
+                        name += "_"
+                    section.blocks[i] = tables[name] = replace(block, name=name)
     title = " and ".join(dict.fromkeys(run.results.title for part in parts for run in part.setting.runs))
     return View(title, parts, tables=tables)
 
@@ -115,7 +126,7 @@ def _part(setting: Setting) -> Part:
         *([] if found is None else _quality_sections(found)),
         _section("Translation", _translation(setting) if translating else []),
         _section("Robustness", _robustness(setting, varied)),
-        _section("Governance of the training rows", [governance.ablation_table(one) for one in ablated]),
+        _section("Governance of the training rows", _governance(setting, ablated)),
         _section("Footprint", [cost.footprint_table(setting)]),
         _section("Few-shot learning", [] if few is None else [_shots_figure(few), shots.shots_table(few)]),
         _section(
@@ -126,19 +137,22 @@ def _part(setting: Setting) -> Part:
     return Part(setting, said, [one for one in sections if one.blocks])
 
 
-Block = Table | Figure | str
+Block = Table | Figure | Examples
 
 
-def _section(title: str, blocks: list[Block | None] | list[Table | None] | list[Block]) -> Section:
+def _section(title: str, blocks: Sequence[Block | None]) -> Section:
     return Section(title, [block for block in blocks if block is not None])
+
+
+def _figure(svg: str | None, alternative: str, caption: str) -> Figure | None:
+    return None if svg is None else Figure(svg, alternative, caption)
 
 
 def _quality_sections(found: Quality) -> list[Section]:
     chart = figures.language_chart(found)
     diagrams = figures.reliability_diagrams(found)
     calibration: list[Block | None] = [
-        diagrams
-        and Figure(
+        _figure(
             diagrams,
             "Reliability diagrams, one per method: accuracy against confidence, and the share of rows at each.",
             "A calibrated model's bars end on the dashed diagonal; below it lies overconfidence. All languages' rows "
@@ -151,8 +165,7 @@ def _quality_sections(found: Quality) -> list[Section]:
         quality.group_table(found, "by_script"),
         quality.group_table(found, "by_resource_class"),
         quality.language_table(found, "accuracy"),
-        chart
-        and Figure(
+        _figure(
             chart,
             "Accuracy of each method in each language with standard errors; the numbers are in the table above.",
             "Mean over seeds. Bars: one binomial standard error of the language's rows. Dashed line: guessing.",
@@ -172,6 +185,18 @@ def _translation(setting: Setting) -> list[Block | None]:
     ]
 
 
+def _governance(setting: Setting, ablated: list[governance.Ablation]) -> list[Block | None]:
+    blocks: list[Block | None] = []
+    for one in ablated:
+        blocks += [governance.ablation_table(one), governance.difference_table(one)]
+    for run in setting.runs:
+        blocks += governance.rejection_tables(run)
+        summary = run.results.governance
+        if summary is not None and any(summary.examples.values()):
+            blocks.append(Examples(summary.examples))
+    return blocks
+
+
 def _robustness(setting: Setting, found: robustness.Robustness | None) -> list[Block | None]:
     blocks: list[Block | None] = []
     if found is not None:
@@ -187,7 +212,7 @@ def _robustness(setting: Setting, found: robustness.Robustness | None) -> list[B
 
 def _shots_figure(found: shots.FewShot) -> Figure | None:
     drawn = figures.shots_figure(found)
-    return drawn and Figure(  # type: ignore[return-value]
+    return _figure(
         drawn,
         "Accuracy against the number of training examples a language, one line for each method.",
         "Lines: mean over seeds; bands and dots: the seeds.",
@@ -196,7 +221,7 @@ def _shots_figure(found: shots.FewShot) -> Figure | None:
 
 def _frontier(found: Quality) -> Figure | None:
     drawn = figures.frontier_figure(found)
-    return drawn and Figure(  # type: ignore[return-value]
+    return _figure(
         drawn,
         "Accuracy against time per step and against peak memory, a point for each implementation of a method.",
         "Up and to the left is better. Hollow: PEFT's own implementation; filled: this package's. On the dashed "
@@ -209,14 +234,12 @@ def _training(setting: Setting) -> list[Block | None]:
     which = "Mean over seeds, with their range as a band" if seeds > 1 else "One seed"
     curves, inside = figures.training_curves(setting), figures.inside_curves(setting)
     blocks: list[Block | None] = [
-        curves
-        and Figure(
+        _figure(
             curves,
             "Training loss and gradient norm of each method against the optimiser step.",
             f"{which}; with {setting.shown_shots}. The loss is the cross-entropy, without a regulariser.",
         ),
-        inside
-        and Figure(
+        _figure(
             inside,
             "Gradient norms by branch, and distance from orthogonality, of each method against the optimiser step.",
             f"{which}. Gradients of the head are left out. Q: the structured part of a layer.",
@@ -224,12 +247,11 @@ def _training(setting: Setting) -> list[Block | None]:
     ]
     for one in training.mixing(setting):
         drawn = figures.mixing_heat_map(setting, one)
-        if drawn is not None:
-            blocks.append(
-                Figure(
-                    drawn,
-                    f"Heat map of the mixing coefficient of {setting.label(one.method)}, layers by training steps.",
-                    "λ weighs the low-rank update, 1 − λ the reflections. First seed.",
-                )
+        blocks.append(
+            _figure(
+                drawn,
+                f"Heat map of the mixing coefficient of {setting.label(one.method)}, layers by training steps.",
+                "λ weighs the low-rank update, 1 − λ the reflections. First seed.",
             )
+        )
     return blocks

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hybrid_kernels.evaluation.significance import Bootstrap, Interval
-from hybrid_kernels.evaluation.tables.quality import resample
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
+from hybrid_kernels.evaluation.significance import Bootstrap
+from hybrid_kernels.evaluation.tables.quality import language_name, resample
+from hybrid_kernels.evaluation.tables.study import Cell, Run, Setting, Shots, shots_in_words
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds, with_best
 
 METRICS = ("accuracy", "nll", "ece", "gap")
 _COLUMNS = {
-    "accuracy": ("Accuracy", "%", 1, "higher"),
-    "nll": ("NLL", "nats", 3, "lower"),
-    "ece": ("ECE", "%", 1, "lower"),
-    "gap": ("Parity gap", "points", 1, "lower"),
+    "accuracy": Column("Accuracy", "%", 1, "higher"),
+    "nll": Column("NLL", "nats", 3, "lower"),
+    "ece": Column("ECE", "%", 1, "lower"),
+    "gap": Column("Parity gap", "points", 1, "lower"),
 }
 
 
@@ -34,6 +34,13 @@ class Ablation:
     kept: dict[str, int]
     resampled: Bootstrap | None
     why: str
+
+    @property
+    def described(self) -> str:
+        return f"{self.setting.label(self.method)}, {shots_in_words(self.shots)}"
+
+    def sources(self, variant: str) -> tuple[str, ...]:
+        return tuple(cell.source for cell in self.variants[variant])
 
 
 def ablations(setting: Setting) -> list[Ablation]:
@@ -73,25 +80,16 @@ def ablations(setting: Setting) -> list[Ablation]:
 
 
 def ablation_table(found: Ablation) -> Table | None:
-    """Variants × rows kept, metrics, and differences of accuracy, ECE and gap to no and to all governance."""
+    """Variants × rows kept and metrics; None where nothing could be resampled."""
     resampled = found.resampled
     if resampled is None:
         return None
-    metrics = [metric for metric in METRICS if metric in resampled.estimates]
-    compared = [metric for metric in metrics if metric != "nll"]
-    others = [name for name in ("none", "all") if name in found.variants]
-    columns = [Column("Rows kept", "", 0)]
-    columns += [Column(*_COLUMNS[metric]) for metric in metrics]  # type: ignore[arg-type]
-    columns += [
-        Column(name, "points", 1, None, True, top=f"Minus “{other}”")
-        for other in others
-        for name in (_COLUMNS[metric][0] for metric in compared)
-    ]
+    metrics = _metrics(resampled)
+    columns = [Column("Rows kept", "", 0), *(_COLUMNS[metric] for metric in metrics)]
     rows = []
-    for name, cells in found.variants.items():
-        sources = tuple(cell.source for cell in cells)
-        values = [Value(found.kept[name], sources=sources)]
-        values += [
+    for name in found.variants:
+        sources = found.sources(name)
+        values = [
             over_seeds(
                 resampled.estimates[metric][name].tolist(),
                 sources,
@@ -99,24 +97,100 @@ def ablation_table(found: Ablation) -> Table | None:
             )
             for metric in metrics
         ]
-        for other in others:
-            behind = sources + tuple(cell.source for cell in found.variants[other])
-            for metric in compared:
-                if name == other:
-                    values.append(Value(None))
-                    continue
-                interval: Interval = resampled.difference(name, other, metric)[0]
-                values.append(Value(interval.estimate, interval=interval, sources=behind))
-        rows.append(Row(name, values))
+        rows.append(Row(name, [Value(found.kept[name], sources=sources), *values]))
     seeds = len(next(iter(found.variants.values())))
-    label = found.setting.label(found.method)
     return Table(
-        f"governance_{found.method}",
-        f"Governance of the training rows: {label}, {shots_in_words(found.shots)}",
+        f"governance_{found.method}_{found.shots}",
+        f"Governance of the training rows: {found.described}",
         "Variant",
         columns,
         with_best(columns, rows),
-        f"{seeds} seed{'s' * (seeds != 1)}. “only-” has one step on, “without-” all but one. In brackets: 95 % "
-        "intervals, not corrected for their number; a difference whose interval holds 0 is not distinguishable "
-        "from none.",
+        f"{seeds} seed{'s' * (seeds != 1)}. “only-” has one step on, “without-” all but one. Rows kept: before the "
+        "choice of shots. In brackets: 95 % intervals.",
     )
+
+
+def difference_table(found: Ablation) -> Table | None:
+    """Variants × differences to no governance and to all of it; None where nothing could be resampled."""
+    resampled = found.resampled
+    others = [name for name in ("none", "all") if name in found.variants]
+    if resampled is None or not others:
+        return None
+    metrics = _metrics(resampled)
+    columns = [
+        replace(_COLUMNS[metric], better=None, signed=True, top=f"Minus “{other}”", unit=_unit(metric))
+        for other in others
+        for metric in metrics
+    ]
+    rows = []
+    for name in found.variants:
+        values = []
+        for other in others:
+            sources = found.sources(name) + found.sources(other)
+            for metric in metrics:
+                interval, _ = resampled.difference(name, other, metric)
+                same = name == other
+                values.append(
+                    Value(None) if same else Value(interval.estimate, interval=interval, sources=sources)
+                )
+        rows.append(Row(name, values))
+    return Table(
+        f"governance_{found.method}_{found.shots}_differences",
+        f"Differences that governance makes: {found.described}",
+        "Variant",
+        columns,
+        rows,
+        "In brackets: 95 % intervals of the paired bootstrap, not corrected for their number; a difference whose "
+        "interval holds 0 is not distinguishable from none.",
+    )
+
+
+def rejection_tables(run: Run) -> list[Table]:
+    """Of the run's own policy: rows rejected by step and reason, and by language."""
+    summary = run.results.governance
+    if summary is None:
+        return []
+    sources = (str(run.folder / "governance" / run.main_variant),)
+    steps = [
+        Row(
+            step,
+            [
+                Value(counts.rejected, sources=sources),
+                Value("; ".join(f"{reason}: {n:,}" for reason, n in counts.reasons.items()) or None),
+            ],
+        )
+        for step, counts in summary.by_step.items()
+    ]
+    languages = [
+        Row(
+            language_name(code),
+            [Value(n, sources=sources) for n in (counts.rows, counts.kept, counts.rejected)],
+        )
+        for code, counts in summary.by_language.items()
+    ]
+    return [
+        Table(
+            "rejected_steps",
+            f"Rows rejected: {summary.rejected:,} of {summary.rows:,}",
+            "Step",
+            [Column("Rejected", "", 0), Column("Reasons")],
+            steps,
+            "A row counts for the first step that rejects it. No label was looked at.",
+        ),
+        Table(
+            "rejected_languages",
+            "Rows rejected, by language",
+            "Language",
+            [Column("Rows", "", 0), Column("Kept", "", 0), Column("Rejected", "", 0)],
+            languages,
+            folded=True,
+        ),
+    ]
+
+
+def _metrics(resampled: Bootstrap) -> list[str]:
+    return [metric for metric in METRICS if metric in resampled.estimates]
+
+
+def _unit(metric: str) -> str:
+    return "points" if _COLUMNS[metric].unit == "%" else _COLUMNS[metric].unit

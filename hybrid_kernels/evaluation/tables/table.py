@@ -95,7 +95,7 @@ def over_seeds(values: Sequence[float], sources: Sequence[str] = (), **other: ob
 
 
 def with_best(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
-    """The rows with the best number of each column marked, within each group; none where there is one row."""
+    """The rows with the best number of each column marked, within each group; none where all are the same."""
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row.group, []).append(i)
@@ -103,12 +103,8 @@ def with_best(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
     for place, column in enumerate(columns):
         for members in groups.values() if column.better else ():
             numbers = {i: v for i in members if isinstance(v := values[i][place].value, (int, float))}
-            if len(numbers) < 2:
-                continue
-            best = (max if column.better == "higher" else min)(numbers.values())
-            for i, number in numbers.items():
-                if number == best:
-                    values[i][place] = replace(values[i][place], best=True)
+            for i, best in zip(numbers, _best(list(numbers.values()), column), strict=True):
+                values[i][place] = replace(values[i][place], best=best)
     return [replace(row, values=own) for row, own in zip(rows, values, strict=True)]
 
 
@@ -116,9 +112,17 @@ def best_in_rows(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:
     """The rows with the best number of each row marked; its columns are all of one kind."""
     found = []
     for row in rows:
-        numbers = [v.value for v in row.values if isinstance(v.value, (int, float))]
-        if len(numbers) > 1:
-            best = (max if columns[0].better == "higher" else min)(numbers)
-            row = replace(row, values=[replace(v, best=v.value == best) for v in row.values])
-        found.append(row)
+        values = list(row.values)
+        there = [i for i, v in enumerate(values) if isinstance(v.value, (int, float))]
+        for i, best in zip(there, _best([values[i].value for i in there], columns[0]), strict=True):  # type: ignore[misc]
+            values[i] = replace(values[i], best=best)
+        found.append(replace(row, values=values))
     return found
+
+
+def _best(numbers: Sequence[float], column: Column) -> list[bool]:
+    """Which are the best; none where all are the same."""
+    if len(set(numbers)) < 2:
+        return [False] * len(numbers)
+    best = (max if column.better == "higher" else min)(numbers)
+    return [number == best for number in numbers]
