@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import fmean, stdev
 
 from hybrid_kernels.evaluation.report.rendering import MARKS, number, p_value
 from hybrid_kernels.evaluation.resampling import DIRECTIONS
@@ -14,7 +15,6 @@ from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
 from hybrid_kernels.evaluation.tables.robustness import Robustness
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
-from hybrid_kernels.evaluation.tables.table import over_seeds
 
 _SUPERLATIVES = {
     "accuracy": "the highest accuracy",
@@ -64,29 +64,28 @@ def translation_finding(setting: Setting) -> Finding:
     metric = translation.lead_metric(setting)
     name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
     cells = setting.by_method()
-    found = {method: over_seeds(translation.means(own, metric)) for method, own in cells.items()}
-    ordered = sorted(found, key=lambda m: found[m].value, reverse=higher)
+    found = {method: translation.means(own, metric) for method, own in cells.items()}
+    ordered = sorted(found, key=lambda method: fmean(found[method]), reverse=higher)
     best = ordered[0]
     decimals = 1 if higher else 3
 
     def value(method: str) -> str:
-        one = found[method]
-        return f"{one.value:.{decimals}f}" + ("" if one.std is None else f" ± {one.std:.{decimals}f}")
+        text = f"{fmean(found[method]):.{decimals}f}"
+        return f"{text} ± {stdev(found[method]):.{decimals}f}" if found[method][1:] else text
 
-    others = (
-        f", before {listing(f'{setting.label(m)} ({value(m)})' for m in ordered[1:])}" if ordered[1:] else ""
-    )
-    text = f"{setting.label(best)} has the best mean {name} over directions: {value(best)}{others}."
-    if any(found[m].std is None for m in found):
-        text += " With one seed nothing is known of how much another would change this."
-    else:
+    others = listing(f"{setting.label(m)} ({value(m)})" for m in ordered[1:]) if ordered[1:] else ""
+    text = f"{setting.label(best)} has the best mean {name} over directions: {value(best)}"
+    text += f", before {others}." if others else "."
+    if all(seeds[1:] for seeds in found.values()):
         text += " ± is the deviation over seeds; no test was made."
+    else:
+        text += " With one seed nothing is known of how much another would change this."
     copies = [
         d["copy"]["chrf"] for d in translation.scores(cells[best][0])["directions"].values() if "copy" in d
     ]
     if copies and higher:
         copied = sum(copies) / len(copies)
-        below = [setting.label(m) for m in ordered if found[m].value < copied]
+        below = [setting.label(m) for m in ordered if fmean(found[m]) < copied]
         text += f" Handing in the source scores {copied:.1f}"
         text += f", more than {listing(below)}." if below else "."
     return "Translation", text
