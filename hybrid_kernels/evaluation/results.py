@@ -22,7 +22,8 @@ class CellResult(BaseModel):
     #: relative to the run's
     folder: str
     train_rows: Count
-    train_loss: float
+    #: null where nothing was trained: the pretrained model as it is
+    train_loss: float | None
     trainable_parameters: Count
     adapter_bytes: Count
     #: by part; the test part's has `per_language` (classification) or `directions` (translation)

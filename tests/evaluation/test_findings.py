@@ -72,6 +72,14 @@ def test_verdicts_are_those_of_the_main_tables_marks(run_folder):
         label = setting.label(comparison.method)
         difference = f"{100 * comparison.difference.estimate:+.1f}".replace("-", "−")
         assert f"{label} ({difference} [" in text
+    standing = dict(findings.quality_findings(found))["Where the hybrid does not win"]
+    names = {"accuracy": "accuracy", "ece": "calibration error", "gap": "parity gap"}
+    own = [one for one in found.comparisons if one.method == "hybrid"]
+    ahead_in = [one.metric for one in own if (one.difference.estimate > 0) == (one.metric == "accuracy")]
+    assert 0 < len(ahead_in) < len(own)
+    for one in own:
+        ahead = one.metric in ahead_in
+        assert f"{names[one.metric]} ({'ahead of' if ahead else 'behind'}" in standing
 
 
 def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):

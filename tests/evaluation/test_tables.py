@@ -190,9 +190,27 @@ def test_few_shot_table_has_each_number_of_shots_and_the_difference(run_folder, 
 def test_robustness_compares_the_same_rows(run_folder, setting):
     found = robustness.robustness(setting)
     table = robustness.recipe_table(found)
+    for place, method in enumerate(("lora", "boft", "hybrid")):
+        drops, same, swahili = changed_rows(run_folder, method)
+        values = row(table, "romanisation (ar, sw)").values
+        assert values[place].value == pytest.approx(np.mean(drops))
+        assert values[3 + place].value == pytest.approx(np.mean(same))
+        # The bootstrap's estimate is the table's own: it saw the same rows.
+        assert values[place].interval.estimate == pytest.approx(np.mean(drops))
+        first = found.tables[method][0]["per_language"]["sw"]["romanisation"]
+        assert first["accuracy_drop"] == pytest.approx(swahili[0])
+    scripts = robustness.place_table(found, "per_script")
+    assert [one.label for one in scripts.rows] == ["Arabic", "Latin"]
+    arabic = row(robustness.place_table(found, "per_language"), "Arabic (ar)").values[1]
+    # The recipe upper_case is not for Arabic.
+    assert "romanisation" in arabic.detail
+
+
+def changed_rows(run_folder, method):
+    """Of each seed: drop and consistency with romanisation, means over ar and sw; and the drop in sw."""
     drops, same, swahili = [], [], []
     for seed in SEEDS:
-        parts = arrays(run_folder, "boft", seed)
+        parts = arrays(run_folder, method, seed)
         clean, changed = parts["test"], parts["perturbed/romanisation"]
         place = {name: i for i, name in enumerate(clean["ids"].tolist())}
         rows = np.array([place[name] for name in changed["ids"].tolist()])
@@ -206,19 +224,7 @@ def test_robustness_compares_the_same_rows(run_folder, setting):
         drops.append(np.mean([lost for lost, _ in by_language.values()]))
         same.append(np.mean([one for _, one in by_language.values()]))
         swahili.append(by_language["sw"][0])
-    values = row(table, "romanisation (ar, sw)").values
-    assert values[1].value == pytest.approx(np.mean(drops))
-    assert values[4].value == pytest.approx(np.mean(same))
-    # The bootstrap's estimate is the table's own: it saw the same rows.
-    assert values[1].interval.estimate == pytest.approx(np.mean(drops))
-    assert found.tables["boft"][0]["per_language"]["sw"]["romanisation"]["accuracy_drop"] == pytest.approx(
-        swahili[0]
-    )
-    scripts = robustness.place_table(found, "per_script")
-    assert [one.label for one in scripts.rows] == ["Arabic", "Latin"]
-    arabic = row(robustness.place_table(found, "per_language"), "Arabic (ar)").values[1]
-    # The recipe upper_case is not for Arabic.
-    assert "romanisation" in arabic.detail
+    return drops, same, swahili
 
 
 def test_romanised_rows_are_set_against_the_others(run_folder, tmp_path):
@@ -375,6 +381,30 @@ def test_seeds_that_all_methods_have_come_first(run_folder, tmp_path):
     (setting,) = load_study([tmp_path / "run"])
     seeds = {name: [c.result.seed for c in own] for name, own in setting.by_method().items()}
     assert seeds == {"lora": [1, 2, 0], "boft": [1, 2], "hybrid": [1, 2, 0]}
+
+
+def test_the_pretrained_model_stands_beside_every_seed_and_number_of_shots(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    pretrained = next(c for c in content["cells"] if c["method"] == "lora" and c["shots"] == 8)
+    pretrained |= {"method": "none", "label": "Pretrained", "backend": "transformers"}
+    pretrained |= {"shots": 0, "train_loss": None}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(content))
+    (setting,) = load_study([tmp_path / "run"])
+    assert setting.all_shots == [8, 32]
+    for number in (8, 32):
+        (cell, *others) = setting.by_method(number)["none"]
+        assert len(others) == 2 and {cell} == set(others)
+    found = quality.main_quality(setting)
+    value = row(quality.main_table(found), "Pretrained").values[0]
+    assert value.value == pytest.approx(
+        np.mean(list(accuracies(arrays(run_folder, "lora", 0, 8)["test"]).values()))
+    )
+    assert value.std == 0 and len(value.sources) == 1
+    difference = found.resampled.difference("hybrid", "none", "accuracy")[0]
+    assert difference.estimate == pytest.approx(
+        row(quality.main_table(found), "Hybrid").values[0].value - value.value
+    )
 
 
 def test_too_few_rows_give_no_intervals_and_say_why(tmp_path):

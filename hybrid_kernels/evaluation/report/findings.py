@@ -271,7 +271,9 @@ def _standing(found: Quality) -> list[Finding]:
 def _certainty(found: Quality) -> str:
     counts = sorted({len(own) for own in found.seeds.values()})
     repeats = (
-        "Each method was trained once: what another seed would change is not known, and comes on top."
+        ""
+        if not counts
+        else "Each method was trained once: what another seed would change is not known, and comes on top."
         if counts == [1]
         else f"Methods were trained with {' or '.join(map(str, counts))} seeds, whose spread is counted in."
     )

@@ -121,7 +121,11 @@ class Quality:
 
     @property
     def seeds(self) -> dict[str, list[int]]:
-        return {name: [cell.result.seed for cell in cells] for name, cells in self.cells.items()}
+        return {
+            name: [cell.result.seed for cell in cells]
+            for name, cells in self.cells.items()
+            if cells[0].trains
+        }
 
 
 def resample(
@@ -276,7 +280,9 @@ def _scaled(cell: Cell) -> tuple[float, dict[str, float]]:
 def _note(found: Quality) -> str:
     seeds = found.seeds
     counts = sorted({len(own) for own in seeds.values()})
-    if counts == [1]:
+    if not counts:
+        text = "Nothing was trained. "
+    elif counts == [1]:
         text = "One seed: how much another seed would change is not known, and no figure here contains it. "
     else:
         number = " or ".join(map(str, counts))

@@ -30,6 +30,11 @@ class Cell:
         """How a table refers to it."""
         return str(self.folder)
 
+    @property
+    def trains(self) -> bool:
+        """False of the pretrained model as it is, which no seed and no number of shots changes."""
+        return self.result.train_loss is not None
+
     @cached_property
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """The arrays of predictions.npz by part; ValueError where the file is not there or is damaged."""
@@ -139,8 +144,9 @@ class Setting:
             cell.result.shots
             for run in self.runs
             for cell in run.cells
-            if cell.result.governance == run.main_variant
+            if cell.result.governance == run.main_variant and cell.trains
         }
+        found = found or {cell.result.shots for cell in self.cells}
         return sorted(found, key=lambda shots: float("inf") if shots == "all" else shots)
 
     @property
@@ -169,7 +175,8 @@ class Setting:
     def by_method(self, shots: Shots | None = None, variant: str | None = None) -> dict[str, list[Cell]]:
         """The cells of each method that has any, by ascending seed.
 
-        Seeds that every method has come first, so that cells of equal index are of one seed.
+        Seeds that every method has come first, so that cells of equal index are of one seed. The pretrained model as it
+        is stands beside every number of shots, as often as there are seeds.
 
         Args:
             shots: `main_shots` if None.
@@ -179,7 +186,8 @@ class Setting:
         found: dict[str, list[Cell]] = {name: [] for name in self.methods}
         for run in self.runs:
             for cell in run.cells:
-                if cell.result.shots == shots and cell.result.governance == (variant or run.main_variant):
+                here = not cell.trains or cell.result.shots == shots
+                if here and cell.result.governance == (variant or run.main_variant):
                     found[cell.result.method].append(cell)
         return _aligned({name: cells for name, cells in found.items() if cells})
 
@@ -195,10 +203,13 @@ def shots_in_words(shots: Shots) -> str:
 
 
 def _aligned(cells: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
-    seeds = [{cell.result.seed for cell in own} for own in cells.values()]
+    seeds = [{cell.result.seed for cell in own} for own in cells.values() if own[0].trains]
     common = set.intersection(*seeds) if seeds else set()
+    most = max((len(one) for one in seeds), default=1)
     return {
         name: sorted(own, key=lambda cell: (cell.result.seed not in common, cell.result.seed))
+        if own[0].trains
+        else own[:1] * most
         for name, own in cells.items()
     }
 
