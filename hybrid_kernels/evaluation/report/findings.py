@@ -120,7 +120,7 @@ def robustness_finding(found: Robustness) -> Finding:
 def governance_finding(found: list[Ablation]) -> Finding | None:
     sentences = []
     for one in found:
-        if one.resampled is None or not {"all", "none"} <= set(one.variants):
+        if not {"all", "none"} <= set(one.variants):
             continue
         parts = []
         for metric in COMPARED:

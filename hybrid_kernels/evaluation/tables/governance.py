@@ -32,8 +32,7 @@ class Ablation:
     shots: Shots
     variants: dict[str, list[Cell]]
     kept: dict[str, int]
-    resampled: Bootstrap | None
-    why: str
+    resampled: Bootstrap
 
     @property
     def described(self) -> str:
@@ -44,7 +43,7 @@ class Ablation:
 
 
 def ablations(setting: Setting) -> list[Ablation]:
-    """Of each method that was trained with two variants or more of governance and as many shots."""
+    """Of each method that was trained with two variants or more of governance and as many shots, where rows can be resampled."""
     found = []
     for run in setting.runs:
         variants = run.results.governance_variants
@@ -66,24 +65,15 @@ def ablations(setting: Setting) -> list[Ablation]:
             }
             predictions = {name: [cell.predictions() for cell in own] for name, own in paired.items()}
             kept = {name: variants[name].kept for name in paired}
-            found.append(
-                Ablation(
-                    setting,
-                    method,
-                    shots,
-                    paired,
-                    kept,
-                    *resample(predictions, METRICS, setting.reference),
-                )
-            )
+            resampled, _ = resample(predictions, METRICS, setting.reference)
+            if resampled is not None:
+                found.append(Ablation(setting, method, shots, paired, kept, resampled))
     return found
 
 
-def ablation_table(found: Ablation) -> Table | None:
-    """Variants × rows kept and metrics; None where nothing could be resampled."""
+def ablation_table(found: Ablation) -> Table:
+    """Variants × rows kept and metrics."""
     resampled = found.resampled
-    if resampled is None:
-        return None
     metrics = _metrics(resampled)
     columns = [Column("Rows kept", "", 0), *(_COLUMNS[metric] for metric in metrics)]
     rows = []
@@ -111,10 +101,10 @@ def ablation_table(found: Ablation) -> Table | None:
 
 
 def difference_table(found: Ablation) -> Table | None:
-    """Variants × differences to no governance and to all of it; None where nothing could be resampled."""
+    """Variants × differences to no governance and to all of it; None where neither was trained."""
     resampled = found.resampled
     others = [name for name in ("none", "all") if name in found.variants]
-    if resampled is None or not others:
+    if not others:
         return None
     metrics = _metrics(resampled)
     columns = [
