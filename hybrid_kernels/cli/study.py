@@ -84,11 +84,19 @@ def evaluate(
 
 
 @cli.app.command()
-def report(run_dir: RunFolder) -> None:
-    """Write report.html and report.md from a run's results."""
-    from hybrid_kernels.training.run import write_report_of
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="The folders of one run or several.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where the report goes; needed for several runs, else the run's folder."),
+    ] = None,
+) -> None:
+    """Write report.html, report.md and LaTeX tables from the results of runs."""
+    from hybrid_kernels.evaluation import write_report
 
-    write_report_of(run_dir, cli.console)
+    if output is None and len(run_dirs) > 1:
+        raise ValueError(f"--output must be given for a report of {len(run_dirs)} runs")
+    cli.console.print(f"report: {write_report(run_dirs, output)}")
 
 
 def _run(config: Any, **options: Any) -> None:

@@ -2,104 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class Scores(BaseModel):
-    accuracy: Annotated[float, Field(ge=0, le=1)]
-    macro_f1: float
-    nll: float
-    brier: float
-    ece: float
+class CellResult(BaseModel):
+    """What `training.plan.run_cell` returned."""
 
-
-class LanguageScores(Scores):
-    n: Annotated[int, Field(ge=1)]
-
-
-class Parity(BaseModel):
-    reference: str
-    reference_accuracy: float
-    worst_language: str
-    worst_accuracy: float
-    gap: float
-    std: float
-
-
-class ReliabilityBin(BaseModel):
-    lower: float
-    upper: float
-    #: null where count = 0
-    confidence: float | None
-    accuracy: float | None
-    count: Count
-
-    @model_validator(mode="after")
-    def _filled_bins_have_values(self) -> ReliabilityBin:
-        if self.count and (self.confidence is None or self.accuracy is None):
-            raise ValueError("confidence and accuracy must be numbers where count > 0")
-        return self
-
-    @property
-    def gap(self) -> float:
-        """|accuracy − confidence|; 0 in an empty bin."""
-        return abs((self.accuracy or 0.0) - (self.confidence or 0.0)) if self.count else 0.0
-
-
-class Evaluation(BaseModel):
-    macro: Scores
-    per_language: Annotated[dict[str, LanguageScores], Field(min_length=1)]
-    parity: Parity
-    #: all languages' rows together
-    reliability: list[ReliabilityBin]
-
-    @property
-    def pooled_ece(self) -> float | None:
-        """Expected calibration error of all languages' rows together; None without reliability bins."""
-        total = sum(b.count for b in self.reliability)
-        return sum(b.count * b.gap for b in self.reliability) / total if total else None
-
-    @model_validator(mode="after")
-    def _parity_languages_are_scored(self) -> Evaluation:
-        for language in (self.parity.reference, self.parity.worst_language):
-            if language not in self.per_language:
-                raise ValueError(f"parity names {language!r}, which per_language lacks")
-        return self
-
-
-class LogEntry(BaseModel):
-    step: Count
-    loss: float
-    grad_norm: float | None = None
-
-
-class Mixing(BaseModel):
-    step: Count
-    values: dict[str, float]
-
-
-class Method(BaseModel):
-    name: str
+    method: str
+    seed: int
+    shots: Annotated[int, Field(ge=0)] | Literal["all"]
+    governance: str
     label: str
+    #: whose layers ran
     backend: str
-    seeds: Annotated[list[int], Field(min_length=1)]
-    trainable_parameters: Count
-    #: null where nothing was trained
+    #: relative to the run's
+    folder: str
+    train_rows: Count
+    #: null where nothing was trained: the pretrained model as it is
     train_loss: float | None
-    evaluation: Evaluation
-    #: standard deviation over seeds of "accuracy", "ece" and the parity "gap"; null where there is one seed
-    spread: dict[str, float | None] | None
-    #: median step time ÷ the frozen model's, and its quartiles
-    step_time_ratio: float | None
-    step_time_spread: tuple[float, float] | None
-    peak_memory_bytes: Count | None
-    adapter_bytes: Count | None
-    history: list[LogEntry]
-    mixing_history: list[Mixing]
+    trainable_parameters: Count
+    adapter_bytes: Count
+    #: by part; the test part's has `per_language` (classification) or `directions` (translation)
+    metrics: dict[str, dict[str, Any]]
+
+
+class Footprint(BaseModel):
+    """One implementation of a method; see `training.footprint.measure`."""
+
+    implementation: str
+    step_time_ratio: float
+    step_time_spread: tuple[float, float]
+    step_seconds: Annotated[float, Field(gt=0)]
+    tokens_per_second: float
+    peak_memory_bytes: Count
+    trainable_parameters: Count
+    joules_per_step: float | None
+
+
+class MethodResult(BaseModel):
+    name: str
+    footprint: list[Footprint] | None
 
 
 class StepRejections(BaseModel):
@@ -151,6 +97,14 @@ class Data(BaseModel):
     train_rows: Count
     evaluation_rows: Count
     malformed_rows: Count
+    #: ids of test rows that their writers romanised
+    romanised: list[str] = []
+
+
+class Variant(BaseModel):
+    """A governance variant: how many training rows it kept."""
+
+    kept: Count
 
 
 class Results(BaseModel):
@@ -163,15 +117,16 @@ class Results(BaseModel):
     model: Model
     data: Data
     governance: Governance | None
-    methods: Annotated[list[Method], Field(min_length=1)]
+    governance_variants: dict[str, Variant]
+    methods: list[MethodResult]
     step_time_note: str
+    cells: Annotated[list[CellResult], Field(min_length=1)]
+    #: why there is no result, by the cell's name
+    missing: dict[str, str]
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Results:
-        names = [method.name for method in self.methods]
-        if len(set(names)) < len(names):
-            raise ValueError(f"methods must have distinct names, got {names}")
-        return self
+    @property
+    def reference_language(self) -> str:
+        return str(self.config.get("evaluation", {}).get("reference_language", "en"))
 
 
 def parse_results(results: Any) -> Results:

@@ -17,7 +17,7 @@ from hybrid_kernels.training.files import content_key
 
 #: raised when what a cell does changes, so that cells made before are made again
 TRAINING_FORMAT = 2
-PREDICTION_FORMAT = 2
+PREDICTION_FORMAT = 3
 #: the policy's sections that an ablation switches. `thresholds` are bounds of the quality and perplexity steps, and
 #: `leakage` guards the test rows whatever else is asked of the training rows.
 STEPS = ("quality", "language", "perplexity", "personal_data", "duplicates")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -119,11 +119,11 @@ def available_splits(source: str | Path) -> list[str]:
     return sorted({_SPLIT_ALIASES.get(name, name) for name in names} & {"train", "dev", "test"})
 
 
-def split_by_premise(rows: list[Row], evaluation_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Splits rows into (train, evaluation) such that no premise, in any language, is on both sides.
+def clusters(rows: Sequence[Row], column: str) -> list[str]:
+    """The group of each row: rows of one group are not independent of one another.
 
-    Rows belong together if they share an item (translations of one pair) or, within a language, a premise.
-    Groups go to the evaluation side in a seeded order until it has at least `evaluation_fraction` of the rows.
+    Rows belong together if they share an item (translations of one pair) or, within a language, the text in `column`.
+    A group has the name of its first item in the alphabet, whatever the order of the rows.
     """
     parent: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -135,16 +135,23 @@ def split_by_premise(rows: list[Row], evaluation_fraction: float, seed: int) -> 
         return key
 
     for row in rows:
-        # The lesser root stays root, so that a group's name does not depend on the order of the rows.
-        first, second = sorted(
-            (root(("item", row["item"])), root(("premise", row["language"], row["premise"])))
-        )
+        # The lesser root stays root, and an item is less than a text.
+        first, second = sorted((root(("item", row["item"])), root(("text", row["language"], row[column]))))
         parent[second] = first
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[root(("item", row["item"]))].append(index)
+    return [root(("item", row["item"]))[1] for row in rows]
+
+
+def split_by_premise(rows: list[Row], evaluation_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Splits rows into (train, evaluation) such that no premise, in any language, is on both sides.
+
+    The `clusters` by premise go to the evaluation side in a seeded order until it has at least `evaluation_fraction` of
+    the rows.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(clusters(rows, "premise")):
+        groups[name].append(index)
     evaluation: set[int] = set()
-    for group in sorted(groups, key=lambda key: _rank(seed, *key)):
+    for group in sorted(groups, key=lambda name: _rank(seed, "item", name)):
         if len(evaluation) >= evaluation_fraction * len(rows):
             break
         evaluation.update(groups[group])

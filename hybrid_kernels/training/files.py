@@ -61,7 +61,8 @@ def save_predictions(path: Path, parts: dict[str, dict[str, np.ndarray]]) -> Non
 
 
 def load_predictions(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`.
+    """The arrays of each part ("test", "dev", "perturbed/RECIPE"): the task's own, `ids`, `items`, `languages`, and
+    `clusters`, the group of rows that are not independent (`data.clusters`).
 
     Of labels they are `log_probabilities` (n, classes) float32 and `labels` (n,); of translations those of
     `tasks.translation.Translation.predict`.

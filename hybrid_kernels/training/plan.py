@@ -143,8 +143,8 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
     training_rows.json (their ids), predictions.npz (`files.load_predictions`) and, written last, result.json.
 
     Returns:
-        The content of result.json: the cell, `label`, `folder` (relative to the run's), `train_rows`, `seconds`,
-        `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
+        The content of result.json: the cell, `label`, `backend`, `folder` (relative to the run's), `train_rows`,
+        `seconds`, `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
     """
     from hybrid_kernels.training.trainer import predict, train
 
@@ -194,6 +194,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
             write_file(folder / "adapter" / "README.md", str(card))
         return asdict(cell) | {
             "label": method.label,
+            "backend": method.backend,
             "folder": str(folder.relative_to(plan.folder)),
             "train_rows": len(rows) - len(left_out),
             "seconds": round(time.monotonic() - started, 2),

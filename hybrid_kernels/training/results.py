@@ -67,8 +67,6 @@ def method_results(plan: Plan, cells: list[dict[str, Any]]) -> list[dict[str, An
                 "train_loss": statistics.fmean(one["train_loss"] for one in own) if method.trains else None,
                 **plan.task.over_seeds(predictions),
                 "adapter_bytes": trained["adapter_bytes"],
-                "history": trained["history"],
-                "mixing_history": trained["mixing_history"],
             }
         )
     return found

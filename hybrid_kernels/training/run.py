@@ -9,7 +9,7 @@ The run's folder:
     cells/METHOD.seed-N.shots-N.governance-VARIANT/
                                          adapter/, predictions.npz, result.json (written last); see `plan.run_cell`
     footprint.json                       time per step, peak memory, energy
-    results.json, report.html, report.md
+    results.json, report.html, report.md, tables/NAME.tex
 
 Each stage is skipped when its result is there and was made from the same content: configuration, rows, model, version.
 """
@@ -30,8 +30,8 @@ from hybrid_kernels._files import write_file
 from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import main_variant
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import read_jsonl
-from hybrid_kernels.training.files import content_key, read_json, stage, write_json
+from hybrid_kernels.training.data import Row, read_jsonl
+from hybrid_kernels.training.files import content_key, stage, write_json
 from hybrid_kernels.training.plan import Plan, load_model, make_plan
 from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.results import (
@@ -69,7 +69,7 @@ def run(
         output: the run's folder; the configuration's by default.
         workers: cells at a time, in processes of their own if more than 1.
         footprint: measure time per step, memory and energy; without, the results hold None there.
-        report: write `report.html` and `report.md`.
+        report: write `report.html`, `report.md` and `tables/`.
 
     Returns:
         The content of `results.json`; its structure is `hybrid_kernels.evaluation.results.Results`, and besides:
@@ -138,6 +138,7 @@ def _run(
 def _results(
     plan: Plan, missing: dict[str, str], footprint: bool, report: bool, console: Console
 ) -> dict[str, Any]:
+    from hybrid_kernels.evaluation import write_report
     from hybrid_kernels.training import methods
     from hybrid_kernels.training.footprint import step_time_note
 
@@ -171,6 +172,7 @@ def _results(
             "train_rows": max(cell["train_rows"] for cell in main_cells(config, cells)),
             "evaluation_rows": len(rows.parts["test"]),
             "malformed_rows": rows.malformed,
+            "romanised": _romanised(config, rows.parts["test"]),
         },
         "governance": rows.summaries[main_variant(config)],
         "governance_variants": {
@@ -183,7 +185,7 @@ def _results(
     }
     write_json(folder / "results.json", results)
     if report:
-        write_report_of(folder, console)
+        console.print(f"report: {write_report([folder])}")
     console.print(results_table(results, plan.task))
     return results
 
@@ -194,6 +196,17 @@ _UNMEASURED: dict[str, Any] = {
     "peak_memory_bytes": None,
     "footprint": None,
 }
+
+
+def _romanised(config: RunConfig, rows: list[Row]) -> list[str]:
+    """The ids of test rows whose hypothesis its writer romanised."""
+    from hybrid_kernels.evaluation.robustness import natural_romanised
+    from hybrid_kernels.governance.scripts import read_tag
+
+    if "hypothesis" not in task_of(config).text_columns:
+        return []
+    known = [row for row in rows if read_tag(row["language"]) is not None]
+    return [row["id"] for row, found in zip(known, natural_romanised(known), strict=True) if found]
 
 
 def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:
@@ -271,16 +284,3 @@ def load_run_config(folder: Path) -> RunConfig:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no folder of a run: it has no config.yaml")
     return RunConfig.load(folder / "config.yaml")
-
-
-def write_report_of(folder: Path, console: Console | None = None) -> Path:
-    """Writes report.html and report.md from results.json in a run's folder."""
-    from hybrid_kernels.evaluation import write_report
-
-    if not (folder / "results.json").is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it"
-        )
-    path = write_report(read_json(folder / "results.json"), folder)
-    (console or Console()).print(f"report: {path}")
-    return path

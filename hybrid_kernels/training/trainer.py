@@ -24,7 +24,7 @@ from hybrid_kernels._files import write_file
 from hybrid_kernels.adapters import HybridTrainer, mixing_values
 from hybrid_kernels.training import distributed, methods
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import Row
+from hybrid_kernels.training.data import Row, clusters
 from hybrid_kernels.training.files import read_json
 from hybrid_kernels.training.method_config import AnyMethod
 from hybrid_kernels.training.tasks import Arrays, Progress, Task, task_of
@@ -179,7 +179,7 @@ def predict(
     path: Path | None = None,
     key: str = "",
 ) -> Arrays:
-    """The task's arrays of all rows, with `ids`, `items` and `languages`; each process predicts its share.
+    """The arrays of all rows, as `files.load_predictions` has those of a part; each process predicts its share.
 
     Other arguments are as in `Task.predict`; each process keeps what it has done in a file of its own beside `path`.
     """
@@ -211,6 +211,7 @@ def predict(
                 found[name][own::size] = share[name]
     for name, column in (("ids", "id"), ("items", "item"), ("languages", "language")):
         found[name] = np.array([row[column] for row in rows])
+    found["clusters"] = np.array(clusters(rows, task.text_columns[0]))
     return found
 
 

@@ -1,106 +1,117 @@
-import math
+"""Sentences say who won only where the bootstrap does."""
+
+import json
 
 import pytest
 
-from hybrid_kernels.evaluation import findings
-from hybrid_kernels.evaluation.results import LanguageScores, parse_results
+from hybrid_kernels.evaluation.report import findings
+from hybrid_kernels.evaluation.report.view import build
+from hybrid_kernels.evaluation.tables import load_study, quality
+from tests.evaluation.runs import make_run
 
 
 @pytest.fixture
-def results_with_accuracies(make_results):
-    return lambda *arguments, **options: set_accuracies(make_results, *arguments, **options)
+def said(tmp_path):
+    """(skills, **options) → the findings of a run of LoRA, BOFT and the hybrid, by topic."""
+
+    def make(**options):
+        defaults = {"shots": (32,), "recipes": (), "ablated": (), "dev": False, "items": 120}
+        make_run(tmp_path, **(defaults | options))
+        (part,) = build(load_study([tmp_path])).parts
+        return dict(part.findings)
+
+    return make
 
 
-def set_accuracies(make_results, accuracies, rows=400, backends=None, spread=None):
-    """Results in which method i answers the share accuracies[i] of each language's rows right."""
-    results = make_results(len(accuracies))
-    for index, (method, accuracy) in enumerate(zip(results["methods"], accuracies, strict=True)):
-        evaluation = method["evaluation"]
-        evaluation["macro"]["accuracy"] = accuracy
-        for scores in evaluation["per_language"].values():
-            scores |= {"accuracy": accuracy, "n": rows}
-        evaluation["parity"]["gap"] = 0.0
-        method["spread"] = spread
-        method["seeds"] = [0] if spread is None else [0, 1, 2]
-        method["backend"] = backends[index] if backends else "peft"
-    return parse_results(results)
+def test_a_clear_win_is_said_with_its_difference(said):
+    topics = said(seeds=(0,), skills={"lora": -0.3, "boft": -0.3, "hybrid": 2.5})
+    assert topics["Accuracy"].startswith("Hybrid r = 4 + 4 has the highest accuracy: ")
+    assert "against it significantly better: Hybrid r = 4 + 4 (+" in topics["Accuracy"]
+    assert "accuracy (significantly better than" in topics["Where the hybrid wins"]
+    assert "accuracy" not in topics.get("Where the hybrid does not win", "").replace("accuracy gap", "")
+    assert "Each method was trained once" in topics["Certainty"]
 
 
-def said(results, topic):
-    return dict(findings.findings(results))[topic]
+def test_a_loss_is_said_plainly(said):
+    topics = said(seeds=(0,), skills={"lora": 1.0, "boft": 2.5, "hybrid": -0.3})
+    assert topics["Accuracy"].startswith("BOFT has the highest accuracy: ")
+    assert "Against it" in topics["Accuracy"] and "significantly worse: " in topics["Accuracy"]
+    assert "accuracy (significantly worse than BOFT)" in topics["Where the hybrid does not win"]
+    assert "Where the hybrid wins" not in topics or "accuracy" not in topics["Where the hybrid wins"]
 
 
-def test_sampling_error_is_binomial_and_never_zero():
-    scores = {"macro_f1": 0, "nll": 0, "brier": 0, "ece": 0, "n": 100}
-    half = findings.sampling_error(LanguageScores(accuracy=0.5, **scores))
-    assert half == pytest.approx(0.05)
-    certain = findings.sampling_error(LanguageScores(accuracy=1.0, **scores))
-    assert certain == pytest.approx(math.sqrt(0.005 * 0.995 / 100))
+def test_a_difference_by_chance_is_no_win(said):
+    topics = said(skills={"lora": 1.0, "boft": 1.0, "hybrid": 1.02})
+    assert "not told apart: " in topics["Accuracy"] and "significantly" not in topics["Accuracy"]
+    assert "Where the hybrid wins" not in topics
+    for metric in ("accuracy (", "calibration error (", "parity gap ("):
+        assert metric in topics["Where the hybrid does not win"]
+    standing = topics["Where the hybrid does not win"]
+    assert standing.count("not told apart") + standing.count("level with") == 3
+    assert "trained with 3 seeds" in topics["Certainty"]
 
 
-def test_difference_inside_the_sampling_error_is_not_a_win(results_with_accuracies):
-    # 3 × 400 rows: one standard error is 1.3 points, so 3 points are inside 1.96 · √2 · 1.3 = 3.7, not 5.
-    close = said(results_with_accuracies([0.70, 0.67]), "Accuracy")
-    assert "Method 0 has the highest macro accuracy: 70.0 ± 1.3 %" in close
+def test_guessing_is_named_and_recognised(said):
+    topics = said(skills={"lora": -0.64, "boft": -3.0, "hybrid": 2.0})
+    assert "Guessing among 3 classes scores 33.3 %." in topics["Accuracy"]
+    assert "Not distinguishable from guessing: LoRA r = 8." in topics["Accuracy"]
+    assert "Worse than guessing: BOFT." in topics["Accuracy"]
+
+
+def test_one_method_is_described_without_comparison(said):
+    topics = said(methods=("lora",))
+    assert topics["Accuracy"].startswith("LoRA r = 8: ")
+    assert not [topic for topic in topics if topic.startswith("Where")]
+
+
+def test_verdicts_are_those_of_the_main_tables_marks(run_folder):
+    (setting,) = load_study([run_folder])
+    found = quality.main_quality(setting)
+    text = " ".join(sentence for _, sentence in findings.quality_findings(found))
+    for comparison in found.comparisons:
+        label = setting.label(comparison.method)
+        difference = f"{100 * comparison.difference.estimate:+.1f}".replace("-", "−")
+        assert f"{label} ({difference} [" in text
+    standing = dict(findings.quality_findings(found))["Where the hybrid does not win"]
+    names = {"accuracy": "accuracy", "ece": "calibration error", "gap": "parity gap"}
+    own = [one for one in found.comparisons if one.method == "hybrid"]
+    ahead_in = [one.metric for one in own if (one.difference.estimate > 0) == (one.metric == "accuracy")]
+    assert 0 < len(ahead_in) < len(own)
+    for one in own:
+        ahead = one.metric in ahead_in
+        assert f"{names[one.metric]} ({'ahead of' if ahead else 'behind'}" in standing
+
+
+def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):
+    (part,) = build(load_study([run_folder])).parts
+    topics = dict(part.findings)
+    assert topics["Shots"].startswith(
+        "Hybrid r = 4 + 4 minus the best baseline, points of accuracy: 8 shots +"
+    )
+    assert "The recipe that costs most accuracy: LoRA r = 8: " in topics["Robustness"]
+    assert topics["Governance"].startswith("LoRA r = 8: all steps together remove 30 of 330 rows")
     assert (
-        "Not distinguishable from it, the difference being inside the uncertainty: Method 1 (67.0)" in close
+        "123,456 parameters (12 % of the model's) and takes 2.50× the frozen model's time" in topics["Cost"]
     )
-    assert "Distinguishably" not in close
-    far = said(results_with_accuracies([0.70, 0.65]), "Accuracy")
-    assert "Distinguishably lower: Method 1 (65.0)" in far
-    assert "Not distinguishable" not in far
+    assert "from 10 ms (LoRA r = 8, this package's kernels) to 80 ms (BOFT, PEFT)" in topics["Cost"]
+    assert "LoRA r = 8 0.50 and BOFT 0.50" in topics["Cost"]
+    assert "Cut" not in topics
+    assert "1 of 10 cells have no result" in said(missing={"x": "y"})["Cut"]
 
 
-def test_difference_inside_the_spread_over_seeds_is_not_a_win(results_with_accuracies):
-    spread = {"accuracy": 0.03, "ece": 0.01, "gap": None}
-    results = results_with_accuracies([0.70, 0.65], spread=spread)
-    assert "Not distinguishable from it" in said(results, "Accuracy")
-    assert "trained with 3 seeds" in said(results, "Certainty")
-    assert findings.accuracy(results.methods[0]).error == pytest.approx(
-        math.hypot(0.03, math.sqrt(0.21 / 1200))
-    )
-
-
-def test_guessing_is_named_and_recognised(results_with_accuracies):
-    results = results_with_accuracies([0.60, 0.34, 0.20])
-    text = said(results, "Accuracy")
-    assert "Guessing among 3 classes scores 33.3 %." in text
-    assert "Not distinguishable from guessing: Method 1." in text
-    assert "Worse than guessing: Method 2." in text
-
-
-def test_own_method_that_loses_is_said_to_lose(results_with_accuracies):
-    backends = ["peft", "hybrid-kernels"]
-    lost = said(results_with_accuracies([0.70, 0.60], backends=backends), "This project")
-    assert lost.startswith("Method 1 is ") and "not the best in accuracy" in lost
-    tied = said(results_with_accuracies([0.70, 0.69], backends=backends), "This project")
-    assert "not distinguishable from the best in accuracy" in tied
-    shared_first = said(results_with_accuracies([0.69, 0.70], backends=backends), "This project")
-    assert "not distinguishable from the best in accuracy" in shared_first
-    won = said(results_with_accuracies([0.60, 0.70], backends=backends), "This project")
-    assert "Method 1 is best in accuracy" in won
-
-
-def test_cost_names_the_extremes_and_overlapping_times(results_with_accuracies):
-    results = results_with_accuracies([0.6, 0.7, 0.6])
-    for method, ratio in zip(results.methods, (1.05, 1.08, 1.9), strict=True):
-        method.step_time_ratio, method.step_time_spread = ratio, (ratio - 0.02, ratio + 0.02)
-    text = said(results, "Cost")
-    assert text.startswith("Method 1, first in accuracy, trains 123,456 parameters (12 % of the model's)")
-    assert "runs from 1.05× (Method 0) to 1.90× (Method 2)" in text
-    assert "Not distinguishable from the fastest (the middle halves overlap): Method 1." in text
-
-
-def test_one_method_is_described_without_comparison(results_with_accuracies):
-    results = results_with_accuracies([0.7])
-    topics = dict(findings.findings(results))
-    assert topics["Accuracy"].startswith("Method 0: 70.0 ± 1.3 %.")
-    assert "This project" not in topics
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "0.98 KiB"), (1536, "1.50 KiB"), (5 * 2**40, "5120 GiB")],
-)
-def test_binary_size(size, text):
-    assert findings.binary_size(size) == text
+def test_translation_says_what_copying_scores(translation_folder):
+    content = json.loads((translation_folder / "results.json").read_text())
+    (part,) = build(load_study([translation_folder])).parts
+    text = dict(part.findings)["Translation"]
+    means = {
+        method: [
+            sum(d["chrf"] for d in one["metrics"]["test"]["directions"].values()) / 4
+            for one in content["cells"]
+            if one["method"] == method
+        ]
+        for method in ("lora", "hybrid")
+    }
+    best = max(means, key=lambda method: sum(means[method]))
+    label = {"lora": "LoRA r = 8", "hybrid": "Hybrid r = 4 + 4"}[best]
+    assert text.startswith(f"{label} has the best mean chrF++ over directions: {sum(means[best]) / 2:.1f} ± ")
+    assert "Handing in the source scores" in text and "no test was made" in text

@@ -1,23 +1,35 @@
+"""The rendered report: HTML, Markdown, LaTeX."""
+
 import json
-import math
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from hybrid_kernels.chart_style import colour
-from hybrid_kernels.evaluation import plots, write_report
-from hybrid_kernels.evaluation.report import LANGUAGE_NAMES
-from hybrid_kernels.evaluation.results import parse_results
+from hybrid_kernels.evaluation import write_report
+from hybrid_kernels.evaluation.report.latex import escape, latex
+from hybrid_kernels.evaluation.tables import Column, Row, Table, Value, load_study, quality
+from tests.evaluation.runs import make_run
 from tests.pages import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> | ![x](http://evil.test/x.png) `$x_1$`\n# no"
+SECTIONS = [
+    "Main results",
+    "Calibration",
+    "Parity",
+    "Robustness",
+    "Governance of the training rows",
+    "Footprint",
+    "Few-shot learning",
+    "Cost and quality",
+    "Training",
+]
 
 
-def write(results, folder):
-    path = write_report(json.loads(json.dumps(results)), folder)
-    return Page(path.read_text(encoding="utf-8")), (folder / "report.md").read_text(encoding="utf-8")
+def headings(text, level):
+    return re.findall(rf"<h{level}[^>]*>(.*?)</h{level}>", text)
 
 
 def markdown_tables(text):
@@ -31,141 +43,216 @@ def markdown_tables(text):
     return tables
 
 
-def test_main_table_holds_the_numbers_given(tmp_path, results):
-    page, markdown = write(results, tmp_path)
-    main = markdown_tables(markdown)[0]
-    assert len(main) == 1 + len(results["methods"])
-    for method, line in zip(results["methods"], main[1:], strict=True):
-        macro = method["evaluation"]["macro"]
-        # ± by hand: independent languages of 60 rows each.
-        scores = method["evaluation"]["per_language"].values()
-        error = math.sqrt(sum(s["accuracy"] * (1 - s["accuracy"]) / 60 for s in scores)) / 3
-        accuracy = f"{100 * macro['accuracy']:.1f} ± {100 * error:.1f}"
-        expected = {
-            accuracy,
-            f"{100 * macro['ece']:.1f} ± {100 * error:.1f}",
-            f"{macro['nll']:.3f}",
-            f"{macro['brier']:.3f}",
-            "0.875",
-            "123,456",
-            "1.50 GiB",
-            "5.00 MiB",
-        }
-        cells = page.row(method["label"], 11)
-        assert expected <= set(cells)
-        assert "1.23×1.20 to 1.30" in cells
-        assert line[0] == method["label"] and expected <= set(line)
-        parity = method["evaluation"]["parity"]
-        assert line[8].startswith(f"{100 * parity['gap']:.1f} ± ")
-        assert line[8].endswith(f"(en–{parity['worst_language']})")
-        assert line[9] == f"{100 * parity['std']:.1f}"
+def changed(folder, target, change):
+    """A copy of a run with its results changed by `change`."""
+    shutil.copytree(folder, target)
+    content = json.loads((target / "results.json").read_text())
+    change(content)
+    (target / "results.json").write_text(json.dumps(content))
+    return target
 
 
-def test_each_language_has_a_row_with_each_methods_accuracy(tmp_path, results):
-    page, markdown = write(results, tmp_path)
-    table = {row[0]: row[1:] for row in markdown_tables(markdown)[1]}
-    assert table["Language"] == ["Rows", "Method 0", "Method 1", "Method 2"]
-    for code, name in {"en": "English (en)", "ar": "Arabic (ar)", "zh": "Chinese (zh)"}.items():
-        accuracy = [
-            f"{100 * m['evaluation']['per_language'][code]['accuracy']:.1f}" for m in results["methods"]
-        ]
-        assert page.row(name, 5) == [name, "60", *accuracy]
-        assert table[name] == ["60", *accuracy]
+@pytest.fixture(scope="module")
+def output(run_folder, translation_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert write_report([run_folder, translation_folder], folder) == folder / "report.html"
+    return folder
 
 
-@pytest.mark.parametrize("methods", [1, 2, 10])
-@pytest.mark.parametrize("languages", [("en",), sorted(LANGUAGE_NAMES)])
-def test_any_number_of_methods_and_languages(tmp_path, make_results, methods, languages):
-    page, markdown = write(make_results(methods, languages), tmp_path)
-    assert len(markdown_tables(markdown)[0]) == 1 + methods
-    assert len(markdown_tables(markdown)[1]) == 1 + len(languages)
-    assert sum(tag == "img" for tag, _ in page.elements) == (4 if methods > 2 else 3)
+@pytest.fixture(scope="module")
+def html(output):
+    return (output / "report.html").read_text(encoding="utf-8")
 
 
-def test_page_is_self_contained_and_images_have_alternative_text(tmp_path, results):
-    page, _ = write(results, tmp_path)
+def test_sections_are_in_the_papers_order_for_each_setting(html):
+    sections = [title for title in headings(html, 2) if title not in ("Columns", "Set-up")]
+    assert sections == [*SECTIONS, "Translation", "Footprint", "Training"]
+    assert headings(html, 1) == [
+        "Adapters on inference and Translation",
+        "Adapters on inference",
+        "Translation",
+    ]
+
+
+def test_sections_without_data_are_left_out(tmp_path):
+    make_run(
+        tmp_path, methods=("lora",), seeds=(0,), shots=(8,), dev=False, recipes=(), ablated=(),
+        governance=None, governance_variants={"all": {"kept": 9}},
+    )  # fmt: skip
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["methods"] = [{"name": "lora", "footprint": None}]
+    for cell in content["cells"]:
+        cell["governance"] = "none"
+        (tmp_path / cell["folder"] / "trained.json").unlink()
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    text = write_report([tmp_path]).read_text(encoding="utf-8")
+    assert headings(text, 2) == ["Main results", "Calibration", "Parity", "Columns", "Set-up"]
+    assert "One seed" in text and "LoRA r = 8: " in text
+    assert sorted(file.name for file in (tmp_path / "tables").iterdir()) == [
+        "by_resource_class.tex", "by_script.tex", "languages_accuracy.tex", "languages_ece.tex", "main.tex",
+        "parity.tex",
+    ]  # fmt: skip
+
+
+def test_numbers_agree_between_the_forms(run_folder, output, html):
+    (setting,) = load_study([run_folder])
+    value = next(
+        row
+        for row in quality.main_table(quality.main_quality(setting)).rows
+        if row.label.startswith("Hybrid")
+    ).values[0]
+    number = f"{100 * value.value:.1f} ± {100 * value.std:.1f}"
+    interval = f"[{100 * value.interval.low:.1f}, {100 * value.interval.high:.1f}]"
+    cells = Page(html).row("Hybrid", 10)
+    assert cells[1].replace("\u00a0", " ") == f"{number}{interval}"
+    main = markdown_tables((output / "report.md").read_text(encoding="utf-8"))[0]
+    assert main[3][1].replace("\\", "") == f"**{number}** {interval}"
+    tex = (output / "tables" / "main_1.tex").read_text(encoding="utf-8")
+    low, high = interval.strip("[]").split(", ")
+    written = number.replace("±", r"$\pm$")
+    assert f"\\textbf{{{written}}} {{\\scriptsize {{[}}{low}, {high}{{]}}}}" in tex
+
+
+def test_every_number_of_a_cell_names_its_folders(run_folder, translation_folder, output, html):
+    page = Page(html)
+    titles = [
+        attributes["title"] for tag, attributes in page.elements if tag == "td" and "title" in attributes
+    ]
+    assert len(titles) > 200
+    for title in titles:
+        for folder in title.rpartition("corrected; ")[2].split("; "):
+            assert folder.startswith((str(run_folder), str(translation_folder)))
+    main = (output / "tables" / "main_1.tex").read_text(encoding="utf-8")
+    assert str(run_folder / "cells" / "hybrid.seed-2.shots-32.governance-all") in main
+    markdown = (output / "report.md").read_text(encoding="utf-8")
+    cells = next(table for table in markdown_tables(markdown) if table[0][-1] == "Folder")
+    assert len(cells) == 1 + 27
+
+
+def test_page_is_self_contained_and_images_have_alternative_text(html):
+    page = Page(html)
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "video"}
+    anchors = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    images = 0
     for tag, attributes in page.elements:
+        if tag == "a":
+            assert attributes["href"].removeprefix("#") in anchors
+            continue
         for name in ("src", "href", "srcset", "data", "action"):
             if name in attributes:
                 assert attributes[name].startswith("data:image/svg+xml;base64,"), (tag, name)
         if tag == "img":
+            images += 1
             assert len(attributes["alt"]) > 20
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
+    # Language chart, reliability, shots, frontier; and of each setting curves, their inside, λ.
+    assert images == 4 + 2 * 3
+    assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
+    assert len(anchors) == sum("id" in attributes for _, attributes in page.elements)
 
 
-def test_hostile_text_is_shown_and_not_run(tmp_path, results):
-    results["title"] = HOSTILE
-    results["config"]["note"] = HOSTILE
-    results["methods"][2]["label"] = HOSTILE
-    rejection = {
-        "text": HOSTILE + "\x00\ud800",
-        "language": '"><b',
-        "reason": HOSTILE,
-        "detail": {"x": HOSTILE},
-    }
-    results["governance"]["examples"]["quality"] = [rejection]
-    results["governance"]["by_step"]["quality"]["reasons"] = {HOSTILE: 30}
-    page, markdown = write(results, tmp_path)
+def test_hostile_text_is_shown_and_not_run(run_folder, tmp_path):
+    def change(content):
+        content["title"] = HOSTILE
+        content["config"]["note"] = HOSTILE
+        content["missing"] = {HOSTILE: HOSTILE}
+        for cell in content["cells"]:
+            cell["label"] = HOSTILE if cell["method"] == "hybrid" else cell["label"]
+        rejection = {
+            "text": HOSTILE + "\x00\ud800",
+            "language": '"><b',
+            "reason": HOSTILE,
+            "detail": {"x": HOSTILE},
+        }
+        content["governance"]["examples"]["quality"] = [rejection]
+
+    path = write_report([changed(run_folder, tmp_path / "run", change)])
+    page = Page(path.read_text(encoding="utf-8"))
     tags = {tag for tag, _ in page.elements}
     assert "script" not in tags and "b" not in tags
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert page.text.count("<script>alert(1)</script>") >= 6
     assert "\x00" not in page.text
-
+    markdown = path.with_name("report.md").read_text(encoding="utf-8")
     markdown_tables(markdown)
     assert not re.search(r"(?<!\\)<", markdown)
     assert not re.search(r"(?<!\\)\[", markdown)
     assert len(re.findall(r"^# ", markdown, flags=re.MULTILINE)) == 1
 
 
-def test_examples_of_rejections_keep_their_direction(tmp_path, results):
-    page, _ = write(results, tmp_path)
+def test_examples_of_rejections_keep_their_direction(html):
+    page = Page(html)
     assert ("td", {"class": "text", "dir": "auto", "lang": "ar"}) in page.elements
     assert page.row("language", 4) == ["language", "ar", "wrong languageen 0.9", "قال إنه سيعود"]
-    assert page.row("language", 3) == ["language", "70", "wrong language: 50; wrong script: 20"]
-    assert page.row("Arabic (ar)", 4) == ["Arabic (ar)", "110", "100", "10"]
+    assert page.row("language", 3) == ["language", "20", "wrong language: 15; wrong script: 5"]
+    assert ["Arabic (ar)", "110", "100", "10"] in page.rows
 
 
-def test_absent_parts_are_said_to_be_absent(tmp_path, results):
-    results |= {"governance": None, "commit": None}
-    for method in results["methods"]:
-        method |= {
-            "history": [],
-            "mixing_history": [],
-            "step_time_ratio": None,
-            "step_time_spread": None,
-            "peak_memory_bytes": None,
-            "adapter_bytes": None,
-            "train_loss": math.nan,
-        }
-        method["evaluation"]["reliability"] = []
-    page, markdown = write(results, tmp_path)
-    for text in (page.text, markdown):
-        assert "Governance was not run" in text
-        assert "not finite" in text
-        assert "not recorded" in text
-    assert "No training history was recorded." in page.text
-    assert "No reliability bins were recorded." in page.text
-    assert page.row("Method 0", 11)[-3:] == ["–", "–", "–"]
+def test_what_was_cut_is_listed(run_folder, tmp_path):
+    missing = {"hybrid.seed-3.shots-8.governance-all": "the loss is nan"}
+    path = write_report([changed(run_folder, tmp_path / "run", lambda c: c.update(missing=missing))])
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.row("hybrid.seed-3", 2)[1] == "the loss is nan"
+    assert "1 of 28 cells have no result" in page.text
+    assert "the loss is nan" in path.with_name("report.md").read_text(encoding="utf-8")
 
 
-def test_method_keeps_its_colour_when_another_has_nothing_to_draw(make_results):
-    results = make_results(methods=2)
-    results["methods"][0]["history"] = []
-    results["methods"][0]["evaluation"]["reliability"] = []
-    methods = parse_results(results).methods
-    for svg in (plots.training_curves(methods), plots.reliability_diagrams(methods)):
-        assert colour(1) in svg
-        assert colour(0) not in svg
+def test_latex_escapes_and_is_well_formed():
+    columns = [Column("Accuracy", "%", better="higher", top="A & B"), Column("γ_1", top="A & B"), Column("n")]
+    rows = [
+        Row(
+            "50 % of {x}_1 & \\y$",
+            [Value(0.5, 0.01, best=True, sources=("a_b/c",)), Value(None), Value("#1")],
+        ),
+        Row("−1 → 2", [Value(-0.25), Value(1.0), Value(2.0)], group="other", signed=True),
+    ]
+    text = latex(Table("my_table", "50 % & more", "Method", columns, rows, "Note: p < 0.05"))
+    lines = text.splitlines()
+    assert (
+        r"50 \% of \{x\}\_1 \& \textbackslash{}y\$ & \textbf{50.0 $\pm$ 1.0} & -- & \#1 \\ % a_b/c" in lines
+    )
+    assert r"$-$1 $\rightarrow$ 2 & $-$25.0 & +1.0 & +2.0 \\ % " in lines
+    assert r" & \multicolumn{2}{c}{A \& B} & \multicolumn{1}{c}{} \\" in lines
+    assert r"\cmidrule(lr){2-3}" in lines and r"\label{tab:my-table}" in lines
+    assert lines.count(r"\midrule") == 2
+    for line in lines:
+        code = re.sub(r"(?<!\\)%.*", "", line)
+        assert re.sub(r"\\[{}]", "", code).count("{") == re.sub(r"\\[{}]", "", code).count("}")
+    assert escape('a "b" ~ ^ <c>') == (
+        r"a ''b'' \textasciitilde{} \textasciicircum{} \textless{}c\textgreater{}"
+    )
 
 
-def drop(results, *path):
-    *parents, last = path
-    for key in parents:
-        results = results[key]
-    del results[last]
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+def test_latex_compiles(output, tmp_path):
+    names = sorted(path for path in (output / "tables").glob("*.tex"))
+    inputs = "\n".join(f"\\input{{{path}}}\n\\clearpage" for path in names)
+    (tmp_path / "all.tex").write_text(
+        "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
+        + inputs
+        + "\n\\end{document}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_tables_of_a_former_report_are_removed(run_folder, tmp_path):
+    run = changed(run_folder, tmp_path / "run", lambda content: None)
+    write_report([run])
+    assert (run / "tables" / "footprint.tex").is_file()
+    (run / "tables" / "notes.txt").write_text("mine")
+    content = json.loads((run / "results.json").read_text())
+    content["methods"] = []
+    (run / "results.json").write_text(json.dumps(content))
+    write_report([run])
+    assert not (run / "tables" / "footprint.tex").exists()
+    assert (run / "tables" / "main.tex").is_file() and (run / "tables" / "notes.txt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -174,49 +261,43 @@ def drop(results, *path):
         (("title",), "title"),
         (("governance",), "governance"),
         (("machine", "cpu"), "machine.cpu"),
-        (("methods", 1, "label"), "methods[1].label"),
-        (("methods", 0, "evaluation", "macro", "ece"), "methods[0].evaluation.macro.ece"),
-        (("methods", 0, "evaluation", "per_language", "ar", "n"), "methods[0].evaluation.per_language.ar.n"),
+        (("cells", 1, "label"), "cells[1].label"),
+        (("methods", 0, "footprint", 0, "step_seconds"), "methods[0].footprint[0].step_seconds"),
         (("governance", "by_step", "language", "reasons"), "governance.by_step.language.reasons"),
     ],
 )
-def test_missing_key_is_named_and_nothing_is_written(tmp_path, results, path, key):
-    drop(results, *path)
+def test_missing_key_is_named_and_nothing_is_written(run_folder, tmp_path, path, key):
+    def change(content):
+        *parents, last = path
+        for parent in parents:
+            content = content[parent]
+        del content[last]
+
+    run = changed(run_folder, tmp_path / "run", change)
     with pytest.raises(ValueError, match=re.escape(f"results: key '{key}' is missing")):
-        write_report(results, tmp_path / "report")
+        write_report([run], tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda r: r["methods"][0].update(train_loss="low"), r"'methods\[0\]\.train_loss': .*, got 'low'"),
-        (lambda r: r["methods"][0].update(seeds=[]), r"'methods\[0\]\.seeds'"),
-        (lambda r: r["methods"][1].update(name="method0"), "distinct names"),
-        (lambda r: r.update(methods=[]), "'methods'"),
-        (lambda r: r["methods"][0]["evaluation"]["parity"].update(worst_language="sw"), "names 'sw'"),
-        (lambda r: r["methods"][0]["evaluation"]["reliability"][14].update(accuracy=None), "count > 0"),
-    ],
-)
-def test_malformed_value_is_named(tmp_path, results, change, message):
-    change(results)
-    with pytest.raises(ValueError, match=f"results: .*{message}"):
-        write_report(results, tmp_path)
+def test_several_runs_need_an_output(run_folder, translation_folder):
+    with pytest.raises(ValueError, match="output must be given for a report of 2 runs"):
+        write_report([run_folder, translation_folder])
 
 
-def test_interrupted_writing_leaves_the_previous_report(tmp_path, results, monkeypatch):
-    path = write_report(results, tmp_path)
+def test_interrupted_writing_leaves_the_previous_report(run_folder, tmp_path, monkeypatch):
+    run = changed(run_folder, tmp_path / "run", lambda content: None)
+    path = write_report([run])
     before = path.read_bytes()
-    results["title"] = "Another title"
 
     def interrupted(self, target):
         raise KeyboardInterrupt
 
+    changed(run_folder, tmp_path / "other", lambda content: content.update(title="Another title"))
     monkeypatch.setattr("pathlib.Path.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_report(results, tmp_path)
+        write_report([tmp_path / "other"], run)
     assert path.read_bytes() == before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "report.md"]
+    assert not [file for file in run.iterdir() if file.name.endswith(".partial")]
 
 
 def test_metrics_do_not_need_the_reports_libraries():

@@ -178,6 +178,7 @@ def fake_robustness(monkeypatch):
         return [text.upper() if recipe == "upper" else f"ä {text}" for text in texts]
 
     module.perturb = perturb
+    module.natural_romanised = lambda rows: np.array([row["language"] == "de" for row in rows])
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -192,6 +193,11 @@ def test_robustness_predicts_perturbed_rows(sweep, fake_robustness):
     upper, test = parts["perturbed/upper"], parts["test"]
     assert len(upper["ids"]) == 12 and set(upper["ids"]) < set(test["ids"])
     assert set(parts["perturbed/umlaut"]["languages"]) == {"de"}
+    assert results["data"]["romanised"] == [row for row in test["ids"] if row.endswith("de")]
+    # Premises come in threes.
+    clusters = dict(zip(test["items"].tolist(), test["clusters"].tolist(), strict=True))
+    assert all(clusters[item] == clusters[str(int(item) // 3 * 3)] for item in clusters)
+    assert len(set(clusters.values())) == 4
     assert by_shots[8]["metrics"]["perturbed/umlaut"]["parity"] is None
     # Words in upper case are unknown to the model.
     same = [np.flatnonzero(test["ids"] == row)[0] for row in upper["ids"]]

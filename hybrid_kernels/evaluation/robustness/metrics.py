@@ -87,7 +87,7 @@ def robustness_metrics(
         raise ValueError(
             f"languages has {len(codes)} entries, labels has {len(y)}; they must be equally long"
         )
-    scripts = {code: _script(code) for code in sorted(set(codes.tolist()))}
+    scripts = {code: script_code(code) for code in sorted(set(codes.tolist()))}
     per_language: dict[str, dict[str, dict[str, float]]] = {}
     for recipe, (positions, probabilities) in varied.items():
         rows, q = np.asarray(positions), np.asarray(probabilities)
@@ -141,7 +141,8 @@ def _worst(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _script(code: str) -> str:
+def script_code(code: str) -> str:
+    """The key in `per_script` of a language."""
     tag = read_tag(code)
     if tag is None:
         raise ValueError(f"languages has {code!r}; it must be a language code, like zh-Hant")

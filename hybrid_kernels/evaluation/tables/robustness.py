@@ -1,0 +1,255 @@
+"""What light changes of spelling cost: accuracy and agreement with the predictions for the unchanged rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from hybrid_kernels.evaluation.parity import script_of
+from hybrid_kernels.evaluation.predictions import Predictions
+from hybrid_kernels.evaluation.robustness import robustness_metrics, romanised_metrics
+from hybrid_kernels.evaluation.robustness.metrics import script_code
+from hybrid_kernels.evaluation.significance import Interval
+from hybrid_kernels.evaluation.tables.quality import language_name, resample
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
+from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds
+
+PREFIX = "perturbed/"
+_TOPS = ("Accuracy drop", "Consistency")
+
+
+@dataclass(frozen=True, eq=False)
+class Robustness:
+    """The cells that predicted changed rows.
+
+    Attributes:
+        cells: method → its cells, of one number of shots.
+        tables: method → `robustness_metrics` of each seed.
+        drops: recipe → method → the interval of its accuracy drop; empty where there can be none.
+    """
+
+    setting: Setting
+    shots: Shots
+    cells: dict[str, list[Cell]]
+    tables: dict[str, list[dict[str, Any]]]
+    drops: dict[str, dict[str, Interval]]
+
+    @property
+    def recipes(self) -> list[str]:
+        first = next(iter(self.tables.values()))[0]["per_language"]
+        return list(dict.fromkeys(recipe for table in first.values() for recipe in table))
+
+    def sources(self, method: str) -> tuple[str, ...]:
+        return tuple(cell.source for cell in self.cells[method])
+
+
+def robustness(setting: Setting) -> Robustness | None:
+    """Of the most shots whose cells predicted changed rows; None where none did."""
+    for shots in reversed(setting.all_shots):
+        cells = {
+            name: with_parts
+            for name, own in setting.by_method(shots).items()
+            if (with_parts := [cell for cell in own if any(part.startswith(PREFIX) for part in cell.arrays)])
+        }
+        if cells:
+            tables = {name: [_measure(cell) for cell in own] for name, own in cells.items()}
+            return Robustness(setting, shots, cells, tables, _drops(setting, cells))
+    return None
+
+
+def recipe_table(found: Robustness) -> Table:
+    """Recipes × methods: drop and consistency, means over the languages that the recipe is for."""
+    rows = []
+    for recipe in found.recipes:
+        first = next(iter(found.tables.values()))[0]["per_language"]
+        codes = [code for code, table in first.items() if recipe in table]
+        per_method = {
+            name: [[one["per_language"][code][recipe] for code in codes] for one in seeds]
+            for name, seeds in found.tables.items()
+        }
+        rows.append(
+            Row(
+                f"{recipe.replace('_', ' ')} ({_codes(codes)})",
+                _values(found, per_method, found.drops.get(recipe, {})),
+            )
+        )
+    note = (
+        f"With {shots_in_words(found.shots)}. Accuracy drop: of the unchanged rows minus of the same rows changed, "
+        "in points; consistency: share of rows with the same predicted class, in %. Means over the languages named."
+    )
+    if found.drops:
+        note += (
+            " In brackets: 95 % intervals of a paired bootstrap, not corrected for their number; a drop whose interval "
+            "holds 0 is not distinguishable from none."
+        )
+    return _table("recipes", "Robustness by recipe", "Recipe", found, rows, note)
+
+
+def place_table(found: Robustness, by: str) -> Table:
+    """Scripts or languages × methods: means over recipes; `by`: "per_script" or "per_language"."""
+    rows = []
+    first = next(iter(found.tables.values()))[0]
+    names = {script_code(code): script_of(code) for code in first["per_language"]}
+    for place in first[by]:
+        per_method = {
+            name: [list(one[by][place].values()) for one in seeds] for name, seeds in found.tables.items()
+        }
+        worst = {name: _worst(seeds, by, place) for name, seeds in found.tables.items()}
+        values = _values(found, per_method, {}, worst)
+        rows.append(Row(names[place] if by == "per_script" else language_name(place), values))
+    script = by == "per_script"
+    return _table(
+        "robustness_scripts" if script else "robustness_languages",
+        f"Robustness by {'script' if script else 'language'}: means over recipes",
+        "Script" if script else "Language",
+        found,
+        rows,
+        "Below each drop: the recipe that costs most, and its drop.",
+        folded=not script,
+    )
+
+
+def romanised_table(setting: Setting) -> Table | None:
+    """Languages × methods: rows that their writers romanised against the others; None where there is no such row."""
+    ids = {one for run in setting.runs for one in run.results.data.romanised}
+    cells = setting.by_method()
+    if not ids:
+        return None
+    columns: list[Column] = []
+    found: dict[str, list[dict[str, dict[str, Any]]]] = {}
+    for name, own in cells.items():
+        found[name] = []
+        for cell in own:
+            p = cell.predictions()
+            found[name].append(
+                romanised_metrics(p.probabilities, p.labels, p.languages.tolist(), np.isin(p.ids, list(ids)))
+            )
+        top = setting.label(name)
+        columns += [Column("Native", "%", 1, top=top), Column("Romanised", "%", 1, top=top)]
+        columns += [Column("Drop", "points", 1, signed=True, top=top)]
+    rows = []
+    for code in next(iter(found.values()))[0]:
+        values = []
+        for name, seeds in found.items():
+            sources = tuple(cell.source for cell in cells[name])
+            own_rows = [one[code] for one in seeds]
+            values += [
+                over_seeds([r[kind]["accuracy"] for r in own_rows], sources)
+                for kind in ("native", "romanised")
+            ]
+            # The interval of the rows' sampling is that of one training.
+            only = own_rows[0] if len(own_rows) == 1 else None
+            drop = over_seeds([r["accuracy_drop"] for r in own_rows], sources)
+            interval = Interval(drop.value, *only["interval"]) if only else None  # type: ignore[arg-type]
+            values.append(Value(drop.value, drop.std, interval, sources=sources))
+        n = next(iter(found.values()))[0][code]
+        rows.append(
+            Row(
+                f"{language_name(code)}, {n['romanised']['n']} of {n['romanised']['n'] + n['native']['n']} rows",
+                values,
+            )
+        )
+    if not rows:
+        return None
+    return Table(
+        "romanised",
+        "Rows that their writers romanised",
+        "Language",
+        columns,
+        rows,
+        f"Accuracy with {setting.shown_shots} on hypotheses in Latin letters against the language's other rows: "
+        "different rows, so a difference is not the romanisation's alone.",
+    )
+
+
+def _worst(seeds: Sequence[dict[str, Any]], by: str, place: str) -> str:
+    """The recipe with the greatest mean drop over seeds, and that drop in points."""
+    means = {
+        recipe: fmean(one[by][place][recipe]["accuracy_drop"] for one in seeds)
+        for recipe in seeds[0][by][place]
+    }
+    worst = max(means, key=means.__getitem__)
+    return f"{worst.replace('_', ' ')} {100 * means[worst]:+.1f}"
+
+
+def _measure(cell: Cell) -> dict[str, Any]:
+    clean = cell.predictions()
+    place = {name: i for i, name in enumerate(clean.ids.tolist())}
+    varied = {}
+    for part in cell.arrays:
+        if part.startswith(PREFIX):
+            changed = cell.predictions(part)
+            varied[part.removeprefix(PREFIX)] = (
+                np.array([place[name] for name in changed.ids.tolist()]),
+                changed.probabilities,
+            )
+    return robustness_metrics(clean.probabilities, clean.labels, clean.languages.tolist(), varied)
+
+
+def _drops(setting: Setting, cells: dict[str, list[Cell]]) -> dict[str, dict[str, Interval]]:
+    """Changed and unchanged rows are resampled together, as two methods would be."""
+    parts = [part for part in next(iter(cells.values()))[0].arrays if part.startswith(PREFIX)]
+    found: dict[str, dict[str, Interval]] = {}
+    for part in parts:
+        pairs: dict[str, list[Predictions]] = {}
+        for name, own in cells.items():
+            both = [_pair(cell, part) for cell in own]
+            pairs[f"clean/{name}"] = [clean for clean, _ in both]
+            pairs[f"changed/{name}"] = [changed for _, changed in both]
+        resampled, _ = resample(pairs, ("accuracy",), setting.reference)
+        if resampled is not None:
+            found[part.removeprefix(PREFIX)] = {
+                name: resampled.difference(f"clean/{name}", f"changed/{name}", "accuracy")[0]
+                for name in cells
+            }
+    return found
+
+
+def _pair(cell: Cell, part: str) -> tuple[Predictions, Predictions]:
+    """The unchanged and the changed rows of a part, in the clusters of the unchanged ones."""
+    clean, changed = cell.predictions(), cell.predictions(part)
+    place = {name: i for i, name in enumerate(clean.ids.tolist())}
+    rows = np.array([place[name] for name in changed.ids.tolist()])
+    assert clean.clusters is not None
+    shared = (clean.labels[rows], clean.languages[rows], clean.ids[rows], clean.clusters[rows])
+    return Predictions(clean.probabilities[rows], *shared), Predictions(changed.probabilities, *shared)
+
+
+def _values(
+    found: Robustness,
+    per_method: dict[str, list[list[dict[str, float]]]],
+    intervals: dict[str, Interval],
+    details: dict[str, str] | None = None,
+) -> list[Value]:
+    """Drops of all methods, then consistencies; each seed has the tables that are averaged."""
+    drops, same = [], []
+    for name, seeds in per_method.items():
+        sources = found.sources(name)
+        drops.append(
+            over_seeds(
+                [fmean(t["accuracy_drop"] for t in tables) for tables in seeds],
+                sources,
+                interval=intervals.get(name),
+                detail=(details or {}).get(name, ""),
+            )
+        )
+        same.append(over_seeds([fmean(t["consistency"] for t in tables) for tables in seeds], sources))
+    return [*drops, *same]
+
+
+def _table(
+    name: str, caption: str, first: str, found: Robustness, rows: list[Row], note: str, folded: bool = False
+) -> Table:
+    labels = [found.setting.label(method) for method in found.cells]
+    drop, same = _TOPS
+    columns = [Column(label, "points", 1, "lower", True, top=drop) for label in labels]
+    columns += [Column(label, "%", 1, "higher", top=same) for label in labels]
+    return Table(name, caption, first, columns, rows, note, folded)
+
+
+def _codes(codes: Sequence[str]) -> str:
+    return ", ".join(codes) if len(codes) <= 6 else f"{len(codes)} languages"

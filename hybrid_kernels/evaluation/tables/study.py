@@ -1,0 +1,253 @@
+"""The runs behind a report: their results.json, and what their cells left on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hybrid_kernels.evaluation.predictions import Predictions
+from hybrid_kernels.evaluation.results import CellResult, Results, parse_results
+from hybrid_kernels.training.files import load_predictions, read_json
+
+Shots = int | Literal["all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One training of a run: what results.json says of it, and its folder."""
+
+    result: CellResult
+    folder: Path
+
+    @property
+    def source(self) -> str:
+        """How a table refers to it."""
+        return str(self.folder)
+
+    @property
+    def trains(self) -> bool:
+        """False of the pretrained model as it is, which no seed and no number of shots changes."""
+        return self.result.train_loss is not None
+
+    @cached_property
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays of predictions.npz by part; ValueError where the file is not there or is damaged."""
+        path = self.folder / "predictions.npz"
+        try:
+            return load_predictions(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}, of a cell in results.json, cannot be read: {error}") from None
+
+    @cached_property
+    def _predictions(self) -> dict[str, Predictions]:
+        return {}
+
+    def predictions(self, part: str = "test") -> Predictions:
+        """A classifier's, of one part."""
+        if part not in self._predictions:
+            found = self.arrays[part]
+            self._predictions[part] = Predictions(
+                np.exp(found["log_probabilities"].astype(np.float64)),
+                *(found[name] for name in ("labels", "languages", "ids", "clusters")),
+            )
+        return self._predictions[part]
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """`trainer.Trained` as a dict; empty where the run's folder no longer has it."""
+        path = self.folder / "trained.json"
+        return dict(read_json(path)["result"]) if path.is_file() else {}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run's results and its folder."""
+
+    folder: Path
+    results: Results
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return [Cell(one, self.folder / one.folder) for one in self.results.cells]
+
+    @property
+    def main_variant(self) -> str:
+        return "none" if self.results.governance is None else "all"
+
+
+def load_run(folder: str | os.PathLike[str]) -> Run:
+    """FileNotFoundError where there is no results.json; ValueError names what is malformed in it."""
+    folder = Path(folder)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it"
+        )
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    try:
+        return Run(folder, parse_results(content))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Cells that can be compared: one task, model and set of evaluation rows; of one run or several.
+
+    Attributes:
+        title: tells it from the report's other settings; empty if there is one only.
+    """
+
+    title: str
+    runs: list[Run]
+
+    @cached_property
+    def methods(self) -> dict[str, CellResult]:
+        """By name, in the order of the runs' configurations: what the first of its cells says."""
+        found: dict[str, CellResult] = {}
+        for run in self.runs:
+            order = {method.name: i for i, method in enumerate(run.results.methods)}
+            cells = sorted(run.results.cells, key=lambda cell: order.get(cell.method, len(order)))
+            for cell in cells:
+                found.setdefault(cell.method, cell)
+        return found
+
+    @property
+    def results(self) -> Results:
+        return self.runs[0].results
+
+    @property
+    def reference(self) -> str:
+        return self.results.reference_language
+
+    @property
+    def translates(self) -> bool:
+        return any("directions" in cell.result.metrics.get("test", {}) for cell in self.cells)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return [cell for run in self.runs for cell in run.cells]
+
+    @property
+    def all_shots(self) -> list[Shots]:
+        """Ascending, "all" last, of the cells governed as their run says."""
+        found = {
+            cell.result.shots
+            for run in self.runs
+            for cell in run.cells
+            if cell.result.governance == run.main_variant and cell.trains
+        }
+        found = found or {cell.result.shots for cell in self.cells}
+        return sorted(found, key=lambda shots: float("inf") if shots == "all" else shots)
+
+    @property
+    def main_shots(self) -> Shots:
+        """The most: those of the main results."""
+        return self.all_shots[-1]
+
+    def place(self, method: str) -> int:
+        """The method's index, by which it has its colour."""
+        return list(self.methods).index(method)
+
+    def label(self, method: str) -> str:
+        return self.methods[method].label
+
+    @property
+    def own(self) -> list[str]:
+        """This project's methods: the hybrid and its ablations."""
+        return [name for name, method in self.methods.items() if method.backend == "hybrid-kernels"]
+
+    @property
+    def baselines(self) -> list[str]:
+        """What the others are compared with: all that is not this project's, or all methods if that is none or all."""
+        others = [name for name in self.methods if name not in self.own]
+        return others or list(self.methods)
+
+    def by_method(self, shots: Shots | None = None, variant: str | None = None) -> dict[str, list[Cell]]:
+        """The cells of each method that has any, by ascending seed.
+
+        Seeds that every method has come first, so that cells of equal index are of one seed. The pretrained model as it
+        is stands beside every number of shots, as often as there are seeds.
+
+        Args:
+            shots: `main_shots` if None.
+            variant: of governance; each run's own if None.
+        """
+        shots = self.main_shots if shots is None else shots
+        found: dict[str, list[Cell]] = {name: [] for name in self.methods}
+        for run in self.runs:
+            for cell in run.cells:
+                here = not cell.trains or cell.result.shots == shots
+                if here and cell.result.governance == (variant or run.main_variant):
+                    found[cell.result.method].append(cell)
+        return _aligned({name: cells for name, cells in found.items() if cells})
+
+    @property
+    def shown_shots(self) -> str:
+        return shots_in_words(self.main_shots)
+
+
+def shots_in_words(shots: Shots) -> str:
+    if shots == "all":
+        return "all training rows"
+    return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a language"
+
+
+def _aligned(cells: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
+    seeds = [{cell.result.seed for cell in own} for own in cells.values() if own[0].trains]
+    common = set.intersection(*seeds) if seeds else set()
+    most = max((len(one) for one in seeds), default=1)
+    return {
+        name: sorted(own, key=lambda cell: (cell.result.seed not in common, cell.result.seed))
+        if own[0].trains
+        else own[:1] * most
+        for name, own in cells.items()
+    }
+
+
+def load_study(folders: Sequence[str | os.PathLike[str]]) -> list[Setting]:
+    """The settings of several runs, in the order in which they are first met.
+
+    Runs are joined where they have one task, model, data source and evaluation rows, and no cell in common.
+
+    Raises:
+        ValueError: no folder, one twice, or a malformed results.json.
+        FileNotFoundError: a folder without results.json.
+    """
+    if not folders:
+        raise ValueError("folders is empty; name at least one run")
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [str(one) for i, one in enumerate(places) if one in places[:i]]:
+        raise ValueError(f"folders names {twice[0]!r} twice")
+    groups: dict[Any, list[Run]] = {}
+    for run in map(load_run, folders):
+        key = _comparable(run)
+        while any(_identities([other]) & _identities([run]) for other in groups.get(key, [])):
+            key = (key, "again")
+        groups.setdefault(key, []).append(run)
+    settings = []
+    for runs in groups.values():
+        title = " and ".join(dict.fromkeys(run.results.title for run in runs)) if len(groups) > 1 else ""
+        settings.append(Setting(title, runs))
+    return settings
+
+
+def _comparable(run: Run) -> Any:
+    results = run.results
+    rows = frozenset(run.cells[0].arrays["test"]["ids"].tolist())
+    return results.config.get("task"), results.model.name, results.data.source, rows
+
+
+def _identities(runs: Iterable[Run]) -> set[tuple[Any, ...]]:
+    return {
+        (cell.method, cell.seed, cell.shots, cell.governance) for run in runs for cell in run.results.cells
+    }

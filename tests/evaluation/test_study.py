@@ -1,0 +1,54 @@
+"""Which runs are joined, and what is said of those that cannot be read."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from hybrid_kernels.evaluation.tables import load_study
+from tests.evaluation.runs import make_run, results
+
+
+def test_runs_on_the_same_rows_are_joined_and_others_follow(run_folder, translation_folder, tmp_path):
+    make_run(tmp_path / "hra", methods=("hra",), ablated=(), recipes=())
+    first, second = load_study([run_folder, translation_folder, tmp_path / "hra"])
+    assert list(first.methods) == ["lora", "boft", "hybrid", "hra"]
+    assert [run.folder for run in first.runs] == [run_folder, tmp_path / "hra"]
+    assert second.translates and second.title == "Translation"
+    # The same cells once more are another setting: whose numbers they are would not be known.
+    shutil.copytree(run_folder, tmp_path / "again")
+    assert len(load_study([run_folder, tmp_path / "again"])) == 2
+    make_run(tmp_path / "fewer", methods=("hra",), ablated=(), recipes=(), items=30)
+    assert len(load_study([run_folder, tmp_path / "fewer"])) == 2
+
+
+def test_seeds_that_all_methods_have_come_first(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    content["cells"] = [c for c in content["cells"] if (c["method"], c["seed"]) != ("boft", 0)]
+    (tmp_path / "run" / "results.json").write_text(json.dumps(content))
+    (setting,) = load_study([tmp_path / "run"])
+    seeds = {name: [c.result.seed for c in own] for name, own in setting.by_method().items()}
+    assert seeds == {"lora": [1, 2, 0], "boft": [1, 2], "hybrid": [1, 2, 0]}
+
+
+def test_bad_folders_are_named(run_folder, tmp_path):
+    with pytest.raises(ValueError, match="folders is empty"):
+        load_study([])
+    with pytest.raises(FileNotFoundError, match=re.escape(f"'{tmp_path}' has no results.json")):
+        load_study([tmp_path])
+    with pytest.raises(ValueError, match="twice"):
+        load_study([run_folder, run_folder])
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_study([tmp_path])
+    results(tmp_path, [], ["lora"])
+    with pytest.raises(ValueError, match=r"results\.json: results: key 'cells'"):
+        load_study([tmp_path])
+    shutil.copytree(run_folder, tmp_path / "run")
+    next((tmp_path / "run").glob("cells/lora.seed-0*/predictions.npz")).write_bytes(b"PK")
+    for path in (tmp_path / "run").glob("cells/*/predictions.npz"):
+        path.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"predictions\.npz, of a cell in results\.json, cannot be read"):
+        load_study([tmp_path / "run"])
