@@ -43,7 +43,7 @@ class Ablation:
 
 
 def ablations(setting: Setting) -> list[Ablation]:
-    """Of each method that was trained with two variants or more of governance and as many shots, where rows can be resampled."""
+    """Of each method with two variants or more of governance at as many shots, where rows can be resampled."""
     found = []
     for run in setting.runs:
         variants = run.results.governance_variants
