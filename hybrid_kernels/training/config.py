@@ -143,6 +143,9 @@ class SourceStage(_Schedule):
 
 class TrainingConfig(_Schedule):
     batch_size: int = Field(16, ge=1, description="over all processes")
+    length_bucketed: bool = Field(
+        False, description="batches of rows of like length: less padding, sooner done"
+    )
     learning_rate: float = Field(gt=0, description="of every method that names none of its own")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)

@@ -27,6 +27,7 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row, clusters
 from hybrid_kernels.training.files import read_json
 from hybrid_kernels.training.method_config import AnyMethod
+from hybrid_kernels.training.sampling import LengthBucketedSampler
 from hybrid_kernels.training.tasks import Arrays, Progress, Task, task_of
 
 MIXING_RECORDS = 50
@@ -70,7 +71,23 @@ def stage_of(config: RunConfig, method: Any, is_source: bool) -> Stage:
 
 
 class MethodTrainer(HybridTrainer):
-    """Logs the cross-entropy without the penalty, the same for every method, and λ of hybrid layers now and then."""
+    """Logs the cross-entropy without the penalty, the same for every method, and λ of hybrid layers now and then.
+
+    Args:
+        bucket_size: of batches of like length; None: rows are shuffled.
+    """
+
+    def __init__(self, *args: Any, bucket_size: int | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bucket_size = bucket_size
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.bucket_size is None:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset
+        return LengthBucketedSampler(
+            [len(row["input_ids"]) for row in rows], self.bucket_size, self.args.data_seed or 0
+        )
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         # Logged at every step, so the last penalty belongs to this loss. In the log history, mixing survives a resume.
@@ -293,6 +310,7 @@ def _train(
             *callbacks,
         ],
         orthogonality_weight=methods.orthogonality_weight(method),
+        bucket_size=config.training.batch_size if config.training.length_bucketed else None,
     )
     if task.loss_over_rows:
         # Else Trainer takes the loss for a sum over tokens divided by their number in all processes, as causal language

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -51,9 +52,12 @@ def train_one(values, tiny_data):
     return run
 
 
-@pytest.mark.parametrize("method", ["lora", "hra", "hybrid"])
-def test_interrupted_and_resumed_equals_uninterrupted(method, train_one, values, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "bucketed"), [("lora", False), ("hra", False), ("hybrid", False), ("lora", True)]
+)
+def test_interrupted_and_resumed_equals_uninterrupted(method, bucketed, train_one, values, tmp_path):
     method = {"lora": values["methods"][0], "hra": HRA, "hybrid": HYBRID}[method]
+    train_one = partial(train_one, length_bucketed=bucketed)
     whole = train_one(method, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train_one(method, tmp_path / "resumed", [Stop(5)])
