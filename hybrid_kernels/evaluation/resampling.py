@@ -13,8 +13,10 @@ import numpy as np
 from hybrid_kernels.evaluation.calibration import NLL_CLIP, bin_rows
 from hybrid_kernels.evaluation.predictions import Predictions
 
-#: The metrics that can be resampled: whether higher is better, and the range it has.
-DIRECTIONS = {
+#: Of each metric: whether higher is better, and the range it has.
+Directions = Mapping[str, tuple[bool, tuple[float, float]]]
+#: The metrics of classifiers that can be resampled.
+DIRECTIONS: Directions = {
     "accuracy": (True, (0.0, 1.0)),
     "macro_f1": (True, (0.0, 1.0)),
     "nll": (False, (0.0, np.inf)),
@@ -62,7 +64,7 @@ def resample(
         one.table = one.table.astype(np.float32)
     widest = max(len(clusters), *(one.table.shape[1] for one in sums))
     parts = []
-    for counts in _counts(generator, len(clusters), resamples, max(1, _CHUNK // widest)):
+    for counts in draws(generator, len(clusters), resamples, max(1, _CHUNK // widest)):
         counts = counts[(counts @ rows > 0).all(axis=1)]
         parts.append(np.stack([one.metrics(counts, rows) for one in sums], axis=1))
     return whole, np.concatenate(parts)
@@ -187,7 +189,7 @@ def _value(metric: str, sums: np.ndarray, n: np.ndarray) -> np.ndarray:
     return value
 
 
-def _counts(generator: np.random.Generator, n: int, resamples: int, chunk: int) -> Iterator[np.ndarray]:
+def draws(generator: np.random.Generator, n: int, resamples: int, chunk: int) -> Iterator[np.ndarray]:
     """How often each of n clusters is drawn in n draws: (at most chunk, n), until there are `resamples`."""
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)

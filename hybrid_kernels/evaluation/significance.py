@@ -24,14 +24,14 @@ estimated difference, (1 + count)/(1 + resamples). They are corrected for the nu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from hybrid_kernels.evaluation.calibration import BINS
 from hybrid_kernels.evaluation.predictions import Predictions
-from hybrid_kernels.evaluation.resampling import DIRECTIONS, resample
+from hybrid_kernels.evaluation.resampling import DIRECTIONS, Directions, resample
 
 Mark = Literal["significantly better", "significantly worse", "not distinguishable"]
 
@@ -69,24 +69,26 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """The resampled metrics of methods; made by `bootstrap`.
+    """The resampled metrics of methods; made by `bootstrap` and `translation_significance.bootstrap_translations`.
 
     Attributes:
         estimates: metric → method → (seeds,), on all rows.
         resampled: metric → method → (resamples, seeds).
         confidence: level of the intervals; 1 − confidence is the level of significance.
         uniform: (resamples,) in (0, 1), from which the deviations of seeds are drawn.
+        directions: of the metrics.
     """
 
     estimates: dict[str, dict[str, np.ndarray]]
     resampled: dict[str, dict[str, np.ndarray]]
     confidence: float
     uniform: np.ndarray
+    directions: Directions = field(default_factory=lambda: DIRECTIONS)
 
     def interval(self, method: str, metric: str) -> Interval:
         """Of a method's metric: macro accuracy, macro ECE, ... or the parity gap; mean over seeds."""
         values = self._of(self.estimates, method, metric)
-        low, high = DIRECTIONS[metric][1]
+        low, high = self.directions[metric][1]
         found, _ = self._infer(values, self._of(self.resampled, method, metric))
         return Interval(
             found.estimate, float(np.clip(found.low, low, high)), float(np.clip(found.high, low, high))
@@ -107,7 +109,7 @@ class Bootstrap:
         means = {method: self._of(self.estimates, method, metric).mean() for method in methods}
         if not means:
             raise ValueError("methods is empty; there is no best of none")
-        return (max if DIRECTIONS[metric][0] else min)(means, key=means.__getitem__)
+        return (max if self.directions[metric][0] else min)(means, key=means.__getitem__)
 
     def compare(self, baselines: Sequence[str], metrics: Sequence[str] | None = None) -> list[Comparison]:
         """Every other method against the best of `baselines`, for each metric; the best is chosen for each metric.
@@ -130,7 +132,7 @@ class Bootstrap:
             seeds = min(len(self.estimates[metric][name]) for name in (method, baseline))
             mark: Mark = "not distinguishable"
             if p_holm < 1 - self.confidence:
-                better = (difference.estimate > 0) == DIRECTIONS[metric][0]
+                better = (difference.estimate > 0) == self.directions[metric][0]
                 mark = "significantly better" if better else "significantly worse"
             comparisons.append(Comparison(method, baseline, metric, difference, seeds, p, p_holm, mark))
         return comparisons

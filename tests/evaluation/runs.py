@@ -231,8 +231,17 @@ def make_translation_run(run, methods=("lora", "hybrid"), *, seeds=(0, 1)):
             ]
             nats = generator.gamma(20, size=len(rows))
             found = evaluate_translations(rows, translations, nats)
-            languages = np.array([row["target_language"] for row in rows])
-            part = {"nats": nats, "ids": np.array([row["id"] for row in rows]), "languages": languages}
+            part = {
+                "nats": nats,
+                "ids": np.array([row["id"] for row in rows]),
+                "clusters": np.array([row["item"] for row in rows]),
+                "languages": np.array([f"{row['source_language']}-{row['target_language']}" for row in rows]),
+                "source_languages": np.array([row["source_language"] for row in rows]),
+                "target_languages": np.array([row["target_language"] for row in rows]),
+                "references": np.array([row["target"] for row in rows]),
+                "translations": np.array(translations),
+                "bytes": np.array([len(row["target"].encode()) for row in rows]),
+            }
             one = cell(run, method, seed, 32, "none", {}, 64)
             save_predictions(run / one["folder"] / "predictions.npz", {"test": part})
             cells.append(one | {"metrics": {"test": found}})

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 
 from hybrid_kernels.evaluation import Predictions, bootstrap, classification_metrics, run_metrics
-from hybrid_kernels.evaluation.resampling import DIRECTIONS, _counts, resample
+from hybrid_kernels.evaluation.resampling import DIRECTIONS, draws, resample
 from hybrid_kernels.evaluation.significance import holm
 from tests.evaluation.cases import softmax
 
@@ -70,7 +70,7 @@ def test_a_resample_has_the_metrics_of_its_rows_taken_one_by_one():
     metrics = [metric for metric in DIRECTIONS if metric != "ece_equal_mass"]
     _, found = resample({"a": [run]}, metrics, "en", 20, 15, np.random.default_rng(5))
     names, cluster = np.unique(run.clusters, return_inverse=True)
-    (counts,) = _counts(np.random.default_rng(5), len(names), 20, 20)
+    (counts,) = draws(np.random.default_rng(5), len(names), 20, 20)
     assert (counts.sum(axis=1) == len(names)).all() and counts.max() > 2
     for values, count in zip(found[:, 0], counts, strict=True):
         own = run_metrics(taken(run, np.repeat(np.arange(120), count[cluster].astype(int))))

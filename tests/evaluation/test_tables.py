@@ -326,7 +326,7 @@ def test_translation_tables(translation_folder):
     content = json.loads((translation_folder / "results.json").read_text())
     (setting,) = load_study([translation_folder])
     assert setting.translates
-    tables = {table.name: table for table in translation.direction_tables(setting)}
+    tables = {table.name: table for table in translation.direction_tables(translation.translations(setting))}
     assert list(tables) == ["translation_bleu", "translation_chrf", "translation_bits_per_byte"]
     own = [one["metrics"]["test"] for one in content["cells"] if one["method"] == "lora"]
     first = row(tables["translation_chrf"], "de → en, 16 sentences").values
@@ -335,6 +335,14 @@ def test_translation_tables(translation_folder):
     mean = row(tables["translation_bits_per_byte"], "Mean").values[0]
     direct = [np.mean([d["bits_per_byte"] for d in one["directions"].values()]) for one in own]
     assert (mean.value, mean.std) == (pytest.approx(np.mean(direct)), pytest.approx(np.std(direct, ddof=1)))
+    assert mean.interval.low < mean.value < mean.interval.high
+    assert mean.interval.estimate == pytest.approx(mean.value)
+    # LoRA is the baseline, which has no mark; BLEU, chrF++ and bits per byte of the other method are compared with it.
+    hybrid = row(tables["translation_chrf"], "Mean").values[1]
+    assert mean.mark is None and hybrid.mark is not None and 0 < hybrid.p <= 1
+    assert "over 16 sentences, each in all directions, and over seeds" in tables["translation_bleu"].note
+    assert "best baseline (LoRA r = 8); p < 0.05" in tables["translation_bleu"].note
+    assert "Holm-corrected for 3 comparisons" in tables["translation_bleu"].note
     assert "signature" in tables["translation_bleu"].note or "nrefs:1" in tables["translation_bleu"].note
     balance = translation.balance_table(setting, "chrf")
     assert [one.label for one in balance.rows] == ["de", "sw", "Mean"]

@@ -1,17 +1,18 @@
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from hybrid_kernels.evaluation import translation_scores
 from hybrid_kernels.evaluation.translation_scores import (
     bleu_tokenizer,
-    compare_translations,
+    corpus_score,
     directional_balance,
     score_translations,
+    sentence_statistics,
 )
 
 REFERENCES = {
@@ -72,25 +73,16 @@ def test_scores_and_signatures_are_those_of_sacrebleus_command(tmp_path, languag
     assert "nw:2" in found["chrf_signature"] and found["n"] == 6
 
 
-def test_differences_are_those_of_sacrebleus_paired_bootstrap(tmp_path):
-    baseline, system = worse(REFERENCES["en"], 2), worse(REFERENCES["en"], 3)
-    found = compare_translations(baseline, system, REFERENCES["en"], "en", resamples=200)
-    # As a table: the command cannot write these results as JSON (2.6.0).
-    table = sacrebleu(
-        tmp_path, "en", baseline, system, extra=["--paired-bs", "--paired-bs-n", "200", "-f", "text"]
-    )
-    scores = [float(value) for value in re.findall(r"(\d+\.\d+) \(\d", table)]
-    intervals = [float(value) for value in re.findall(r"± (\d+\.\d+)\)", table)]
-    p_values = [float(value) for value in re.findall(r"p = (\d+\.\d+)\)", table)]
-    assert len(scores) == len(intervals) == 4 and len(p_values) == 2
-    for i, name in enumerate(("bleu", "chrf")):
-        mine = found[name]
-        assert mine["baseline"]["score"] == pytest.approx(scores[i], abs=1e-9)
-        assert mine["difference"] == pytest.approx(scores[i + 2] - scores[i], abs=1e-9) and mine["difference"]
-        assert mine["system"]["interval"] == pytest.approx(intervals[i + 2], abs=1e-9)
-        # The table rounds them.
-        assert mine["p_value"] == pytest.approx(p_values[i], abs=1e-4) and 0 < mine["p_value"] < 1
-        assert mine["signature"] in table
+@pytest.mark.parametrize("language", ["en", "zh", "th"])
+@pytest.mark.parametrize("metric", ["bleu", "chrf"])
+def test_sums_of_sentences_score_as_the_corpus(metric, language):
+    hypotheses, references = worse(REFERENCES[language], 2), REFERENCES[language]
+    sums = sentence_statistics(metric, hypotheses, references, language)
+    some = [0, 2, 2, 5]
+    found = corpus_score(metric, np.stack([sums.sum(0), sums[some].sum(0)]), language)
+    again = score_translations([hypotheses[i] for i in some], [references[i] for i in some], language)
+    assert found[0] == pytest.approx(score_translations(hypotheses, references, language)[metric], abs=1e-9)
+    assert found[1] == pytest.approx(again[metric], abs=1e-9)
 
 
 def test_tokenizers_suit_the_target(monkeypatch, tmp_path):
@@ -134,6 +126,4 @@ def test_bad_input_is_named():
         score_translations(["a"], ["a", "b"], "en")
     with pytest.raises(ValueError, match="got 0 and 0"):
         score_translations([], [], "en")
-    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
-        compare_translations(["a"], ["a"], ["a"], "en", resamples=0)
     assert translation_scores.METRICS == ("bleu", "chrf")

@@ -15,6 +15,7 @@ from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
 from hybrid_kernels.evaluation.tables.robustness import Robustness
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
+from hybrid_kernels.evaluation.tables.translation import Translations
 
 _SUPERLATIVES = {
     "accuracy": "the highest accuracy",
@@ -60,35 +61,44 @@ def few_shot_finding(found: FewShot) -> Finding | None:
     return ("Shots", " ".join(sentences)) if sentences else None
 
 
-def translation_finding(setting: Setting) -> Finding:
-    metric = translation.lead_metric(setting)
+def translation_finding(found: Translations) -> Finding:
+    """The ranking by chrF++, what can be told from the best baseline, and whether copying the source does as well."""
+    setting, metric = found.setting, translation.lead_metric(found)
     name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
-    cells = setting.by_method()
-    found = {method: translation.means(own, metric) for method, own in cells.items()}
-    ordered = sorted(found, key=lambda method: fmean(found[method]), reverse=higher)
+    column = Column("", decimals=1 if higher else 3)
+    means = {method: translation.means(own, metric) for method, own in found.cells.items()}
+    ordered = sorted(means, key=lambda method: fmean(means[method]), reverse=higher)
     best = ordered[0]
-    decimals = 1 if higher else 3
 
     def value(method: str) -> str:
-        text = f"{fmean(found[method]):.{decimals}f}"
-        return f"{text} ± {stdev(found[method]):.{decimals}f}" if found[method][1:] else text
+        text = f"{fmean(means[method]):.{column.decimals}f}"
+        return f"{text} ± {stdev(means[method]):.{column.decimals}f}" if means[method][1:] else text
 
     others = listing(f"{setting.label(m)} ({value(m)})" for m in ordered[1:]) if ordered[1:] else ""
     text = f"{setting.label(best)} has the best mean {name} over directions: {value(best)}"
     text += f", before {others}." if others else "."
-    if all(seeds[1:] for seeds in found.values()):
-        text += " ± is the deviation over seeds; no test was made."
-    else:
+    for comparison in found.comparisons:
+        if comparison.metric != metric or comparison.method not in (best, *setting.own):
+            continue
+        low, high = (number(end, column, signed=True) for end in _ends(comparison.difference))
+        text += (
+            f" {setting.label(comparison.method)} minus the best baseline, {setting.label(comparison.baseline)}: "
+            f"{number(comparison.difference.estimate, column, signed=True)} [{low}, {high}], "
+            f"{comparison.mark.replace('distinguishable', 'told apart')} ({p_value(comparison.p_holm)})."
+        )
+    if not all(seeds[1:] for seeds in means.values()):
         text += " With one seed nothing is known of how much another would change this."
-    copies = [
-        d["copy"]["chrf"] for d in translation.scores(cells[best][0])["directions"].values() if "copy" in d
-    ]
+    copies = [d["copy"]["chrf"] for d in found.directions.values() if "copy" in d]
     if copies and higher:
         copied = sum(copies) / len(copies)
-        below = [setting.label(m) for m in ordered if fmean(found[m]) < copied]
+        below = [setting.label(m) for m in ordered if fmean(means[m]) < copied]
         text += f" Handing in the source scores {copied:.1f}"
         text += f", more than {listing(below)}." if below else "."
     return "Translation", text
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
 
 
 def robustness_finding(found: Robustness) -> Finding:

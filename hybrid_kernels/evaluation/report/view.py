@@ -107,12 +107,13 @@ def _part(setting: Setting) -> Part:
     translating = setting.translates
     found = None if translating else quality.main_quality(setting)
     few = None if found is None else shots.few_shot(setting, found)
+    translated = translations.translations(setting) if translating else None
     varied = None if translating else robustness.robustness(setting)
     ablated = [] if translating else governance.ablations(setting)
 
     said = [] if found is None else findings.quality_findings(found)
     optional = [
-        findings.translation_finding(setting) if translating else None,
+        None if translated is None else findings.translation_finding(translated),
         None if few is None else findings.few_shot_finding(few),
         None if varied is None else findings.robustness_finding(varied),
         findings.governance_finding(ablated),
@@ -124,7 +125,7 @@ def _part(setting: Setting) -> Part:
     frontier = None if found is None else cost.frontier_table(found)
     sections = [
         *([] if found is None else _quality_sections(found)),
-        _section("Translation", _translation(setting) if translating else []),
+        _section("Translation", [] if translated is None else _translation(translated)),
         _section("Robustness", _robustness(setting, varied)),
         _section("Governance of the training rows", _governance(setting, ablated)),
         _section("Footprint", [cost.footprint_table(setting)]),
@@ -178,10 +179,10 @@ def _quality_sections(found: Quality) -> list[Section]:
     ]
 
 
-def _translation(setting: Setting) -> list[Block | None]:
-    tables: list[Block | None] = list(translations.direction_tables(setting))
+def _translation(found: translations.Translations) -> list[Block | None]:
+    tables: list[Block | None] = list(translations.direction_tables(found))
     return tables + [
-        translations.balance_table(setting, metric) for metric in ("bleu", "chrf", "bits_per_byte")
+        translations.balance_table(found.setting, metric) for metric in ("bleu", "chrf", "bits_per_byte")
     ]
 
 

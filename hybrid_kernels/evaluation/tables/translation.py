@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from hybrid_kernels.evaluation.significance import Bootstrap, Comparison
 from hybrid_kernels.evaluation.tables.study import Cell, Setting
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, best_in_rows, over_seeds
+from hybrid_kernels.evaluation.translation_significance import TRANSLATION_DIRECTIONS, bootstrap_translations
 
 _METRICS = {
     "bleu": ("BLEU", "", 1, "higher"),
@@ -19,10 +23,61 @@ def scores(cell: Cell) -> dict[str, Any]:
     return cell.result.metrics["test"]
 
 
-def direction_tables(setting: Setting) -> list[Table]:
-    """For each metric there is: directions × methods, with their mean, and for BLEU and chrF++ copying the source."""
+@dataclass(frozen=True, eq=False)
+class Translations:
+    """The translations of a setting's methods.
+
+    Attributes:
+        cells: method → its cells, as `Setting.by_method` aligns them.
+        resampled: None where there can be no intervals; `why` says why.
+    """
+
+    setting: Setting
+    cells: dict[str, list[Cell]]
+    resampled: Bootstrap | None
+    why: str
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Of the means over directions, against the best baseline; none of one method."""
+        if self.resampled is None or len(self.cells) < 2:
+            return []
+        baselines = [name for name in self.setting.baselines if name in self.cells] or list(self.cells)
+        return self.resampled.compare(baselines)
+
+    @property
+    def directions(self) -> dict[str, Any]:
+        """Those of the first cell; the rows are the same in all."""
+        found: dict[str, Any] = scores(next(iter(self.cells.values()))[0])["directions"]
+        return found
+
+    def mean(self, method: str, metric: str) -> Value:
+        """A metric's mean over directions: mean and deviation over seeds, interval and mark."""
+        cells = self.cells[method]
+        compared = [c for c in self.comparisons if c.method == method and c.metric == metric]
+        return over_seeds(
+            means(cells, metric),
+            _sources(cells),
+            interval=None if self.resampled is None else self.resampled.interval(method, metric),
+            mark=compared[0].mark if compared else None,
+            p=compared[0].p_holm if compared else None,
+        )
+
+
+def translations(setting: Setting) -> Translations:
     cells = setting.by_method()
-    first = scores(next(iter(cells.values()))[0])["directions"]
+    there = next(iter(scores(next(iter(cells.values()))[0])["directions"].values()))
+    metrics = [metric for metric in TRANSLATION_DIRECTIONS if metric in there]
+    arrays = {name: [cell.arrays["test"] for cell in own] for name, own in cells.items()}
+    try:
+        return Translations(setting, cells, bootstrap_translations(arrays, metrics), "")
+    except ValueError as error:
+        return Translations(setting, cells, None, str(error))
+
+
+def direction_tables(found: Translations) -> list[Table]:
+    """For each metric there is: directions × methods, with their mean, and for BLEU and chrF++ copying the source."""
+    setting, cells, first = found.setting, found.cells, found.directions
     tables = []
     for metric, (name, unit, decimals, better) in _METRICS.items():
         if not all(metric in direction for direction in first.values()):
@@ -37,12 +92,7 @@ def direction_tables(setting: Setting) -> list[Table]:
             ]
             tokens = " *" if metric == "bleu" and content.get("first") == "chrf" else ""
             rows.append(Row(f"{direction.replace('-', ' → ')}{tokens}, {content['n']} sentences", values))
-        rows.append(
-            Row(
-                "Mean of directions",
-                [over_seeds(means(own, metric), _sources(own)) for own in cells.values()],
-            )
-        )
+        rows.append(Row("Mean of directions", [found.mean(method, metric) for method in cells]))
         rows = best_in_rows(columns, rows)
         if copied:
             # The sources are the same in every cell.
@@ -61,7 +111,7 @@ def direction_tables(setting: Setting) -> list[Table]:
                 "Direction",
                 columns,
                 rows,
-                _note(metric, cells, first),
+                _note(metric, found),
             )
         )
     return tables
@@ -120,19 +170,32 @@ def means(cells: list[Cell], metric: str) -> list[float]:
     ]
 
 
-def lead_metric(setting: Setting) -> str:
+def lead_metric(found: Translations) -> str:
     """The metric to rank methods by: chrF++ where there are translations, whose tokens need no choice."""
-    first = next(iter(scores(next(iter(setting.by_method().values()))[0])["directions"].values()))
-    return "chrf" if "chrf" in first else "bits_per_byte"
+    return "chrf" if "chrf" in next(iter(found.directions.values())) else "bits_per_byte"
 
 
-def _note(metric: str, cells: dict[str, list[Cell]], first: dict[str, Any]) -> str:
+def _note(metric: str, found: Translations) -> str:
+    cells, first = found.cells, found.directions
     seeds = sorted({len(own) for own in cells.values()})
     text = (
         "One seed: how much another seed would change is not known. "
         if seeds == [1]
         else f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds. "
     )
+    if found.resampled is None:
+        text += f"No intervals: {found.why}. "
+    else:
+        clusters = len(set(next(iter(cells.values()))[0].arrays["test"]["clusters"].tolist()))
+        text += (
+            f"In brackets, of the means: 95 % intervals of a bootstrap over {clusters} sentences, each in all "
+            f"directions{'. ' if seeds == [1] else ', and over seeds. '}"
+        )
+    if own := [comparison for comparison in found.comparisons if comparison.metric == metric]:
+        text += (
+            f"▲ ▼: significantly better or worse than the best baseline ({found.setting.label(own[0].baseline)}); "
+            f"p < 0.05, paired bootstrap, Holm-corrected for {len(found.comparisons)} comparisons. "
+        )
     if metric == "bits_per_byte":
         return text + "Teacher-forced: −log₂ p(reference | prompt) a byte of the reference; lower is better."
     signatures = dict.fromkeys(direction[f"{metric}_signature"] for direction in first.values())
