@@ -146,6 +146,9 @@ class TrainingConfig(_Schedule):
     length_bucketed: bool = Field(
         False, description="batches of rows of like length: less padding, sooner done"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the products in training (autocast); weights, and predictions, are float32"
+    )
     learning_rate: float = Field(gt=0, description="of every method that names none of its own")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)

@@ -52,7 +52,8 @@ def step_time_note(config: RunConfig) -> str:
     """What the figures mean, for the report."""
     memory = "torch's allocated bytes" if torch.cuda.is_available() else "resident set size"
     return (
-        f"Median of {ROUNDS} training steps on one batch of {config.training.batch_size} rows, each divided by the "
+        f"Median of {ROUNDS} training steps in {config.training.precision} on one batch of "
+        f"{config.training.batch_size} rows, each divided by the "
         "frozen model's forward and backward to its input embeddings on that batch in the same round; all methods "
         "interleaved in one process, after one step of warm-up. Peak memory: highest "
         f"{memory} of {MEMORY_STEPS} steps in a fresh process per method, above that of the loaded model."
@@ -90,7 +91,7 @@ def measure(
     batch = next(batches(task, tokenizer, examples, len(examples), device))
     frozen, _ = task.load_model(tokenizer, 0)
     frozen.to(torch.device(device))  # type: ignore[arg-type]
-    steps = {FROZEN: _frozen_step(frozen, batch)}
+    steps = {FROZEN: _frozen_step(config, frozen, batch)}
     parameters: dict[Side, int] = {}
     for side in sides:
         model, head = task.load_model(tokenizer, 0)
@@ -148,7 +149,15 @@ def _adapted(config: RunConfig, side: Side, model: PreTrainedModel, head: list[s
     return methods.add_adapter(model, head, method, 0, task_of(config).kind)
 
 
-def _frozen_step(model: PreTrainedModel, batch: methods.Batch) -> Callable[[], None]:
+def _loss(config: RunConfig, model: torch.nn.Module, batch: methods.Batch) -> torch.Tensor:
+    """As the Trainer computes it, in the precision of the training."""
+    device = batch["attention_mask"].device.type
+    with torch.autocast(device, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+        loss: torch.Tensor = model(**batch).loss
+        return loss
+
+
+def _frozen_step(config: RunConfig, model: PreTrainedModel, batch: methods.Batch) -> Callable[[], None]:
     """Forward and backward to the input embeddings; every parameter, the head's too, is frozen."""
     model.requires_grad_(False)
     model.train()
@@ -158,7 +167,7 @@ def _frozen_step(model: PreTrainedModel, batch: methods.Batch) -> Callable[[], N
         embeddings = model.get_input_embeddings()
         handle = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
         try:
-            model(**batch).loss.backward()
+            _loss(config, model, batch).backward()
         finally:
             handle.remove()
 
@@ -185,7 +194,7 @@ def _training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = model(**batch).loss
+        loss = _loss(config, model, batch)
         if weight:
             loss = loss + weight * orthogonality_penalty(model)
         loss.backward()

@@ -219,7 +219,10 @@ def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[s
         hybrid_kernels.__version__,
         machine(),
         plan.model,
+        config.task,
+        None if config.prompt is None else config.prompt.prompts,
         config.model.max_length,
+        config.training.precision,
         [method.model_dump() for method in plan.methods.values()],
         rows,
     )

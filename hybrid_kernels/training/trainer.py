@@ -371,6 +371,7 @@ def _arguments(config: RunConfig, stage: Stage, seed: int, count: int, folder: P
         report_to="none",
         disable_tqdm=True,
         use_cpu=not on_gpu,
+        bf16=training.precision == "bfloat16",
         ddp_backend=None if on_gpu or distributed.world_size() == 1 else "gloo",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=on_gpu,

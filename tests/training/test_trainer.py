@@ -3,6 +3,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
@@ -213,3 +214,36 @@ def test_missing_model_and_target(train_one, values, tmp_path):
     (tmp_path / "empty" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(FileNotFoundError, match="could not be loaded"):
         methods.load_classifier(str(tmp_path / "empty"), 0, 0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "full"},
+        {"method": "lora", "r": 4, "alpha": 8, "target_modules": ["query", "value"], "accelerate": True},
+        HRA | {"accelerate": True},
+        {"method": "boft", "block_size": 8, "target_modules": ["query", "value"]},
+        {"method": "urnn", "target_modules": ["query", "value"]},
+        HYBRID | {"unitary_modules": ["value"]},
+    ],
+    ids=lambda method: method["method"],
+)
+def test_training_in_bfloat16_learns_and_keeps_float32_weights(method, train_one, tmp_path):
+    """The products are in bfloat16, not the parameters nor what is saved."""
+    dtypes = set()
+
+    class Record(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            # The output of a layer that no method adapts.
+            name = next(name for name, _ in model.named_modules() if name.endswith("layer.0.output.dense"))
+            model.get_submodule(name).register_forward_hook(lambda *call: dtypes.add(call[2].dtype))
+            assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+    rate = {"learning_rate": 1e-3 if method["method"] == "full" else 1e-2}
+    found = train_one(method | rate, tmp_path, [Record()], steps=40, precision="bfloat16")
+    losses = [entry["loss"] for entry in found.history]
+    assert dtypes == {torch.bfloat16}
+    assert np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.05
+    saved = [load_file(path) for path in (tmp_path / "adapter").glob("*.safetensors")]
+    # And the uRNN's permutation.
+    assert {values.dtype.name for one in saved for values in one.values()} - {"int64"} == {"float32"}
