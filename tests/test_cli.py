@@ -1,4 +1,6 @@
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,22 @@ def test_train_evaluate_report(command, values, write_config):  # noqa: F811
     weights.write_bytes(weights.read_bytes()[:-50])
     code, _, err = command("evaluate", folder)
     assert code == 2 and "does not load onto" in err and "Traceback" not in err
+
+
+def test_dry_run_says_what_is_to_do(command, values, write_config):  # noqa: F811
+    values["training"] |= {"steps": None, "epochs": 1.5}
+    values["training"]["seeds"] = [0, 1]
+    path, folder = str(write_config(values)), Path(values["output"])
+    code, out, _ = command("run", path, "--dry-run")
+    # One and a half epochs of 48 rows in batches; two parts of 24 rows at most.
+    steps = math.ceil(1.5 * math.ceil(48 / values["training"]["batch_size"]))
+    assert code == 0 and re.search(rf"LoRA r = 4 +2 +0 +{2 * steps} +48\b", out)
+    assert not (folder / "cells").exists() and (folder / "data" / "train.jsonl").is_file()
+    assert command("train", path, "--seed", "0")[0] == 0
+    (trained,) = folder.rglob("trained.json")
+    assert len(json.loads(trained.read_text())["result"]["history"]) == steps
+    code, out, _ = command("run", path, "--dry-run")
+    assert code == 0 and re.search(rf"LoRA r = 4 +2 +1 +{steps} +24\b", out)
 
 
 def test_overrides(command, values, write_config, tmp_path):  # noqa: F811

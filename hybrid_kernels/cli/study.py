@@ -16,7 +16,12 @@ ConfigArgument = Annotated[
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="A hub name, a Transformers folder, or 'demo'.")]
-Data = Annotated[str | None, typer.Option(help="A folder, a hub name such as facebook/xnli, or 'sample'.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Where all rows are read from: a folder, a hub name such as facebook/xnli, or 'sample'."
+    ),
+]
 Output = Annotated[str | None, typer.Option(help="The run's folder.")]
 Seed = Annotated[int | None, typer.Option(help="Use this one seed.")]
 Workers = Annotated[
@@ -35,6 +40,9 @@ def run(
     output: Output = None,
     seed: Seed = None,
     workers: Workers = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Govern the rows and say what would be trained; train nothing.")
+    ] = False,
 ) -> None:
     """Govern, train and evaluate every method, measure the footprint, write the report.
 
@@ -42,7 +50,13 @@ def run(
     """
     if demo and config is not None:
         raise ValueError(f"give either --demo or a configuration, not both (configuration: {str(config)!r})")
-    _run(_load(config, model, data, output, seed), workers=workers)
+    settings = _load(config, model, data, output, seed)
+    if dry_run:
+        from hybrid_kernels.training.run import dry_run as plan_only
+
+        plan_only(settings, console=cli.console)
+    else:
+        _run(settings, workers=workers)
 
 
 @cli.app.command()

@@ -341,6 +341,9 @@ class RunConfig(_Section):
     ) -> RunConfig:
         """Reads a YAML file; `model`, `data`, `output` and `seed` replace what it says.
 
+        `data` is where all rows are then read from: sources that the file names for evaluation or the source stage
+        give way to it, too.
+
         Raises FileNotFoundError, or ValueError with the path of each key at fault, its value and what is allowed.
         """
         path = Path(path)
@@ -361,6 +364,10 @@ class RunConfig(_Section):
             target = values if section is None else values.get(section)
             if value is not None and isinstance(target, dict):
                 target[key] = value
+        if data is not None:
+            for section, key in (("data", "evaluation_source"), ("source_stage", "source")):
+                if isinstance(values.get(section), dict):
+                    values[section].pop(key, None)
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import subprocess
 from pathlib import Path
@@ -83,6 +84,44 @@ def missing_table(plan: Plan, missing: dict[str, str]) -> Table:
         f"tracebacks: {plan.folder / 'cells' / '*' / 'error.txt'}; run the same command again to try again"
     )
     return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """The methods as fitted to the budget, with their cells, and what these train on and predict."""
+    table = Table(title=plan.config.title, box=box.SIMPLE_HEAD)
+    table.add_column("method")
+    for name in ("cells", "done", "training steps to go", "predictions to go"):
+        table.add_column(name, justify="right")
+    totals = [0, 0, 0, 0]
+    for name, method in plan.methods.items():
+        own = [cell for cell in plan.cells if cell.method == name]
+        todo = [cell for cell in own if plan.result(cell) is None]
+        steps = sum(training_steps(plan, cell) for cell in todo)
+        predictions = sum(
+            len(rows) for cell in todo for rows in plan.rows.parts_of(plan.config, cell).values()
+        )
+        numbers = [len(own), len(own) - len(todo), steps, predictions]
+        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
+        table.add_row(escape(method.label), *(f"{number:,}" for number in numbers))
+    table.add_section()
+    table.add_row("all", *(f"{total:,}" for total in totals))
+    table.caption = f"a step is of {plan.config.training.batch_size} rows; folder: {plan.folder}"
+    return table
+
+
+def training_steps(plan: Plan, cell: Cell) -> int:
+    """Optimizer steps of a cell's training; rows that turn out too long make them fewer."""
+    from hybrid_kernels.training.trainer import stage_of
+
+    method = plan.methods[cell.method]
+    if not method.trains:
+        return 0
+    stage = stage_of(plan.config, method, cell.is_source)
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    rows = len(plan.rows.of(plan.config, cell))
+    return math.ceil(stage.epochs * math.ceil(rows / plan.config.training.batch_size))
 
 
 def results_table(results: dict[str, Any], task: Task) -> Table:

@@ -41,6 +41,7 @@ from hybrid_kernels.training.results import (
     main_cells,
     method_results,
     missing_table,
+    plan_table,
     results_table,
     versions,
 )
@@ -114,25 +115,38 @@ def _lock(folder: Path) -> Iterator[None]:
 def _run(
     config: RunConfig, folder: Path, workers: int, footprint: bool, report: bool, console: Console
 ) -> dict[str, Any]:
-    from hybrid_kernels.training import methods
     from hybrid_kernels.training.pool import execute
 
-    def planned() -> Plan:
-        write_file(
-            folder / "config.yaml",
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        )
-        methods.load_tokenizer(config.model.name)
-        return make_plan(config, folder, prepare(config, folder, console))
+    plan = distributed.from_first(lambda: _plan(config, folder, console))
+    missing = execute(plan, workers=workers, console=console)
+    return distributed.from_first(lambda: _results(plan, missing, footprint, report, console))
 
-    plan = distributed.from_first(planned)
+
+def _plan(config: RunConfig, folder: Path, console: Console) -> Plan:
+    from hybrid_kernels.training import methods
+
+    write_file(
+        folder / "config.yaml",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+    methods.load_tokenizer(config.model.name)
+    plan = make_plan(config, folder, prepare(config, folder, console))
     main = len(plan.rows.kept[main_variant(config)])
     console.print(
         f"{main} rows to train on, {len(plan.rows.parts['test'])} to evaluate on, {len(plan.cells)} "
         f"{'cell' if len(plan.cells) == 1 else 'cells'}"
     )
-    missing = execute(plan, workers=workers, console=console)
-    return distributed.from_first(lambda: _results(plan, missing, footprint, report, console))
+    return plan
+
+
+def dry_run(config: RunConfig, output: str | Path | None = None, *, console: Console | None = None) -> None:
+    """Loads and governs the rows, fits the methods to the budget, and prints what `run` would do; it trains nothing.
+
+    The rows stay in the run's folder, so that `run` starts from them. Arguments and errors are those of `run`.
+    """
+    folder, console = Path(output if output is not None else config.output), console or Console()
+    with _lock(folder):
+        console.print(plan_table(_plan(config, folder, console)))
 
 
 def _results(

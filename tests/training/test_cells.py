@@ -15,6 +15,7 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import make_plan
 from hybrid_kernels.training.prepare import prepare
+from hybrid_kernels.training.results import training_steps
 from hybrid_kernels.training.run import run
 from tests.training.support import HRA
 
@@ -136,6 +137,10 @@ def test_a_sweep_from_its_source_stage(sweep):
             assert found["accuracy"] == pytest.approx(right[predictions["languages"] == language].mean())
         assert len(read_json(own / "training_rows.json")) == cell["train_rows"]
         assert (own / "adapter" / "adapter_model.safetensors").is_file()
+    plan = plan_of(sweep, folder)
+    for cell in plan.cells:
+        history = read_json(folder / "cells" / cell.name / "trained.json")["result"]["history"]
+        assert len(history) == training_steps(plan, cell)
     # `methods` are those of the most shots.
     (method,) = results["methods"]
     mean = np.mean([cells[seed, 8]["metrics"]["test"]["macro"]["nll"] for seed in (0, 1)])

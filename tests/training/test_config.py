@@ -91,6 +91,17 @@ def test_overrides(values, write_config):
     assert config.training.seeds == [7]
 
 
+def test_other_data_takes_the_place_of_all_sources(values, write_config):
+    values["data"]["evaluation_source"] = "theirs"
+    values["source_stage"] = {"source": "english", "steps": 3, "languages": ["en"]}
+    values["data"]["shots"] = 4
+    path = write_config(values)
+    before, config = RunConfig.load(path), RunConfig.load(path, data="mine")
+    assert (before.data.evaluation_source, before.source_stage.source) == ("theirs", "english")
+    assert (config.data.source, config.data.evaluation_source, config.source_stage.source) == ("mine", None, None)
+    assert config.source_stage.languages == ["en"]
+
+
 def test_misspelt_keys_name_path_and_nearest_key(values, write_config):
     values["training"]["learning_rat"] = 1
     values["methods"].append(HYBRID | {"reflection": 4})
