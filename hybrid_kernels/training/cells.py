@@ -7,7 +7,7 @@ the method and seed start from its adapter. The pretrained model itself (method 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import hybrid_kernels
@@ -16,12 +16,14 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import content_key
 
 #: raised when what a cell does changes, so that cells made before are made again
-TRAINING_FORMAT = 2
-PREDICTION_FORMAT = 3
+TRAINING_FORMAT = 3
+PREDICTION_FORMAT = 4
 #: the policy's sections that an ablation switches. `thresholds` are bounds of the quality and perplexity steps, and
 #: `leakage` guards the test rows whatever else is asked of the training rows.
 STEPS = ("quality", "language", "perplexity", "personal_data", "duplicates")
 ALL, NONE = "all", "none"
+#: of the configuration's training section: what changes nothing, and what `stage_of` has
+_NOT_THE_TRAININGS = {"seeds", "checkpoint_steps", "tensorboard", "epochs", "steps", "learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,24 @@ def source_of(config: RunConfig, cell: Cell) -> Cell | None:
     return Cell(cell.method, cell.seed, 0, main_variant(config), reported=0 in config.data.all_shots)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """How long one training is and how fast it learns; exactly one of epochs and steps."""
+
+    epochs: float | None
+    steps: int | None
+    learning_rate: float
+
+
+def stage_of(config: RunConfig, method: Any, is_source: bool) -> Stage:
+    """Of a method that trains."""
+    training, source = config.training, config.source_stage
+    if is_source and source is not None:
+        rate = source.learning_rate or training.learning_rate
+        return Stage(source.epochs, source.steps, method.learning_rate or rate)
+    return Stage(training.epochs, training.steps, method.learning_rate or training.learning_rate)
+
+
 def training_key(
     config: RunConfig, cell: Cell, method: Any, model: list[Any], rows: str, source_key: str | None
 ) -> str:
@@ -119,13 +139,12 @@ def training_key(
     common = [TRAINING_FORMAT, hybrid_kernels.__version__, config.task, model, config.model.max_length]
     if not method.trains:
         return content_key(*common, method.model_dump(exclude={"name"}))
-    stage = config.source_stage if cell.is_source else None
     return content_key(
         *common,
         None if config.prompt is None else config.prompt.prompts,
-        config.training.model_dump(exclude={"seeds", "checkpoint_steps", "tensorboard"}),
-        None if stage is None else stage.model_dump(include={"epochs", "steps", "learning_rate"}),
-        method.model_dump(exclude={"name"}),
+        config.training.model_dump(exclude=_NOT_THE_TRAININGS),
+        asdict(stage_of(config, method, cell.is_source)),
+        method.model_dump(exclude={"name", "learning_rate"}),
         cell.seed,
         rows,
         source_key,
@@ -133,5 +152,7 @@ def training_key(
 
 
 def prediction_key(training: str, config: RunConfig, settings: Any, parts: dict[str, str]) -> str:
-    """What a cell's predictions depend on: its adapter, `Task.settings`, `content_key` of the rows of each part."""
-    return content_key(PREDICTION_FORMAT, training, config.evaluation.batch_size, settings, parts)
+    """What a cell's predictions and their metrics depend on: its adapter, `Task.settings`, `content_key` of the rows
+    of each part."""
+    evaluation = config.evaluation.model_dump(include={"batch_size", "reference_language"})
+    return content_key(PREDICTION_FORMAT, training, evaluation, settings, parts)

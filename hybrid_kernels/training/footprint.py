@@ -146,7 +146,13 @@ def _adapted(config: RunConfig, side: Side, model: PreTrainedModel, head: list[s
     method = config.named_methods[name]
     if hasattr(method, "accelerate"):
         method = method.model_copy(update={"accelerate": accelerated})
-    return methods.add_adapter(model, head, method, 0, task_of(config).kind)
+    adapted = methods.add_adapter(model, head, method, 0, task_of(config).kind)
+    if methods.gradient_aligned(method):
+        from hybrid_kernels.adapters.layers import named_adapters
+
+        for _, _, adapter in named_adapters(adapted):
+            adapter.allocate_start()  # of zeros, which cost as much as a start from gradients
+    return adapted
 
 
 def _loss(config: RunConfig, model: torch.nn.Module, batch: methods.Batch) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from huggingface_hub import ModelCard
@@ -230,11 +230,16 @@ def _peft_config(method: AnyMethod, common: dict[str, Any]) -> PeftConfig:
             raise TypeError(f"method {method.method!r} has no adapter")
 
 
+def gradient_aligned(method: AnyMethod) -> TypeGuard[LoraGaMethod | HybridMethod]:
+    """Whether the low-rank branch starts from gradients; it then carries a frozen copy of its start with it."""
+    return isinstance(method, LoraGaMethod) or (
+        isinstance(method, HybridMethod) and method.gradient_aligned and method.r != 0
+    )
+
+
 def initialize(model: torch.nn.Module, method: AnyMethod, batches: Iterable[Batch]) -> None:
     """LoRA-GA's and the hybrid's gradient-aligned start from a few training batches; nothing for other methods."""
-    if isinstance(method, LoraGaMethod) or (
-        isinstance(method, HybridMethod) and method.gradient_aligned and method.r != 0
-    ):
+    if gradient_aligned(method):
         from hybrid_kernels.adapters import initialize_gradient_aligned
 
         initialize_gradient_aligned(model, islice(batches, method.gradient_batches), progress=False)

@@ -62,8 +62,7 @@ class Plan:
         source = source_of(self.config, cell)
         if not self.methods[cell.method].trains:
             return training_key(self.config, cell, self.methods[cell.method], self.model, "", None)
-        # The choice of all rows is the same for every seed.
-        place = (cell.governance, cell.shots, None if cell.shots == "all" else cell.seed)
+        place = (cell.governance, cell.shots, cell.seed)
         if place not in self._row_keys:
             self._row_keys[place] = content_key(self.rows.of(self.config, cell))
         return training_key(
@@ -76,15 +75,17 @@ class Plan:
         )
 
     def prediction_key(self, cell: Cell) -> str:
-        parts = self.rows.parts_of(self.config, cell) | {"worked examples": self.rows.worked_examples}
+        method = self.methods[cell.method]
+        shown = self.rows.worked_examples if self.config.prompt_shots(method) else []
+        parts = self.rows.parts_of(self.config, cell) | {"worked examples": shown}
         for name, rows in parts.items():
-            if ("part", name) not in self._row_keys:
-                self._row_keys["part", name] = content_key(rows)
+            if ("part", name, len(rows)) not in self._row_keys:
+                self._row_keys["part", name, len(rows)] = content_key(rows)
         return prediction_key(
             self.training_key(cell),
             self.config,
-            self.task.settings(self.methods[cell.method]),
-            {name: self._row_keys["part", name] for name in parts},
+            self.task.settings(method),
+            {name: self._row_keys["part", name, len(rows)] for name, rows in parts.items()},
         )
 
     def card(

@@ -6,13 +6,13 @@ whose process dies. Only Ctrl-C, and an error among processes that train togethe
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -135,21 +135,24 @@ def _in_processes(
                 if (cell := next_cell()) is None:
                     break
                 worker = workers.get(place)
-                if worker is None or not worker.process.is_alive():
+                # One that died with a cell is found below, where the cell fails.
+                if worker is None or (worker.cell is None and not worker.process.is_alive()):
                     worker = workers[place] = _start_worker(plan, place, count)
                 if worker.cell is None:
                     waiting.remove(cell)
                     under_way.add(cell.name)
                     worker.cell = cell
-                    worker.connection.send(cell)
+                    with contextlib.suppress(OSError):  # it died just now; its end of the connection says so
+                        worker.connection.send(cell)
                     display.start(cell.name, plan.describe(cell))
-            for ready in wait([worker.connection for worker in workers.values() if worker.cell is not None]):
+            busy = [worker.connection for worker in workers.values() if worker.cell is not None]
+            for ready in wait(busy) if busy else ():  # none where all that waited failed with its source
                 place, worker = next((p, w) for p, w in workers.items() if w.connection is ready)
                 assert worker.cell is not None
                 cell = worker.cell
                 try:
                     kind, *content = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # OSError: in the middle of a message
                     worker.process.join()
                     kind, content = "failed", [f"its process died ({_exit(worker.process.exitcode)})"]
                     del workers[place]
@@ -164,7 +167,8 @@ def _in_processes(
                     (plan.folder_of(cell) / "error.txt").unlink(missing_ok=True)
                     display.finish(cell.name, plan.describe(cell), outcome(content[0]))
         for worker in workers.values():
-            worker.connection.send(None)
+            with contextlib.suppress(OSError):  # it died idle
+                worker.connection.send(None)
     except BaseException:
         for worker in workers.values():
             worker.process.terminate()
@@ -196,7 +200,7 @@ def _start_worker(plan: Plan, place: int, count: int) -> _Worker:
     return _Worker(process, ours)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
     """The process started meanwhile has these variables; this one has its own again afterwards."""
     before = dict(os.environ)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import hybrid_kernels
-from hybrid_kernels.training.cells import Cell, expand, main_variant
+from hybrid_kernels.training.cells import Cell, expand, main_variant, stage_of
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import Plan
@@ -111,8 +111,6 @@ def plan_table(plan: Plan) -> Table:
 
 def training_steps(plan: Plan, cell: Cell) -> int:
     """Optimizer steps of a cell's training; rows that turn out too long make them fewer."""
-    from hybrid_kernels.training.trainer import stage_of
-
     method = plan.methods[cell.method]
     if not method.trains:
         return 0
@@ -128,6 +126,9 @@ def results_table(results: dict[str, Any], task: Task) -> Table:
     """The comparison that a run ends in."""
     table = Table(title=results["title"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
+    if not results["methods"]:
+        table.caption = "no method has a result with the most shots; the other cells are in results.json"
+        return table
     # The leading three: more do not fit into a terminal of 80 columns.
     found = [dict(list(task.columns(one["evaluation"]).items())[:3]) for one in results["methods"]]
     for name in ("train\nloss", *found[0], "step\ntime", "peak\nMiB"):
@@ -150,12 +151,16 @@ def results_table(results: dict[str, Any], task: Task) -> Table:
 
 def commit() -> str | None:
     """The commit of the source tree this package runs from, if it is one."""
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # A repository that merely holds the environment this package is installed in does not track this file.
+    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

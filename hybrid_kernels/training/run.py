@@ -183,7 +183,7 @@ def _results(
             "source": config.data.source,
             "languages": plan.task.languages([*train_rows, *rows.parts["test"]]),
             "train_rows_raw": rows.raw,
-            "train_rows": max(cell["train_rows"] for cell in main_cells(config, cells)),
+            "train_rows": max((cell["train_rows"] for cell in main_cells(config, cells)), default=0),
             "evaluation_rows": len(rows.parts["test"]),
             "malformed_rows": rows.malformed,
             "romanised": _romanised(config, rows.parts["test"]),

@@ -23,6 +23,7 @@ from transformers import (
 from hybrid_kernels._files import write_file
 from hybrid_kernels.adapters import HybridTrainer, mixing_values
 from hybrid_kernels.training import distributed, methods
+from hybrid_kernels.training.cells import Stage, stage_of
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row, clusters
 from hybrid_kernels.training.files import read_json
@@ -51,23 +52,6 @@ class Trained:
     mixing_history: list[dict[str, Any]]
     trainable: list[str]
     left_out: list[str]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How long one training is and how fast it learns; exactly one of epochs and steps."""
-
-    epochs: float | None
-    steps: int | None
-    learning_rate: float
-
-
-def stage_of(config: RunConfig, method: Any, is_source: bool) -> Stage:
-    training, source = config.training, config.source_stage
-    if is_source and source is not None:
-        rate = source.learning_rate or training.learning_rate
-        return Stage(source.epochs, source.steps, method.learning_rate or rate)
-    return Stage(training.epochs, training.steps, method.learning_rate or training.learning_rate)
 
 
 class MethodTrainer(HybridTrainer):
@@ -113,8 +97,12 @@ class _Steps(TrainerCallback):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.progress(state.global_step, state.max_steps)
+        if state.global_step >= state.max_steps:
+            # From a checkpoint of the last step Trainer would go on with one step more.
+            control.should_save = False
+        return control
 
 
 class _Diagnostics(TrainerCallback):
@@ -382,6 +370,9 @@ def _prepare(folder: Path, key: str) -> str | None:
     """Empties a folder made under another key; returns the last whole checkpoint of this one."""
     key_file = folder / "key"
     if not key_file.is_file() or key_file.read_text() != key:
+        # What says that something is done goes first: half of a folder is no result.
+        for marker in ("result.json", "trained.json"):
+            (folder / marker).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         write_file(key_file, key)
     checkpoints = sorted(

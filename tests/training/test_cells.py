@@ -120,8 +120,16 @@ def test_keys_hold_what_matters_and_nothing_else(sweep, tmp_path):
     ):
         after = keys(**changes)
         assert all(after[shots] != before[shots] for shots in before), changes
+    # The source stage has a length of its own.
     longer = keys(training=training | {"steps": 7})
-    assert longer[8] != before[8]
+    assert longer[8] != before[8] and longer[0] == before[0]
+    # Whose accuracy the parity gap starts from is no matter of training, and one of metrics.
+    sweep |= {"source_stage": {"steps": 6, "languages": ["en"]}}
+    plan = plan_of(sweep, tmp_path)
+    other = plan_of(sweep | {"evaluation": sweep["evaluation"] | {"reference_language": "de"}}, tmp_path)
+    for cell in plan.cells:
+        assert plan.training_key(cell) == other.training_key(cell)
+        assert plan.prediction_key(cell) != other.prediction_key(cell)
 
 
 def test_a_sweep_from_its_source_stage(sweep):

@@ -98,7 +98,11 @@ def test_other_data_takes_the_place_of_all_sources(values, write_config):
     path = write_config(values)
     before, config = RunConfig.load(path), RunConfig.load(path, data="mine")
     assert (before.data.evaluation_source, before.source_stage.source) == ("theirs", "english")
-    assert (config.data.source, config.data.evaluation_source, config.source_stage.source) == ("mine", None, None)
+    assert (config.data.source, config.data.evaluation_source, config.source_stage.source) == (
+        "mine",
+        None,
+        None,
+    )
     assert config.source_stage.languages == ["en"]
 
 

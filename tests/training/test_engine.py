@@ -18,7 +18,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from hybrid_kernels.training import pool
 from hybrid_kernels.training.config import RunConfig
+from hybrid_kernels.training.display import Display
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.run import NoResult, run
 from tests.training.support import HYBRID
@@ -125,11 +127,53 @@ def test_a_pool_goes_on_without_what_fails_and_what_dies(values):
     assert again["methods"][0]["seeds"] == [0, 1] and not (victim / "error.txt").exists()
 
 
-def test_cells_after_a_failed_source_stage_fail_with_it(values, command, write_config):
+def test_a_worker_that_dies_while_nobody_listens_fails_its_cell_alone(values, monkeypatch):
+    """All workers are killed when the first cell is done: one is idle then, the other holds a cell."""
+    lora = values["methods"][0]
+    values["methods"] = [lora | {"name": name} for name in ("short", "long", "later")]
+    values["methods"][1]["learning_rate"] = 0.001
+    values["training"] |= {"steps": 40}
+    finish, killed = Display.finish, []
+
+    def finish_and_kill(self, *arguments):
+        finish(self, *arguments)
+        if not killed:
+            killed.extend(p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline()))
+            for process in killed:
+                process.kill()
+            while any(process.status() != psutil.STATUS_ZOMBIE for process in killed):
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Display, "finish", finish_and_kill)
+    results = run_quietly(values, workers=2)
+    assert len(killed) == 2
+    assert len(results["methods"]) == 2
+    assert list(results["missing"].values()) == ["its process died (killed by SIGKILL)"]
+
+
+def test_results_where_no_cell_of_the_most_shots_is_done(values, monkeypatch):
+    values["data"]["shots"] = [4, 8]
+    config = RunConfig.model_validate(values)
+    original = pool.run_cell
+
+    def fail_at_most_shots(plan, cell, *arguments):
+        if cell.shots == 8:
+            raise RuntimeError("no room")
+        return original(plan, cell, *arguments)
+
+    monkeypatch.setattr(pool, "run_cell", fail_at_most_shots)
+    results = run(config, footprint=False, report=False, console=QUIET)
+    assert [cell["shots"] for cell in results["cells"]] == [4] and results["methods"] == []
+    assert list(results["missing"].values()) == ["RuntimeError: no room"]
+    assert (Path(values["output"]) / "results.json").is_file()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cells_after_a_failed_source_stage_fail_with_it(values, command, write_config, workers):
     values |= {"source_stage": {"steps": 3, "learning_rate": 1e30}}
     values["data"]["shots"] = [0, 4]
     with pytest.raises(NoResult, match="no cell of the run has a result; the first one: FloatingPointError"):
-        run_quietly(values)
+        run_quietly(values, workers=workers)
     late = Path(values["output"]) / "cells" / "lora.seed-0.shots-4.governance-none" / "error.txt"
     assert late.read_text() == "lora.seed-0.shots-0.governance-none failed, it starts from that"
     code, out, err = command("train", str(write_config(values)))

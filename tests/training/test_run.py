@@ -240,3 +240,28 @@ def test_peak_memory_sees_an_allocation():
             time.sleep(0.02)
 
     assert 64 * 2**20 <= peak_rise(allocate, torch.device("cpu")) < 150 * 2**20
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    from hybrid_kernels.training.results import commit
+
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None
+
+
+def test_a_repository_around_an_installed_package_is_not_its_own(tmp_path, monkeypatch):
+    """A package in an environment within somebody's repository does not go by that one's commit."""
+    import subprocess
+
+    from hybrid_kernels.training import results
+
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    installed = tmp_path / "venv" / "results.py"
+    installed.parent.mkdir()
+    installed.touch()
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.setattr(results, "__file__", str(installed))
+    assert results.commit() is None
+    subprocess.run([*git, "add", "-A"], check=True)
+    assert len(results.commit()) == 40

@@ -80,6 +80,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(method, bucketed, train_on
     assert not checkpoints.exists()
 
 
+@pytest.mark.parametrize("method", ["lora", "hybrid"])
+def test_a_training_stopped_after_its_last_step_takes_no_further_one(
+    method, train_one, values, tmp_path, monkeypatch
+):
+    """Eight steps end in the middle of the second epoch; the adapter could not be saved at first."""
+    method = {"lora": values["methods"][0], "hybrid": HYBRID}[method]
+    whole = train_one(method, tmp_path / "whole", steps=8)
+    with monkeypatch.context() as patched:
+        patched.setattr(methods, "save", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_one(method, tmp_path / "resumed", steps=8)
+    assert train_one(method, tmp_path / "resumed", steps=8) == whole
+
+
 def test_training_learns(train_one, values, tmp_path):
     for name, method in {"lora": values["methods"][0], "hybrid": HYBRID}.items():
         losses = [entry["loss"] for entry in train_one(method, tmp_path / name, steps=40).history]
