@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from hybrid_kernels.evaluation.tables import load_study
-from tests.evaluation.runs import make_run, results
+from hybrid_kernels.evaluation.tables import load_study, quality, shots
+from tests.evaluation.runs import edit, make_run, results
 
 
 def test_runs_on_the_same_rows_are_joined_and_others_follow(run_folder, translation_folder, tmp_path):
@@ -31,6 +31,44 @@ def test_seeds_that_all_methods_have_come_first(run_folder, tmp_path):
     (setting,) = load_study([tmp_path / "run"])
     seeds = {name: [c.result.seed for c in own] for name, own in setting.by_method().items()}
     assert seeds == {"lora": [1, 2, 0], "boft": [1, 2], "hybrid": [1, 2, 0]}
+
+
+def test_shots_of_a_governance_ablation_alone_are_not_those_of_the_study(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+
+    def ablate_with_all_rows(content):
+        content["config"]["data"] = {"shots": [8, 32]}
+        ablated = [c for c in content["cells"] if (c["method"], c["shots"]) == ("lora", 32)]
+        content["cells"] = [c for c in content["cells"] if c["shots"] == 8 or c["governance"] == "all"]
+        content["cells"] += [c | {"shots": "all"} for c in ablated]
+
+    edit(tmp_path / "run", ablate_with_all_rows)
+    (setting,) = load_study([tmp_path / "run"])
+    assert setting.all_shots == [8, 32] and setting.main_shots == 32
+    assert list(setting.by_method()) == ["lora", "boft", "hybrid"]
+
+
+def test_main_shots_are_those_of_most_methods_and_the_others_are_named(tmp_path):
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30}
+    make_run(tmp_path / "one", methods=("lora", "hybrid"), shots=(8, 32), **options)
+    make_run(tmp_path / "two", methods=("boft",), shots=(32, 64), **options)
+    (setting,) = load_study([tmp_path / "one", tmp_path / "two"])
+    assert setting.all_shots == [8, 32, 64] and setting.main_shots == 32
+    main = quality.main_quality(setting)
+    assert (
+        set(main.cells) == {"lora", "hybrid", "boft"} and "Not trained" not in quality.main_table(main).note
+    )
+    few = shots.few_shot(setting, main)
+    assert {number: set(one.cells) for number, one in few.by_shots.items()} == {
+        8: {"lora", "hybrid"},
+        32: {"lora", "hybrid", "boft"},
+        64: {"boft"},
+    }
+    make_run(tmp_path / "three", methods=("hra",), shots=(8,), **options)
+    (setting,) = load_study([tmp_path / name for name in ("one", "two", "three")])
+    assert setting.main_shots == 32
+    note = quality.main_table(quality.main_quality(setting)).note
+    assert "Not trained with 32 examples a language: HRA. " in note
 
 
 def test_bad_folders_are_named(run_folder, tmp_path):

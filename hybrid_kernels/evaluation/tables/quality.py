@@ -287,6 +287,8 @@ def _note(found: Quality) -> str:
     else:
         number = " or ".join(map(str, counts))
         text = f"Mean ± standard deviation over {number} seeds. "
+    if absent := [found.setting.label(name) for name in found.setting.methods if name not in found.cells]:
+        text += f"Not trained with {found.setting.shown_shots}: {', '.join(absent)}. "
     if found.resampled is None:
         return f"{text}No intervals: {found.why}."
     clusters = len(set(next(iter(found.cells.values()))[0].arrays["test"]["clusters"].tolist()))

@@ -48,8 +48,8 @@ class Robustness:
 
 
 def robustness(setting: Setting) -> Robustness | None:
-    """Of the most shots whose cells predicted changed rows; None where none did."""
-    for shots in reversed(setting.all_shots):
+    """Of the main results' shots or else the most whose cells predicted changed rows; None where none did."""
+    for shots in (setting.main_shots, *reversed(setting.all_shots)):
         cells = {
             name: with_parts
             for name, own in setting.by_method(shots).items()

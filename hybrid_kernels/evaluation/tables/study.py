@@ -80,6 +80,20 @@ class Run:
     def main_variant(self) -> str:
         return "none" if self.results.governance is None else "all"
 
+    @cached_property
+    def swept(self) -> set[Shots]:
+        """Numbers of shots of its own sweep; not one that its governance ablation alone has."""
+        found = {
+            cell.result.shots
+            for cell in self.cells
+            if cell.result.governance == self.main_variant and cell.trains
+        }
+        data = self.results.config.get("data", {})
+        if "shots" not in data:
+            return found
+        own = data["shots"] if isinstance(data["shots"], list) else [data["shots"]]
+        return found & {"all" if shots is None else shots for shots in own}
+
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """FileNotFoundError where there is no results.json; ValueError names what is malformed in it."""
@@ -139,20 +153,25 @@ class Setting:
 
     @property
     def all_shots(self) -> list[Shots]:
-        """Ascending, "all" last, of the cells governed as their run says."""
-        found = {
-            cell.result.shots
-            for run in self.runs
-            for cell in run.cells
-            if cell.result.governance == run.main_variant and cell.trains
+        """Ascending, "all" last, of the runs' sweeps."""
+        found = {shots for run in self.runs for shots in run.swept} or {
+            cell.result.shots for cell in self.cells
         }
-        found = found or {cell.result.shots for cell in self.cells}
         return sorted(found, key=lambda shots: float("inf") if shots == "all" else shots)
 
     @property
     def main_shots(self) -> Shots:
-        """The most: those of the main results."""
-        return self.all_shots[-1]
+        """Those of the main results: the most that as many methods as possible were trained with.
+
+        By the sweeps of the runs: a cell that failed changes nothing.
+        """
+
+        def methods(shots: Shots) -> int:
+            return len(
+                {c.result.method for run in self.runs if shots in run.swept for c in run.cells if c.trains}
+            )
+
+        return max(reversed(self.all_shots), key=methods)
 
     def place(self, method: str) -> int:
         """The method's index, by which it has its colour."""
