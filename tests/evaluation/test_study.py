@@ -71,6 +71,50 @@ def test_main_shots_are_those_of_most_methods_and_the_others_are_named(tmp_path)
     assert "Not trained with 32 examples a language: HRA. " in note
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["config"]["training"].update(learning_rate=1.0),
+        lambda content: content["config"].update(source_stage={"steps": 3}),
+        lambda content: content["config"].update(methods=[{"name": "lora", "method": "lora", "r": 16}]),
+    ],
+)
+def test_one_method_trained_in_two_ways_is_not_further_seeds_of_it(tmp_path, change):
+    def configured(content):
+        content["config"] |= {
+            "title": "One",
+            "output": "one",
+            "training": {"learning_rate": 0.001, "steps": 9, "seeds": [0]},
+            "methods": [{"name": "lora", "method": "lora", "r": 8}],
+        }
+
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30, "shots": (8,)}
+    for name, seeds in (("a", (0, 1)), ("b", (2,))):
+        make_run(tmp_path / name, methods=("lora",), seeds=seeds, **options)
+        edit(tmp_path / name, configured)
+    edit(tmp_path / "b", lambda content: content["config"].update(title="Two", output="two"))
+    edit(tmp_path / "b", lambda content: content["config"]["training"].update(seeds=[2]))
+    # A key of a later version, at its default.
+    edit(tmp_path / "b", lambda content: content["config"]["training"].update(precision="float32"))
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    assert [cell.result.seed for cell in setting.by_method()["lora"]] == [0, 1, 2]
+    edit(tmp_path / "b", change)
+    assert len(load_study([tmp_path / "a", tmp_path / "b"])) == 2
+
+
+def test_a_difference_between_the_settings_of_joined_runs_is_said(tmp_path):
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30, "shots": (8,)}
+    make_run(tmp_path / "a", methods=("lora",), **options)
+    make_run(tmp_path / "b", methods=("hra",), **options)
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    assert "differ" not in quality.main_table(quality.main_quality(setting)).note
+    edit(tmp_path / "b", lambda content: content["config"]["training"].update(learning_rate=1.0))
+    edit(tmp_path / "b", lambda content: content["config"].update(budget=99))
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    note = quality.main_table(quality.main_quality(setting)).note
+    assert "The runs of these methods differ in their settings of training, budget. " in note
+
+
 def test_bad_folders_are_named(run_folder, tmp_path):
     with pytest.raises(ValueError, match="folders is empty"):
         load_study([])

@@ -14,7 +14,7 @@ from hybrid_kernels.evaluation.calibration import apply_temperature, fit_tempera
 from hybrid_kernels.evaluation.metrics import METRICS, macro_average, per_language_metrics, run_metrics
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison, bootstrap
-from hybrid_kernels.evaluation.tables.study import Cell, Setting
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, differing_settings
 from hybrid_kernels.evaluation.tables.table import (
     Column,
     Row,
@@ -289,6 +289,8 @@ def _note(found: Quality) -> str:
         text = f"Mean ± standard deviation over {number} seeds. "
     if absent := [found.setting.label(name) for name in found.setting.methods if name not in found.cells]:
         text += f"Not trained with {found.setting.shown_shots}: {', '.join(absent)}. "
+    if differing := differing_settings(found.setting.runs):
+        text += f"The runs of these methods differ in their settings of {', '.join(differing)}. "
     if found.resampled is None:
         return f"{text}No intervals: {found.why}."
     clusters = len(set(next(iter(found.cells.values()))[0].arrays["test"]["clusters"].tolist()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -236,7 +236,8 @@ def _aligned(cells: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
 def load_study(folders: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     """The settings of several runs, in the order in which they are first met.
 
-    Runs are joined where they have one task, model, data source and evaluation rows, and no cell in common.
+    Runs are joined where they have one task, model, data source and evaluation rows, and no cell in common; those that
+    have a method in common only if its cells are further seeds or shots of it, all else being equal.
 
     Raises:
         ValueError: no folder, one twice, or a malformed results.json.
@@ -250,7 +251,7 @@ def load_study(folders: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     groups: dict[Any, list[Run]] = {}
     for run in map(load_run, folders):
         key = _comparable(run)
-        while any(_identities([other]) & _identities([run]) for other in groups.get(key, [])):
+        while any(_clash(other, run) for other in groups.get(key, [])):
             key = (key, "again")
         groups.setdefault(key, []).append(run)
     settings = []
@@ -266,7 +267,51 @@ def _comparable(run: Run) -> Any:
     return results.config.get("task"), results.model.name, results.data.source, rows
 
 
-def _identities(runs: Iterable[Run]) -> set[tuple[Any, ...]]:
+def _clash(one: Run, other: Run) -> bool:
+    """Whether a cell of both is the same one, or a method of both was trained in two ways."""
+    shared = {cell.method for cell in one.results.cells} & {cell.method for cell in other.results.cells}
+    if not shared:
+        return False
+    mine, theirs = _methods(one), _methods(other)
+    return (
+        bool(_identities(one) & _identities(other))
+        or bool(differing_settings([one, other]))
+        or any(_differ(mine.get(name), theirs.get(name)) for name in shared)
+    )
+
+
+def _identities(run: Run) -> set[tuple[Any, ...]]:
+    return {(cell.method, cell.seed, cell.shots, cell.governance) for cell in run.results.cells}
+
+
+def _methods(run: Run) -> dict[str, Any]:
+    """The configuration's methods by name."""
+    return {one.get("name") or one["method"]: one for one in run.results.config.get("methods", [])}
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Sections of the configuration in which the trainings of runs differ, but for seeds and shots."""
+    first, *others = [_settings(run) for run in runs]
+    return [name for name in first if any(_differ(first[name], other[name]) for other in others)]
+
+
+_SETTINGS = ("data", "training", "model", "governance", "source_stage", "budget", "prompt", "translation")
+#: keys in them that joined runs of one method may vary, or that change nothing
+_VARIED = {"shots", "seeds", "checkpoint_steps", "tensorboard"}
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    found = {name: run.results.config.get(name) for name in _SETTINGS}
     return {
-        (cell.method, cell.seed, cell.shots, cell.governance) for run in runs for cell in run.results.cells
+        name: {key: value for key, value in own.items() if key not in _VARIED}
+        if isinstance(own, dict)
+        else own
+        for name, own in found.items()
     }
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Of settings; a key that one lacks came with a later version, whose default is what was done before."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return any(_differ(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one != other)
