@@ -1,12 +1,12 @@
 """Which runs are joined, and what is said of those that cannot be read."""
 
-import json
 import re
 import shutil
 
 import pytest
 
 from hybrid_kernels.evaluation.tables import load_study, quality, shots
+from hybrid_kernels.evaluation.tables.study import seeds_of
 from tests.evaluation.runs import edit, make_run, results
 
 
@@ -23,14 +23,41 @@ def test_runs_on_the_same_rows_are_joined_and_others_follow(run_folder, translat
     assert len(load_study([run_folder, tmp_path / "fewer"])) == 2
 
 
-def test_seeds_that_all_methods_have_come_first(run_folder, tmp_path):
+def test_seeds_ascend_and_those_of_the_pretrained_model_are_all(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
-    content = json.loads((tmp_path / "run" / "results.json").read_text())
-    content["cells"] = [c for c in content["cells"] if (c["method"], c["seed"]) != ("boft", 0)]
-    (tmp_path / "run" / "results.json").write_text(json.dumps(content))
+
+    def cut(content):
+        gone = [("lora", 2), ("boft", 0), ("hybrid", 1)]
+        content["cells"] = [c for c in content["cells"] if (c["method"], c["seed"]) not in gone]
+        pretrained = {"method": "none", "backend": "transformers", "shots": 0, "train_loss": None}
+        content["cells"].append(content["cells"][0] | pretrained)
+
+    edit(tmp_path / "run", cut)
     (setting,) = load_study([tmp_path / "run"])
-    seeds = {name: [c.result.seed for c in own] for name, own in setting.by_method().items()}
-    assert seeds == {"lora": [1, 2, 0], "boft": [1, 2], "hybrid": [1, 2, 0]}
+    cells = setting.by_method()
+    assert seeds_of(cells) == {"lora": [0, 1], "boft": [1, 2], "hybrid": [0, 2], "none": [0, 1, 2]}
+    assert [len(own) for own in cells.values()] == [2, 2, 2, 3]
+    found = quality.main_quality(setting)
+    # Of LoRA and the hybrid, seed 0 is the only one that both have.
+    assert {(c.method, c.baseline): c.seeds for c in found.comparisons if c.metric == "accuracy"} == {
+        ("lora", "boft"): 1,
+        ("hybrid", "boft"): 1,
+        ("none", "boft"): 2,
+    }
+    assert found.value("hybrid", "accuracy").mark == "not distinguishable"
+
+
+def test_methods_of_one_seed_among_others_are_not_compared(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+
+    def cut(content):
+        content["cells"] = [c for c in content["cells"] if c["method"] == "hybrid" or c["seed"] == 0]
+
+    edit(tmp_path / "run", cut)
+    (setting,) = load_study([tmp_path / "run"])
+    table = quality.main_table(quality.main_quality(setting))
+    assert "over 1 or 3 seeds. A method of one seed" in table.note and "▲" not in table.note
+    assert {value.mark for one in table.rows for value in one.values} == {None, "not distinguishable"}
 
 
 def test_shots_of_a_governance_ablation_alone_are_not_those_of_the_study(run_folder, tmp_path):

@@ -194,8 +194,7 @@ class Setting:
     def by_method(self, shots: Shots | None = None, variant: str | None = None) -> dict[str, list[Cell]]:
         """The cells of each method that has any, by ascending seed.
 
-        Seeds that every method has come first, so that cells of equal index are of one seed. The pretrained model as it
-        is stands beside every number of shots, as often as there are seeds.
+        The pretrained model as it is stands beside every number of shots, as often as there are seeds: see `seeds_of`.
 
         Args:
             shots: `main_shots` if None.
@@ -208,7 +207,9 @@ class Setting:
                 here = not cell.trains or cell.result.shots == shots
                 if here and cell.result.governance == (variant or run.main_variant):
                     found[cell.result.method].append(cell)
-        return _aligned({name: cells for name, cells in found.items() if cells})
+        found = {name: sorted(own, key=lambda cell: cell.result.seed) for name, own in found.items() if own}
+        seeds = {cell.result.seed for own in found.values() for cell in own if cell.trains}
+        return {name: own if own[0].trains else own[:1] * (len(seeds) or 1) for name, own in found.items()}
 
     @property
     def shown_shots(self) -> str:
@@ -221,16 +222,28 @@ def shots_in_words(shots: Shots) -> str:
     return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a language"
 
 
-def _aligned(cells: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
-    seeds = [{cell.result.seed for cell in own} for own in cells.values() if own[0].trains]
-    common = set.intersection(*seeds) if seeds else set()
-    most = max((len(one) for one in seeds), default=1)
+def seeds_of(cells: dict[str, list[Cell]]) -> dict[str, list[int]]:
+    """The seeds of each method's cells, in the order of `Setting.by_method`; of the pretrained model, all there are."""
+    trained = sorted({cell.result.seed for own in cells.values() for cell in own if cell.trains})
     return {
-        name: sorted(own, key=lambda cell: (cell.result.seed not in common, cell.result.seed))
-        if own[0].trains
-        else own[:1] * most
+        name: [cell.result.seed for cell in own] if own[0].trains or not trained else trained
         for name, own in cells.items()
     }
+
+
+def seeds_in_words(cells: dict[str, list[Cell]]) -> str:
+    """For a table's note: over how many seeds its numbers are means."""
+    counts = sorted({len(own) for own in cells.values() if own[0].trains})
+    if not counts:
+        return "Nothing was trained. "
+    if counts == [1]:
+        return "One seed: how much another seed would change is not known, and no figure here contains it. "
+    text = f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds. "
+    if counts[0] == 1:
+        text += (
+            "A method of one seed has an interval that does not contain how seeds vary, and is not compared. "
+        )
+    return text
 
 
 def load_study(folders: Sequence[str | os.PathLike[str]]) -> list[Setting]:
