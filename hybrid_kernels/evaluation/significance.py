@@ -130,7 +130,7 @@ class Bootstrap:
     def compare(self, baselines: Sequence[str], metrics: Sequence[str] | None = None) -> list[Comparison]:
         """Every other method against the best of `baselines`, for each metric; the best is chosen for each metric.
 
-        Holm's correction is over all comparisons that are tested: ask for all metrics of a table at once, for no others.
+        Holm's correction is over all comparisons tested: ask for all metrics of a table at once, and for no others.
         Three seeds that vary carry few comparisons: with 2 degrees of freedom p = 0.05/14 takes a difference of 17
         standard errors, with five seeds of 6. The best baseline is chosen on the same data, which flatters it a little.
 
