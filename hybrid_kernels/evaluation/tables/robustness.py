@@ -71,15 +71,17 @@ def recipe_table(found: Robustness) -> Table:
             name: [[one["per_language"][code][recipe] for code in codes] for one in seeds]
             for name, seeds in found.tables.items()
         }
+        n = sum(first[code][recipe]["n"] for code in codes)
         rows.append(
             Row(
-                f"{recipe.replace('_', ' ')} ({_codes(codes)})",
+                f"{recipe.replace('_', ' ')} ({_codes(codes)}), {n:,} rows",
                 _values(found, per_method, found.drops.get(recipe, {})),
             )
         )
     note = (
-        f"With {shots_in_words(found.shots)}. Accuracy drop: of the unchanged rows minus of the same rows changed, "
-        "in points; consistency: share of rows with the same predicted class, in %. Means over the languages named."
+        f"With {shots_in_words(found.shots)}. Of the rows that a recipe changes, whose number is given; a language is "
+        "named where it changes any. Accuracy drop: of these rows as they are minus as changed, in points; "
+        "consistency: share with the same predicted class, in %. Means over the languages named."
     )
     if found.drops:
         note += (
