@@ -21,7 +21,7 @@ from hybrid_kernels.training.data import read_lines
 Row = dict[str, Any]
 Direction = tuple[str, str]
 
-# XNLI's languages (ISO 639-1): English name, as prompts give it, and FLORES-200's code.
+# Languages (ISO 639-1): English name, as prompts give it, and FLORES-200's code.
 LANGUAGES = {
     "ar": ("Arabic", "arb_Arab"),
     "bg": ("Bulgarian", "bul_Cyrl"),
@@ -41,6 +41,8 @@ LANGUAGES = {
     "zh": ("Chinese", "zho_Hans"),
 }
 _FLORES_CODE = re.compile(r"^[a-z]{3}_[A-Z][a-z]{3}$")
+# File names of one split that are not read as another: the evaluation rows may not be the training rows.
+_OF_A_SPLIT = re.compile(r"(train|dev|devtest|valid|validation|test)(?![A-Za-z])")
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 
 
@@ -83,8 +85,9 @@ def load_parallel(source: str | Path, split: str, wanted: Sequence[Direction]) -
             language, named `NAME.LANG` or `NAME.LANG.txt`; a TSV file whose first line names the columns' languages,
             or a JSONL file, with one text a language in each record (directly or under `translation`); or a data
             set with such records on the hub, `owner/name` or `owner/name:configuration`.
-        split: FLORES: "dev" or "devtest"; a hub data set's own. Of aligned files, those whose name begins with it, or
-            all of them if none does. A single file is one split, whatever it is called.
+        split: FLORES: "dev" or "devtest"; a hub data set's own. Of aligned files, those whose name begins with it as a
+            whole word ("dev.de" for "dev", not "devtest.de"); if none does, those that name no split ("news.de"). A
+            single file is one split, whatever it is called.
         wanted: directions of ISO 639-1 codes as in `LANGUAGES`, or of FLORES-200's.
 
     Pairs with a blank side are left out.
@@ -197,21 +200,22 @@ def _files(folder: Path, split: str, languages: Sequence[str]) -> dict[str, Path
         if missing := [code for code, path in found.items() if not path.is_file()]:
             raise FileNotFoundError(f"folder {str(folder / split)!r} has no file for {', '.join(missing)}")
         return found
-    found = {}
+    found, whole = {}, re.compile(rf"{re.escape(split)}(?![A-Za-z0-9])")
     for code in languages:
         named = [
             path
             for path in sorted(folder.iterdir())
             if path.name.endswith((f".{code}", f".{code}.txt")) and path.is_file()
         ]
-        named = [path for path in named if path.name.startswith(split)] or named
-        if len(named) != 1:
+        own = [path for path in named if whole.match(path.name)]
+        own = own or [path for path in named if not _OF_A_SPLIT.match(path.name)]
+        if len(own) != 1:
             names = ", ".join(path.name for path in named) or "none"
             raise FileNotFoundError(
                 f"folder {str(folder)!r} must have one file named like "
                 f"{split}.{code} or NAME.{code}.txt, it has {names}"
             )
-        found[code] = named[0]
+        found[code] = own[0]
     return found
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hybrid_kernels.evaluation.resampling import Directions, draws
-from hybrid_kernels.evaluation.significance import Bootstrap
+from hybrid_kernels.evaluation.significance import Bootstrap, seed_names
 from hybrid_kernels.evaluation.translation_scores import corpus_score, sentence_statistics
 
 TRANSLATION_DIRECTIONS: Directions = {
@@ -32,6 +32,7 @@ def bootstrap_translations(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    seeds: Mapping[str, Sequence[int]] | None = None,
 ) -> Bootstrap:
     """Resample the scores of all methods together.
 
@@ -39,17 +40,17 @@ def bootstrap_translations(
     resamples take 5 s of one core.
 
     Args:
-        methods: name → predictions of its seeds, all of the same rows; seeds of equal index are paired.
+        methods: name → predictions of its seeds, all of the same rows.
         metrics: of `TRANSLATION_DIRECTIONS`; means over directions.
         resamples: 2,000 give a p-value of 0.05 to within 0.01.
         confidence: of the intervals.
         seed: of the resampling.
+        seeds: name → the names of its seeds, by which they are paired; None: they are paired by index.
 
     Raises:
         ValueError: an argument is out of its range; methods are not scored on the same rows; fewer than two clusters.
     """
-    if not methods or not all(methods.values()):
-        raise ValueError(f"methods must have predictions of at least one seed each, got {list(methods)}")
+    seeds = seed_names(methods, seeds)
     unknown = sorted(set(metrics) - set(TRANSLATION_DIRECTIONS))
     if unknown or not metrics:
         raise ValueError(
@@ -82,13 +83,14 @@ def bootstrap_translations(
         for rows in directions:
             for column, metric in enumerate(metrics):
                 scores[:, place, column] += _scores(metric, run, rows, cluster, counts) / len(directions)
-    ends = np.cumsum([len(seeds) for seeds in methods.values()]).tolist()
+    ends = np.cumsum([len(own) for own in methods.values()]).tolist()
     own = {name: slice(end - len(methods[name]), end) for name, end in zip(methods, ends, strict=True)}
     return Bootstrap(
         {m: {name: scores[0, part, i] for name, part in own.items()} for i, m in enumerate(metrics)},
         {m: {name: scores[1:, part, i] for name, part in own.items()} for i, m in enumerate(metrics)},
         confidence,
         generator.uniform(np.finfo(np.float64).tiny, 1, len(counts) - 1),
+        seeds,
         TRANSLATION_DIRECTIONS,
     )
 
@@ -96,8 +98,8 @@ def bootstrap_translations(
 def _sorted(methods: Mapping[str, Sequence[Arrays]]) -> list[Arrays]:
     """The runs with their rows by id; ValueError unless all have the same rows."""
     found: list[Arrays] = []
-    for name, seeds in methods.items():
-        for i, run in enumerate(seeds):
+    for name, own in methods.items():
+        for i, run in enumerate(own):
             order = np.argsort(run["ids"])
             found.append({field: values[order] for field, values in run.items()})
             for field in ("ids", "references", "source_languages", "target_languages", "clusters"):

@@ -85,9 +85,10 @@ def prepare(config: RunConfig, folder: Path, console: Console) -> Rows:
 
 
 def perturbed_parts(task: Task, test: list[Row]) -> dict[str, list[Row]]:
-    """ "perturbed/RECIPE" → the test rows of the languages that the recipe is for, with their texts changed.
+    """ "perturbed/RECIPE" → the test rows that the recipe changes, changed; none where it changes no row.
 
-    A row keeps its id and item, by which it is compared with the unchanged one.
+    A row keeps its id and item, by which it is compared with the unchanged one. Rows that stay as they are would make
+    the recipe look harmless: in some languages it changes hardly any.
     """
     robustness = task.config.evaluation.robustness
     if robustness is None:
@@ -120,10 +121,12 @@ def perturbed_parts(task: Task, test: list[Row]) -> dict[str, list[Row]]:
                 )
                 for column in task.text_columns
             }
-            changed += [
+            varied = [
                 row | {column: texts[i] for column, texts in columns.items()} for i, row in enumerate(own)
             ]
-        parts[f"perturbed/{recipe}"] = changed
+            changed += [new for new, row in zip(varied, own, strict=True) if new != row]
+        if changed:
+            parts[f"perturbed/{recipe}"] = changed
     return parts
 
 

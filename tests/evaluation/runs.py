@@ -107,6 +107,13 @@ def cell(run, method, seed, shots, variant, parts, train_rows=96):
     }
 
 
+def edit(run, change):
+    """Changes the content of a run's results.json in place."""
+    content = json.loads((run / "results.json").read_text())
+    change(content)
+    (run / "results.json").write_text(json.dumps(content))
+
+
 def results(
     run, cells, methods, *, languages=("en", "ar", "sw"), rows=180, title="Adapters on inference", **changes
 ):

@@ -250,6 +250,39 @@ def test_seeds_are_paired_by_index_as_far_as_both_have_them():
     assert found.compare(["two"])[0].seeds == 2
 
 
+def test_seeds_are_paired_by_name():
+    data = items(60, 0)
+    runs = [trained(*data, seed) for seed in range(4)]
+    methods = {"a": runs[:3], "b": [runs[2], runs[1]], "c": [runs[3]]}
+    found = bootstrap(methods, ("nll",), resamples=200, seeds={"a": [0, 1, 2], "b": [2, 1], "c": [3]})
+    interval, p = found.difference("b", "a", "nll")
+    assert (interval.estimate, interval.low, interval.high, p) == (0, 0, 0, 1)
+    table = {comparison.method: comparison for comparison in found.compare(["a"])}
+    assert (table["b"].seeds, table["c"].seeds) == (2, 0)
+    assert not table["c"].tested and table["c"].mark == "not distinguishable"
+    assert table["c"].difference.estimate == pytest.approx(
+        found.estimates["nll"]["c"][0] - found.estimates["nll"]["a"].mean()
+    )
+    with pytest.raises(ValueError, match=r"seeds\['b'\] must be 2 different names, got \[1, 1\]"):
+        bootstrap(methods, ("nll",), seeds={"a": [0, 1, 2], "b": [1, 1], "c": [3]})
+
+
+def test_one_pair_of_seeds_is_not_tested_where_seeds_vary():
+    data = items(100, 0)
+    methods = {
+        "one": [trained(*data, 1)],
+        "better": [trained(*data, 2 + s, 2.0 + 0.01 * s) for s in range(3)],
+        "worse": [trained(*data, 5 + s, -2.0 + 0.01 * s) for s in range(3)],
+    }
+    for comparison in bootstrap(methods, ("accuracy",), resamples=500).compare(["one"]):
+        assert comparison.seeds == 1 and not comparison.tested
+        assert (comparison.p, comparison.p_holm, comparison.mark) == (1, 1, "not distinguishable")
+        assert (comparison.difference.low, comparison.difference.high) == (-np.inf, np.inf)
+    # It does not count in the correction of the others.
+    found = {c.method: c for c in bootstrap(methods, ("accuracy",), resamples=500).compare(["better"])}
+    assert found["worse"].p_holm == found["worse"].p < 0.05 and not found["one"].tested
+
+
 def test_intervals_stay_in_the_range_of_the_metric():
     run = trained(*items(30, 0), seed=1, skill=-SKILL)
     found = bootstrap({"a": [run]}, resamples=500)

@@ -1,13 +1,13 @@
 """Which runs are joined, and what is said of those that cannot be read."""
 
-import json
 import re
 import shutil
 
 import pytest
 
-from hybrid_kernels.evaluation.tables import load_study
-from tests.evaluation.runs import make_run, results
+from hybrid_kernels.evaluation.tables import load_study, quality, shots
+from hybrid_kernels.evaluation.tables.study import seeds_of
+from tests.evaluation.runs import edit, make_run, results
 
 
 def test_runs_on_the_same_rows_are_joined_and_others_follow(run_folder, translation_folder, tmp_path):
@@ -23,14 +23,123 @@ def test_runs_on_the_same_rows_are_joined_and_others_follow(run_folder, translat
     assert len(load_study([run_folder, tmp_path / "fewer"])) == 2
 
 
-def test_seeds_that_all_methods_have_come_first(run_folder, tmp_path):
+def test_seeds_ascend_and_those_of_the_pretrained_model_are_all(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
-    content = json.loads((tmp_path / "run" / "results.json").read_text())
-    content["cells"] = [c for c in content["cells"] if (c["method"], c["seed"]) != ("boft", 0)]
-    (tmp_path / "run" / "results.json").write_text(json.dumps(content))
+
+    def cut(content):
+        gone = [("lora", 2), ("boft", 0), ("hybrid", 1)]
+        content["cells"] = [c for c in content["cells"] if (c["method"], c["seed"]) not in gone]
+        pretrained = {"method": "none", "backend": "transformers", "shots": 0, "train_loss": None}
+        content["cells"].append(content["cells"][0] | pretrained)
+
+    edit(tmp_path / "run", cut)
     (setting,) = load_study([tmp_path / "run"])
-    seeds = {name: [c.result.seed for c in own] for name, own in setting.by_method().items()}
-    assert seeds == {"lora": [1, 2, 0], "boft": [1, 2], "hybrid": [1, 2, 0]}
+    cells = setting.by_method()
+    assert seeds_of(cells) == {"lora": [0, 1], "boft": [1, 2], "hybrid": [0, 2], "none": [0, 1, 2]}
+    assert [len(own) for own in cells.values()] == [2, 2, 2, 3]
+    found = quality.main_quality(setting)
+    # Of LoRA and the hybrid, seed 0 is the only one that both have.
+    assert {(c.method, c.baseline): c.seeds for c in found.comparisons if c.metric == "accuracy"} == {
+        ("lora", "boft"): 1,
+        ("hybrid", "boft"): 1,
+        ("none", "boft"): 2,
+    }
+    assert found.value("hybrid", "accuracy").mark == "not distinguishable"
+
+
+def test_methods_of_one_seed_among_others_are_not_compared(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+
+    def cut(content):
+        content["cells"] = [c for c in content["cells"] if c["method"] == "hybrid" or c["seed"] == 0]
+
+    edit(tmp_path / "run", cut)
+    (setting,) = load_study([tmp_path / "run"])
+    table = quality.main_table(quality.main_quality(setting))
+    assert "over 1 or 3 seeds. A method of one seed" in table.note and "▲" not in table.note
+    assert {value.mark for one in table.rows for value in one.values} == {None, "not distinguishable"}
+
+
+def test_shots_of_a_governance_ablation_alone_are_not_those_of_the_study(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+
+    def ablate_with_all_rows(content):
+        content["config"]["data"] = {"shots": [8, 32]}
+        ablated = [c for c in content["cells"] if (c["method"], c["shots"]) == ("lora", 32)]
+        content["cells"] = [c for c in content["cells"] if c["shots"] == 8 or c["governance"] == "all"]
+        content["cells"] += [c | {"shots": "all"} for c in ablated]
+
+    edit(tmp_path / "run", ablate_with_all_rows)
+    (setting,) = load_study([tmp_path / "run"])
+    assert setting.all_shots == [8, 32] and setting.main_shots == 32
+    assert list(setting.by_method()) == ["lora", "boft", "hybrid"]
+
+
+def test_main_shots_are_those_of_most_methods_and_the_others_are_named(tmp_path):
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30}
+    make_run(tmp_path / "one", methods=("lora", "hybrid"), shots=(8, 32), **options)
+    make_run(tmp_path / "two", methods=("boft",), shots=(32, 64), **options)
+    (setting,) = load_study([tmp_path / "one", tmp_path / "two"])
+    assert setting.all_shots == [8, 32, 64] and setting.main_shots == 32
+    main = quality.main_quality(setting)
+    assert (
+        set(main.cells) == {"lora", "hybrid", "boft"} and "Not trained" not in quality.main_table(main).note
+    )
+    few = shots.few_shot(setting, main)
+    assert {number: set(one.cells) for number, one in few.by_shots.items()} == {
+        8: {"lora", "hybrid"},
+        32: {"lora", "hybrid", "boft"},
+        64: {"boft"},
+    }
+    make_run(tmp_path / "three", methods=("hra",), shots=(8,), **options)
+    (setting,) = load_study([tmp_path / name for name in ("one", "two", "three")])
+    assert setting.main_shots == 32
+    note = quality.main_table(quality.main_quality(setting)).note
+    assert "Not trained with 32 examples a language: HRA. " in note
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["config"]["training"].update(learning_rate=1.0),
+        lambda content: content["config"].update(source_stage={"steps": 3}),
+        lambda content: content["config"].update(methods=[{"name": "lora", "method": "lora", "r": 16}]),
+    ],
+)
+def test_one_method_trained_in_two_ways_is_not_further_seeds_of_it(tmp_path, change):
+    def configured(content):
+        content["config"] |= {
+            "title": "One",
+            "output": "one",
+            "training": {"learning_rate": 0.001, "steps": 9, "seeds": [0]},
+            "methods": [{"name": "lora", "method": "lora", "r": 8}],
+        }
+
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30, "shots": (8,)}
+    for name, seeds in (("a", (0, 1)), ("b", (2,))):
+        make_run(tmp_path / name, methods=("lora",), seeds=seeds, **options)
+        edit(tmp_path / name, configured)
+    edit(tmp_path / "b", lambda content: content["config"].update(title="Two", output="two"))
+    edit(tmp_path / "b", lambda content: content["config"]["training"].update(seeds=[2]))
+    # A key of a later version, at its default.
+    edit(tmp_path / "b", lambda content: content["config"]["training"].update(precision="float32"))
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    assert [cell.result.seed for cell in setting.by_method()["lora"]] == [0, 1, 2]
+    edit(tmp_path / "b", change)
+    assert len(load_study([tmp_path / "a", tmp_path / "b"])) == 2
+
+
+def test_a_difference_between_the_settings_of_joined_runs_is_said(tmp_path):
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30, "shots": (8,)}
+    make_run(tmp_path / "a", methods=("lora",), **options)
+    make_run(tmp_path / "b", methods=("hra",), **options)
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    assert "differ" not in quality.main_table(quality.main_quality(setting)).note
+    edit(tmp_path / "b", lambda content: content["config"]["training"].update(learning_rate=1.0))
+    edit(tmp_path / "b", lambda content: content["config"].update(budget=99))
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    note = quality.main_table(quality.main_quality(setting)).note
+    assert "The runs of these methods differ in their settings of training, budget. " in note
 
 
 def test_bad_folders_are_named(run_folder, tmp_path):

@@ -29,7 +29,7 @@ from hybrid_kernels.evaluation.tables import (
 )
 from hybrid_kernels.evaluation.tables.table import best_in_rows, with_best
 from hybrid_kernels.training.files import load_predictions
-from tests.evaluation.runs import make_run
+from tests.evaluation.runs import edit, make_run
 
 SEEDS = (0, 1, 2)
 
@@ -191,7 +191,7 @@ def test_robustness_compares_the_same_rows(run_folder, setting):
     table = robustness.recipe_table(found)
     for place, method in enumerate(("lora", "boft", "hybrid")):
         drops, same, swahili = changed_rows(run_folder, method)
-        values = row(table, "romanisation (ar, sw)").values
+        values = row(table, "romanisation (ar, sw), 120 rows").values
         assert values[place].value == pytest.approx(np.mean(drops))
         assert values[3 + place].value == pytest.approx(np.mean(same))
         # The bootstrap's estimate is the table's own: it saw the same rows.
@@ -389,6 +389,13 @@ def test_the_pretrained_model_stands_beside_every_seed_and_number_of_shots(run_f
     assert difference.estimate == pytest.approx(
         row(quality.main_table(found), "Hybrid").values[0].value - value.value
     )
+
+
+def test_of_pretrained_models_alone_no_seeds_are_spoken_of(tmp_path):
+    make_run(tmp_path, methods=("lora",), seeds=(0,), shots=(8,), ablated=(), recipes=(), dev=False)
+    edit(tmp_path, lambda content: [c.update(train_loss=None, shots=0) for c in content["cells"]])
+    note = quality.main_table(quality.main_quality(load_study([tmp_path])[0])).note
+    assert note.startswith("Nothing was trained. ") and "seed" not in note
 
 
 def test_too_few_rows_give_no_intervals_and_say_why(tmp_path):

@@ -52,7 +52,7 @@ def write_flores(folder):
 def write_aligned(folder):
     folder.mkdir()
     for language, lines in TEXT.items():
-        (folder / f"test.en-{language}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / f"dev.en-{language}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -98,6 +98,23 @@ def test_every_source_gives_the_same_pairs(tmp_path, write):
     ]
     assert [row["target"] for row in rows[3:]] == TEXT["en"]
     assert rows[0]["source_language"] == "en" and rows[3]["target_language"] == "en"
+
+
+def test_a_split_is_not_read_as_another(tmp_path):
+    for name, text in (("dev", "eins"), ("devtest", "zwei"), ("test2016", "drei")):
+        for language in ("de", "en"):
+            (tmp_path / f"{name}.{language}").write_text(f"{text}\n")
+    for name, text in (("dev", "eins"), ("devtest", "zwei"), ("test2016", "drei")):
+        (pair,) = load_parallel(tmp_path, name, BOTH)
+        assert pair["texts"]["de"] == text
+    for name in ("dev", "test2016"):
+        for language in ("de", "en"):
+            (tmp_path / f"{name}.{language}").unlink()
+    for name in ("dev", "test"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"one file named like {name}\.de or NAME\.de\.txt, it has devtest"
+        ):
+            load_parallel(tmp_path, name, BOTH)
 
 
 @needs_data

@@ -14,9 +14,10 @@ from hybrid_kernels.training.cells import Cell, expand, source_of, variants
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import make_plan
-from hybrid_kernels.training.prepare import prepare
+from hybrid_kernels.training.prepare import perturbed_parts, prepare
 from hybrid_kernels.training.results import training_steps
 from hybrid_kernels.training.run import run
+from hybrid_kernels.training.tasks import task_of
 from tests.training.support import HRA
 
 QUIET = Console(quiet=True)
@@ -218,6 +219,20 @@ def test_robustness_predicts_perturbed_rows(sweep, fake_robustness):
     with pytest.raises(ValueError, match=r"recipes has lower; for de, en there are umlaut, upper"):
         sweep["evaluation"]["robustness"]["recipes"] = ["lower"]
         run(RunConfig.model_validate(sweep), footprint=False, report=False, console=QUIET)
+
+
+def test_rows_that_a_recipe_leaves_as_they_are_are_not_predicted_again(values):
+    values["evaluation"] = {"robustness": {"recipes": ["lower_case", "upper_case"]}}
+    task = task_of(RunConfig.model_validate(values))
+    texts = [("A cat", "sat"), ("a cat", "SAT"), ("a cat", "sat")]
+    rows = [
+        {"id": str(i), "item": i, "language": "en", "premise": premise, "hypothesis": hypothesis, "label": 0}
+        for i, (premise, hypothesis) in enumerate(texts)
+    ]
+    parts = perturbed_parts(task, rows)
+    assert [row["id"] for row in parts["perturbed/lower_case"]] == ["0", "1"]
+    assert len(parts["perturbed/upper_case"]) == 3
+    assert set(perturbed_parts(task, rows[2:])) == {"perturbed/upper_case"}
 
 
 def test_methods_are_fitted_to_the_budget(values, monkeypatch):

@@ -207,6 +207,42 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
         assert again[one["name"]]["evaluation"] == one["evaluation"]
 
 
+def test_pairs_that_are_predicted_are_not_trained_on(translation_values, parallel):
+    """One file is one split, whatever it is called."""
+    file = parallel / "pairs.tsv"
+    lines = ["en\tde", *(f"{sentence(i, 'en')}\t{sentence(i, 'de')}" for i in range(8))]
+    file.write_text("\n".join(lines) + "\n")
+
+    def load(governance=None, **data):
+        translation_values["data"] = {"source": str(file), "languages": ["en", "de"]} | data
+        translation_values["governance"] = governance
+        return task_of(RunConfig.model_validate(translation_values)).load_data()
+
+    for governance in (None, {}):
+        with pytest.raises(
+            ValueError, match=r"data\.train_split 'train': 8 of 8 pairs are evaluation or dev pairs as well"
+        ):
+            load(governance)
+    divided = load(evaluation_split="train")
+    assert len(divided.train) == 4 and len(divided.test) == 2 * 4
+    with pytest.raises(ValueError, match="4 of 4 pairs are evaluation or dev pairs"):
+        load(evaluation_split="train", dev_split="dev")
+    other = parallel / "others.tsv"
+    other.write_text("\n".join([*lines[:2], f"{sentence(20, 'en')}\t{sentence(20, 'de')}"]) + "\n")
+    with pytest.raises(ValueError, match="1 of 8 pairs"):
+        load(evaluation_source=str(other))
+    # Where the one split is divided, a sentence that is there twice is on one side.
+    file.write_text("\n".join([*lines, *lines[1:]]) + "\n")
+    divided = load(evaluation_split="train")
+    tested = {row["target"] for row in divided.test}
+    assert divided.train and not [p for p in divided.train if tested & set(p["texts"].values())]
+    file.write_text("\n".join(lines) + "\n")
+    # Governance removes such a pair.
+    assert len(load({}, evaluation_source=str(other)).train) == 8
+    with pytest.raises(ValueError, match=r"data\.dev_split 'dev': all of its pairs are evaluation pairs"):
+        load({}, evaluation_source=str(other), dev_split="dev")
+
+
 def test_governance_of_pairs_by_variant(translation_values, parallel, tmp_path):
     """A sentence that is there twice is found in each two languages."""
     for language in ("en", "de", "fr"):

@@ -285,10 +285,12 @@ def _certainty(found: Quality) -> str:
         if not counts
         else "Each method was trained once: what another seed would change is not known, and comes on top."
         if counts == [1]
-        else f"Methods were trained with {' or '.join(map(str, counts))} seeds, whose spread is counted in."
+        else f"Methods were trained with {' or '.join(map(str, counts))} seeds, whose spread is counted in"
+        + (", where there are two in common; other differences are not tested." if counts[0] == 1 else ".")
     )
+    tested = sum(comparison.tested for comparison in found.comparisons)
     return (
-        f"In brackets: 95 % intervals, each by itself. p-values are corrected for the {len(found.comparisons)} "
+        f"In brackets: 95 % intervals, each by itself. p-values are corrected for the {tested} "
         "comparisons with the best baselines and decide what is told apart, so a difference whose interval leaves 0 "
         f"out may not be. {repeats}"
     )

@@ -12,6 +12,7 @@ _ESCAPES = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "[": "{[}", "]": "{]}", '"': r"\textquotedbl{}",
     # Those of a report's own words that pdfLaTeX does not know as characters.
+    "∞": r"$\infty$",
     "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "→": r"$\rightarrow$", "·": r"$\cdot$", "λ": r"$\lambda$",
     "▲": r"$^{\uparrow}$", "▼": r"$^{\downarrow}$", "√": r"$\surd$", "₂": "$_2$", "–": "--", "—": "---",
     "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\ldots{}", "½": r"$\frac12$",

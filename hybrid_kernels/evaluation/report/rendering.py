@@ -25,7 +25,7 @@ def number(value: float, column: Column, *, signed: bool = False) -> str:
     # Adding 0 makes −0 a 0.
     scaled = round(column.scale * value, column.decimals) + 0.0
     sign = "+" if scaled and (signed or column.signed) else ""
-    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−")
+    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−").replace("inf", "∞")
 
 
 def text_of(value: Value, column: Column, row: Row) -> str:

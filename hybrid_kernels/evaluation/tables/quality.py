@@ -14,7 +14,7 @@ from hybrid_kernels.evaluation.calibration import apply_temperature, fit_tempera
 from hybrid_kernels.evaluation.metrics import METRICS, macro_average, per_language_metrics, run_metrics
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison, bootstrap
-from hybrid_kernels.evaluation.tables.study import Cell, Setting
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, differing_settings, seeds_in_words, seeds_of
 from hybrid_kernels.evaluation.tables.table import (
     Column,
     Row,
@@ -129,7 +129,10 @@ class Quality:
 
 
 def resample(
-    predictions: Mapping[str, Sequence[Predictions]], metrics: Sequence[str], reference: str
+    predictions: Mapping[str, Sequence[Predictions]],
+    metrics: Sequence[str],
+    reference: str,
+    seeds: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Bootstrap | None, str]:
     """`bootstrap`, or None and why there is none: too few rows to resample."""
     first = next(iter(predictions.values()))[0]
@@ -137,7 +140,7 @@ def resample(
     if reference not in languages or len(languages) == 1:
         metrics = [metric for metric in metrics if metric != "gap"]
     try:
-        return bootstrap(predictions, metrics, reference=reference, resamples=RESAMPLES), ""
+        return bootstrap(predictions, metrics, reference=reference, resamples=RESAMPLES, seeds=seeds), ""
     except ValueError as error:
         return None, str(error)
 
@@ -145,7 +148,7 @@ def resample(
 def quality(setting: Setting, cells: dict[str, list[Cell]], metrics: Sequence[str]) -> Quality:
     """Args: metrics: that get intervals."""
     predictions = {name: [cell.predictions() for cell in own] for name, own in cells.items()}
-    return Quality(setting, cells, *resample(predictions, metrics, setting.reference))
+    return Quality(setting, cells, *resample(predictions, metrics, setting.reference, seeds_of(cells)))
 
 
 def main_quality(setting: Setting) -> Quality:
@@ -278,31 +281,33 @@ def _scaled(cell: Cell) -> tuple[float, dict[str, float]]:
 
 
 def _note(found: Quality) -> str:
-    seeds = found.seeds
-    counts = sorted({len(own) for own in seeds.values()})
-    if not counts:
-        text = "Nothing was trained. "
-    elif counts == [1]:
-        text = "One seed: how much another seed would change is not known, and no figure here contains it. "
-    else:
-        number = " or ".join(map(str, counts))
-        text = f"Mean ± standard deviation over {number} seeds. "
+    text = seeds_in_words(found.cells)
+    if absent := [found.setting.label(name) for name in found.setting.methods if name not in found.cells]:
+        text += f"Not trained with {found.setting.shown_shots}: {', '.join(absent)}. "
+    if differing := differing_settings(found.setting.runs):
+        text += f"The runs of these methods differ in their settings of {', '.join(differing)}. "
     if found.resampled is None:
         return f"{text}No intervals: {found.why}."
     clusters = len(set(next(iter(found.cells.values()))[0].arrays["test"]["clusters"].tolist()))
     text += (
         f"In brackets: 95 % intervals of a bootstrap over {clusters} groups of rows that share an item or a premise"
-        + (", and over seeds. " if counts != [1] else ". ")
+        + (", and over seeds. " if any(own[1:] for own in found.seeds.values()) else ". ")
     )
-    if found.comparisons:
+    if tested := [comparison for comparison in found.comparisons if comparison.tested]:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({_best_baselines(found)}) in accuracy, ECE "
             f"of equal width or parity gap; p < 0.05, paired bootstrap, Holm-corrected for "
-            f"{len(found.comparisons)} comparisons. Other columns are not tested. "
+            f"{len(tested)} comparisons{pairs_in_words(tested)}. Other columns are not tested. "
         )
     if found.temperatures:
         text += "The temperature T is fitted on the dev part, for each seed. "
     return text + "Bold: best of the column, whether or not others can be told from it."
+
+
+def pairs_in_words(tested: Sequence[Comparison]) -> str:
+    """For a table's note, where comparisons rest on unlike numbers of seeds."""
+    pairs = sorted({comparison.seeds for comparison in tested})
+    return f", each over the {pairs[0]} to {pairs[-1]} seeds that both methods have" if pairs[1:] else ""
 
 
 def _best_baselines(found: Quality) -> str:

@@ -48,8 +48,8 @@ class Robustness:
 
 
 def robustness(setting: Setting) -> Robustness | None:
-    """Of the most shots whose cells predicted changed rows; None where none did."""
-    for shots in reversed(setting.all_shots):
+    """Of the main results' shots or else the most whose cells predicted changed rows; None where none did."""
+    for shots in (setting.main_shots, *reversed(setting.all_shots)):
         cells = {
             name: with_parts
             for name, own in setting.by_method(shots).items()
@@ -71,15 +71,17 @@ def recipe_table(found: Robustness) -> Table:
             name: [[one["per_language"][code][recipe] for code in codes] for one in seeds]
             for name, seeds in found.tables.items()
         }
+        n = sum(first[code][recipe]["n"] for code in codes)
         rows.append(
             Row(
-                f"{recipe.replace('_', ' ')} ({_codes(codes)})",
+                f"{recipe.replace('_', ' ')} ({_codes(codes)}), {n:,} rows",
                 _values(found, per_method, found.drops.get(recipe, {})),
             )
         )
     note = (
-        f"With {shots_in_words(found.shots)}. Accuracy drop: of the unchanged rows minus of the same rows changed, "
-        "in points; consistency: share of rows with the same predicted class, in %. Means over the languages named."
+        f"With {shots_in_words(found.shots)}. Of the rows that a recipe changes, whose number is given; a language is "
+        "named where it changes any. Accuracy drop: of these rows as they are minus as changed, in points; "
+        "consistency: share with the same predicted class, in %. Means over the languages named."
     )
     if found.drops:
         note += (

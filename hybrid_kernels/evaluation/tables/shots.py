@@ -18,13 +18,18 @@ class FewShot:
 
 
 def few_shot(setting: Setting, main: Quality) -> FewShot | None:
-    """None of one number of shots. `main` is that of the most."""
+    """None of one number of shots. `main` is that of `Setting.main_shots`."""
     if len(setting.all_shots) < 2:
         return None
-    found: dict[Shots, Quality] = {}
-    for shots in setting.all_shots[:-1]:
-        found[shots] = quality(setting, setting.by_method(shots), ("accuracy",))
-    return FewShot(setting, found | {setting.main_shots: main})
+    return FewShot(
+        setting,
+        {
+            shots: main
+            if shots == setting.main_shots
+            else quality(setting, setting.by_method(shots), ("accuracy",))
+            for shots in setting.all_shots
+        },
+    )
 
 
 def shots_table(found: FewShot) -> Table:

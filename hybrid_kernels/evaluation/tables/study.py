@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +80,20 @@ class Run:
     def main_variant(self) -> str:
         return "none" if self.results.governance is None else "all"
 
+    @cached_property
+    def swept(self) -> set[Shots]:
+        """Numbers of shots of its own sweep; not one that its governance ablation alone has."""
+        found = {
+            cell.result.shots
+            for cell in self.cells
+            if cell.result.governance == self.main_variant and cell.trains
+        }
+        data = self.results.config.get("data", {})
+        if "shots" not in data:
+            return found
+        own = data["shots"] if isinstance(data["shots"], list) else [data["shots"]]
+        return found & {"all" if shots is None else shots for shots in own}
+
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """FileNotFoundError where there is no results.json; ValueError names what is malformed in it."""
@@ -139,20 +153,25 @@ class Setting:
 
     @property
     def all_shots(self) -> list[Shots]:
-        """Ascending, "all" last, of the cells governed as their run says."""
-        found = {
-            cell.result.shots
-            for run in self.runs
-            for cell in run.cells
-            if cell.result.governance == run.main_variant and cell.trains
+        """Ascending, "all" last, of the runs' sweeps."""
+        found = {shots for run in self.runs for shots in run.swept} or {
+            cell.result.shots for cell in self.cells
         }
-        found = found or {cell.result.shots for cell in self.cells}
         return sorted(found, key=lambda shots: float("inf") if shots == "all" else shots)
 
     @property
     def main_shots(self) -> Shots:
-        """The most: those of the main results."""
-        return self.all_shots[-1]
+        """Those of the main results: the most that as many methods as possible were trained with.
+
+        By the sweeps of the runs: a cell that failed changes nothing.
+        """
+
+        def methods(shots: Shots) -> int:
+            return len(
+                {c.result.method for run in self.runs if shots in run.swept for c in run.cells if c.trains}
+            )
+
+        return max(reversed(self.all_shots), key=methods)
 
     def place(self, method: str) -> int:
         """The method's index, by which it has its colour."""
@@ -175,8 +194,7 @@ class Setting:
     def by_method(self, shots: Shots | None = None, variant: str | None = None) -> dict[str, list[Cell]]:
         """The cells of each method that has any, by ascending seed.
 
-        Seeds that every method has come first, so that cells of equal index are of one seed. The pretrained model as it
-        is stands beside every number of shots, as often as there are seeds.
+        The pretrained model as it is stands beside every number of shots, as often as there are seeds: see `seeds_of`.
 
         Args:
             shots: `main_shots` if None.
@@ -189,7 +207,9 @@ class Setting:
                 here = not cell.trains or cell.result.shots == shots
                 if here and cell.result.governance == (variant or run.main_variant):
                     found[cell.result.method].append(cell)
-        return _aligned({name: cells for name, cells in found.items() if cells})
+        found = {name: sorted(own, key=lambda cell: cell.result.seed) for name, own in found.items() if own}
+        seeds = {cell.result.seed for own in found.values() for cell in own if cell.trains}
+        return {name: own if own[0].trains else own[:1] * (len(seeds) or 1) for name, own in found.items()}
 
     @property
     def shown_shots(self) -> str:
@@ -202,22 +222,35 @@ def shots_in_words(shots: Shots) -> str:
     return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a language"
 
 
-def _aligned(cells: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
-    seeds = [{cell.result.seed for cell in own} for own in cells.values() if own[0].trains]
-    common = set.intersection(*seeds) if seeds else set()
-    most = max((len(one) for one in seeds), default=1)
+def seeds_of(cells: dict[str, list[Cell]]) -> dict[str, list[int]]:
+    """The seeds of each method's cells, in the order of `Setting.by_method`; of the pretrained model, all there are."""
+    trained = sorted({cell.result.seed for own in cells.values() for cell in own if cell.trains})
     return {
-        name: sorted(own, key=lambda cell: (cell.result.seed not in common, cell.result.seed))
-        if own[0].trains
-        else own[:1] * most
+        name: [cell.result.seed for cell in own] if own[0].trains or not trained else trained
         for name, own in cells.items()
     }
+
+
+def seeds_in_words(cells: dict[str, list[Cell]]) -> str:
+    """For a table's note: over how many seeds its numbers are means."""
+    counts = sorted({len(own) for own in cells.values() if own[0].trains})
+    if not counts:
+        return "Nothing was trained. "
+    if counts == [1]:
+        return "One seed: how much another seed would change is not known, and no figure here contains it. "
+    text = f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds. "
+    if counts[0] == 1:
+        text += (
+            "A method of one seed has an interval that does not contain how seeds vary, and is not compared. "
+        )
+    return text
 
 
 def load_study(folders: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     """The settings of several runs, in the order in which they are first met.
 
-    Runs are joined where they have one task, model, data source and evaluation rows, and no cell in common.
+    Runs are joined where they have one task, model, data source and evaluation rows, and no cell in common; those that
+    have a method in common only if its cells are further seeds or shots of it, all else being equal.
 
     Raises:
         ValueError: no folder, one twice, or a malformed results.json.
@@ -231,7 +264,7 @@ def load_study(folders: Sequence[str | os.PathLike[str]]) -> list[Setting]:
     groups: dict[Any, list[Run]] = {}
     for run in map(load_run, folders):
         key = _comparable(run)
-        while any(_identities([other]) & _identities([run]) for other in groups.get(key, [])):
+        while any(_clash(other, run) for other in groups.get(key, [])):
             key = (key, "again")
         groups.setdefault(key, []).append(run)
     settings = []
@@ -247,7 +280,51 @@ def _comparable(run: Run) -> Any:
     return results.config.get("task"), results.model.name, results.data.source, rows
 
 
-def _identities(runs: Iterable[Run]) -> set[tuple[Any, ...]]:
+def _clash(one: Run, other: Run) -> bool:
+    """Whether a cell of both is the same one, or a method of both was trained in two ways."""
+    shared = {cell.method for cell in one.results.cells} & {cell.method for cell in other.results.cells}
+    if not shared:
+        return False
+    mine, theirs = _methods(one), _methods(other)
+    return (
+        bool(_identities(one) & _identities(other))
+        or bool(differing_settings([one, other]))
+        or any(_differ(mine.get(name), theirs.get(name)) for name in shared)
+    )
+
+
+def _identities(run: Run) -> set[tuple[Any, ...]]:
+    return {(cell.method, cell.seed, cell.shots, cell.governance) for cell in run.results.cells}
+
+
+def _methods(run: Run) -> dict[str, Any]:
+    """The configuration's methods by name."""
+    return {one.get("name") or one["method"]: one for one in run.results.config.get("methods", [])}
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Sections of the configuration in which the trainings of runs differ, but for seeds and shots."""
+    first, *others = [_settings(run) for run in runs]
+    return [name for name in first if any(_differ(first[name], other[name]) for other in others)]
+
+
+_SETTINGS = ("data", "training", "model", "governance", "source_stage", "budget", "prompt", "translation")
+#: keys in them that joined runs of one method may vary, or that change nothing
+_VARIED = {"shots", "seeds", "checkpoint_steps", "tensorboard"}
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    found = {name: run.results.config.get(name) for name in _SETTINGS}
     return {
-        (cell.method, cell.seed, cell.shots, cell.governance) for run in runs for cell in run.results.cells
+        name: {key: value for key, value in own.items() if key not in _VARIED}
+        if isinstance(own, dict)
+        else own
+        for name, own in found.items()
     }
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Of settings; a key that one lacks came with a later version, whose default is what was done before."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return any(_differ(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one != other)

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison
-from hybrid_kernels.evaluation.tables.study import Cell, Setting
+from hybrid_kernels.evaluation.tables.quality import pairs_in_words
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_in_words, seeds_of
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, best_in_rows, over_seeds
 from hybrid_kernels.evaluation.translation_significance import TRANSLATION_DIRECTIONS, bootstrap_translations
 
@@ -70,7 +71,9 @@ def translations(setting: Setting) -> Translations:
     metrics = [metric for metric in TRANSLATION_DIRECTIONS if metric in there]
     arrays = {name: [cell.arrays["test"] for cell in own] for name, own in cells.items()}
     try:
-        return Translations(setting, cells, bootstrap_translations(arrays, metrics), "")
+        return Translations(
+            setting, cells, bootstrap_translations(arrays, metrics, seeds=seeds_of(cells)), ""
+        )
     except ValueError as error:
         return Translations(setting, cells, None, str(error))
 
@@ -177,24 +180,20 @@ def lead_metric(found: Translations) -> str:
 
 def _note(metric: str, found: Translations) -> str:
     cells, first = found.cells, found.directions
-    seeds = sorted({len(own) for own in cells.values()})
-    text = (
-        "One seed: how much another seed would change is not known. "
-        if seeds == [1]
-        else f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds. "
-    )
+    text = seeds_in_words(cells)
     if found.resampled is None:
         text += f"No intervals: {found.why}. "
     else:
         clusters = len(set(next(iter(cells.values()))[0].arrays["test"]["clusters"].tolist()))
         text += (
             f"In brackets, of the means: 95 % intervals of a bootstrap over {clusters} sentences, each in all "
-            f"directions{'. ' if seeds == [1] else ', and over seeds. '}"
+            f"directions{', and over seeds. ' if any(own[1:] for own in cells.values()) else '. '}"
         )
-    if own := [comparison for comparison in found.comparisons if comparison.metric == metric]:
+    tested = [comparison for comparison in found.comparisons if comparison.tested]
+    if own := [comparison for comparison in tested if comparison.metric == metric]:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({found.setting.label(own[0].baseline)}); "
-            f"p < 0.05, paired bootstrap, Holm-corrected for {len(found.comparisons)} comparisons. "
+            f"p < 0.05, paired bootstrap, Holm-corrected for {len(tested)} comparisons{pairs_in_words(tested)}. "
         )
     if metric == "bits_per_byte":
         return text + "Teacher-forced: −log₂ p(reference | prompt) a byte of the reference; lower is better."

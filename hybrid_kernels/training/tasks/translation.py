@@ -58,15 +58,31 @@ class Translation(Decoder):
         train = load(data.source, data.train_split)
         if data.divides_one_split:
             train, test = split_items(train, data.evaluation_fraction, data.seed)
+            train = _without(train, test)  # a sentence may be there twice, as two items
         else:
             test = load(evaluation_source, data.evaluation_split)
         dev: list[Row] = []
         if data.dev_fraction:
             test, dev = split_items(test, data.dev_fraction, data.seed)
         elif data.dev_split is not None:
-            dev = load(evaluation_source, data.dev_split)
+            dev = _without(load(evaluation_source, data.dev_split), test)
+            if not dev:
+                raise ValueError(f"data.dev_split {data.dev_split!r}: all of its pairs are evaluation pairs")
+        self._check_apart(train, [*test, *dev])
         most = config.evaluation.max_rows_per_language
         return Loaded(train, self.sample(self._rows(test), most), self.sample(self._rows(dev), most), [], [])
+
+    def _check_apart(self, train: Sequence[Row], held_out: Sequence[Row]) -> None:
+        """ValueError where training pairs are to be predicted as well, and governance does not remove them."""
+        shared = len(train) - len(_without(train, held_out))
+        policy = self.config.governance
+        removed = policy is not None and policy.leakage.enabled
+        if shared == len(train) or (shared and not removed):
+            raise ValueError(
+                f"data.train_split {self.config.data.train_split!r}: {shared} of {len(train)} pairs are evaluation or "
+                "dev pairs as well; name another source or split, have governance remove them (its step leakage), or "
+                "give train_split and evaluation_split one name: evaluation_fraction of it is then held out"
+            )
 
     def govern(
         self, policy: GovernancePolicy, records: Sequence[Row], held_out: Sequence[Row], folder: Path
@@ -231,6 +247,16 @@ class Translation(Decoder):
 def _named(rows: Sequence[Row]) -> list[Row]:
     """Rows of `evaluation.parallel` as the engine has them: `language` is the direction."""
     return [row | {"language": f"{row['source_language']}-{row['target_language']}"} for row in rows]
+
+
+def _without(pairs: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """The pairs whose two texts are those of no other."""
+
+    def texts(pair: Row) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(pair["texts"].items()))
+
+    there = set(map(texts, others))
+    return [pair for pair in pairs if texts(pair) not in there]
 
 
 def _first(pairs: Sequence[Row], most: int) -> list[Row]:
