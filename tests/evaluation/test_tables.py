@@ -205,6 +205,47 @@ def test_robustness_compares_the_same_rows(run_folder, setting):
     assert "romanisation" in arabic.detail
 
 
+def test_joined_runs_are_compared_on_the_changed_rows_that_they_share(tmp_path):
+    options = {"ablated": (), "dev": False, "shots": (32,), "items": 30}
+    make_run(tmp_path / "a", methods=("lora", "hybrid"), **options)
+    make_run(tmp_path / "b", methods=("boft",), recipes=("romanisation",), **options)
+    make_run(tmp_path / "c", methods=("hra",), **options)
+    edit(tmp_path / "c", lambda content: content["config"]["evaluation"].update(robustness={"rate": 0.5}))
+    found = robustness.robustness(load_study([tmp_path / name for name in "abc"])[0])
+    assert list(found.cells) == ["lora", "hybrid", "boft"] and found.recipes == ["romanisation"]
+    table = robustness.recipe_table(found)
+    assert [one.label for one in table.rows] == ["romanisation (ar, sw), 60 rows"]
+    assert "Left out, as their rows were changed otherwise: HRA." in table.note
+    assert (
+        "Recipes left out, as not all methods were tried with the same rows of them: upper case."
+        in table.note
+    )
+    assert robustness.place_table(found, "per_language").rows
+    # Nothing shared: the first run's.
+    found = robustness.robustness(load_study([tmp_path / name for name in "ca"])[0])
+    assert list(found.cells) == ["hra"] and len(found.recipes) == 2
+
+
+def test_a_drop_of_one_seed_has_no_interval_where_others_have_more(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+
+    def cut(content):
+        content["cells"] = [c for c in content["cells"] if c["method"] != "lora" or c["seed"] == 0]
+
+    edit(tmp_path / "run", cut)
+    table = robustness.recipe_table(robustness.robustness(load_study([tmp_path / "run"])[0]))
+    lora, boft, *_ = row(table, "romanisation").values
+    assert lora.interval is None and boft.interval is not None
+    assert "None for a method of one seed, where others have more." in table.note
+
+
+def test_robustness_of_too_few_rows_says_why_there_are_no_intervals(tmp_path):
+    make_run(tmp_path, items=3, dev=False, ablated=(), shots=(8,), recipes=("romanisation",))
+    table = robustness.recipe_table(robustness.robustness(load_study([tmp_path])[0]))
+    assert "No intervals for romanisation: all rows are of cluster 'test-0'" in table.note
+    assert table.rows[0].values[0].interval is None
+
+
 def changed_rows(run_folder, method):
     """Of each seed: drop and consistency with romanisation, means over ar and sw; and the drop in sw."""
     drops, same, swahili = [], [], []
@@ -240,7 +281,19 @@ def test_romanised_rows_are_set_against_the_others(run_folder, tmp_path):
         right = (part["log_probabilities"].argmax(1) == part["labels"])[part["languages"] == "ar"]
         gone.append(right[12:].mean() - right[:12].mean())
     assert only.values[2].value == pytest.approx(np.mean(gone))
+    assert only.values[2].interval is None
     assert robustness.romanised_table(load_study([run_folder])[0]) is None
+
+    # The pretrained model, beside every seed, is one training.
+    def untrained(content):
+        content["cells"] = [c for c in content["cells"] if c["shots"] == 32 and c["governance"] == "all"]
+        content["cells"][0] |= {"method": "none", "label": "Pretrained", "shots": 0, "train_loss": None}
+
+    edit(tmp_path / "run", untrained)
+    table = robustness.romanised_table(load_study([tmp_path / "run"])[0])
+    drops = zip(table.columns[2::3], table.rows[0].values[2::3], strict=True)
+    assert [column.top for column, value in drops if value.interval is not None] == ["Pretrained"]
+    assert "of a single training: 95 % intervals" in table.note
 
 
 def test_governance_differences_pair_seeds(run_folder, setting):
