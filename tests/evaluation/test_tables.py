@@ -159,6 +159,7 @@ def test_groups_of_languages_are_means_of_their_languages(run_folder, found):
     assert fifth.value == pytest.approx(np.mean([(one["ar"] + one["en"]) / 2 for one in by_seed]))
     swahili = row(quality.language_table(found, "accuracy"), "Swahili (sw), 60 rows").values[1]
     assert swahili.value == pytest.approx(np.mean([one["sw"] for one in by_seed]))
+    assert [quality.name_and_code(code) for code in ("ja", "xx")] == ["Japanese (ja)", "xx"]
 
 
 def test_reliability_pools_the_seeds(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hybrid_kernels.evaluation.significance import Bootstrap
-from hybrid_kernels.evaluation.tables.quality import language_name, resample
+from hybrid_kernels.evaluation.tables.quality import name_and_code, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Run, Setting, Shots, shots_in_words
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds, with_best
 
@@ -153,7 +153,7 @@ def rejection_tables(run: Run) -> list[Table]:
     ]
     languages = [
         Row(
-            language_name(code),
+            name_and_code(code),
             [Value(n, sources=sources) for n in (counts.rows, counts.kept, counts.rejected)],
         )
         for code, counts in summary.by_language.items()

@@ -12,6 +12,7 @@ import numpy as np
 
 from hybrid_kernels.evaluation.calibration import apply_temperature, fit_temperature, reliability_bins
 from hybrid_kernels.evaluation.metrics import METRICS, macro_average, per_language_metrics, run_metrics
+from hybrid_kernels.evaluation.parallel import LANGUAGES
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison, bootstrap
 from hybrid_kernels.evaluation.tables.study import Cell, Setting, differing_settings, seeds_in_words, seeds_of
@@ -28,11 +29,6 @@ from hybrid_kernels.evaluation.tables.table import (
 #: what methods are compared by, corrected for all of these together
 COMPARED = ("accuracy", "ece", "gap")
 RESAMPLES = 10_000
-LANGUAGE_NAMES = {
-    "ar": "Arabic", "bg": "Bulgarian", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fr": "French", "hi": "Hindi", "ru": "Russian", "sw": "Swahili", "th": "Thai", "tr": "Turkish",
-    "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
 
 MAIN_COLUMNS = (
     Column("Accuracy", "%", 1, "higher"),
@@ -217,7 +213,7 @@ def language_table(found: Quality, metric: str) -> Table:
             over_seeds([one["per_language"][code][metric] for one in seeds], found.sources(method))
             for method, seeds in found.metrics.items()
         ]
-        rows.append(Row(f"{language_name(code)}, {n} rows", values))
+        rows.append(Row(f"{name_and_code(code)}, {n} rows", values))
     return Table(
         f"languages_{metric}",
         f"{name} by language, %",
@@ -265,8 +261,9 @@ def reliability(found: Quality) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def language_name(code: str) -> str:
-    return f"{LANGUAGE_NAMES[code]} ({code})" if code in LANGUAGE_NAMES else code
+def name_and_code(code: str) -> str:
+    """Of a language, for a reader: "German (de)"; its code alone where `LANGUAGES` lacks it."""
+    return f"{LANGUAGES[code][0]} ({code})" if code in LANGUAGES else code
 
 
 def _method_columns(found: Quality, better: Any) -> list[Column]:

@@ -14,7 +14,7 @@ from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.robustness import robustness_metrics, romanised_metrics
 from hybrid_kernels.evaluation.robustness.metrics import script_code
 from hybrid_kernels.evaluation.significance import Interval
-from hybrid_kernels.evaluation.tables.quality import language_name, resample
+from hybrid_kernels.evaluation.tables.quality import name_and_code, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds
 
@@ -125,7 +125,7 @@ def place_table(found: Robustness, by: str) -> Table:
         }
         worst = {name: _worst(seeds, by, place) for name, seeds in found.tables.items()}
         values = _values(found, per_method, {}, worst)
-        rows.append(Row(names[place] if by == "per_script" else language_name(place), values))
+        rows.append(Row(names[place] if by == "per_script" else name_and_code(place), values))
     script = by == "per_script"
     return _table(
         "robustness_scripts" if script else "robustness_languages",
@@ -174,7 +174,7 @@ def romanised_table(setting: Setting) -> Table | None:
         n = next(iter(found.values()))[0][code]
         rows.append(
             Row(
-                f"{language_name(code)}, {n['romanised']['n']} of {n['romanised']['n'] + n['native']['n']} rows",
+                f"{name_and_code(code)}, {n['romanised']['n']} of {n['romanised']['n'] + n['native']['n']} rows",
                 values,
             )
         )

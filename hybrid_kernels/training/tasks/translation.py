@@ -16,7 +16,7 @@ from hybrid_kernels.training.config import RunConfig, Shots
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.tasks.base import Arrays, Loaded, Progress
 from hybrid_kernels.training.tasks.decoder import Decoder
-from hybrid_kernels.training.tasks.nli import deviations
+from hybrid_kernels.training.tasks.nli import deviations, means
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -218,7 +218,7 @@ class Translation(Decoder):
         """Every number is the mean over seeds."""
         per_seed = [self.metrics(one) for one in predictions]
         values = {name: [one["macro"][name] for one in per_seed] for name in _METRICS}
-        return {"evaluation": _mean(per_seed), "spread": deviations(values)}
+        return {"evaluation": means(per_seed), "spread": deviations(values)}
 
     def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
         macro, copied = evaluation["macro"], evaluation["directions"].values()
@@ -269,11 +269,3 @@ def _first(pairs: Sequence[Row], most: int) -> list[Row]:
         if counts[languages] <= most:
             found.append(pair)
     return found
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """Means of the numbers in equal structures; what is no floating-point number is the same in all."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _mean([one[key] for one in values]) for key in first}
-    return fmean(values) if isinstance(first, float) else first
