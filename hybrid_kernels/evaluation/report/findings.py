@@ -66,7 +66,7 @@ def translation_finding(found: Translations) -> Finding:
     setting, metric = found.setting, translation.lead_metric(found)
     name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
     column = Column("", decimals=1 if higher else 3)
-    means = {method: translation.means(own, metric) for method, own in found.cells.items()}
+    means = {method: found.means(method, metric) for method in found.cells}
     ordered = sorted(means, key=lambda method: fmean(means[method]), reverse=higher)
     best = ordered[0]
 

@@ -205,19 +205,22 @@ class Translation(Decoder):
         }
 
     def metrics(self, predictions: Arrays) -> dict[str, Any]:
-        """`evaluation.translation.evaluate_translations`, and `macro`, means over directions."""
+        """`evaluation.translation.evaluate_translations`, and `macro`, means over the directions that are averaged."""
         from hybrid_kernels.evaluation.translation import evaluate_translations
+        from hybrid_kernels.evaluation.translation_scores import averaged
 
         columns = {column: predictions[name].tolist() for name, column in _STORED.items()}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         found = evaluate_translations(rows, predictions["translations"].tolist(), predictions["nats"])
-        scores = found["directions"].values()
-        return {"macro": {name: fmean(one[name] for one in scores) for name in _METRICS}} | found
+        directions = found["directions"]
+        of = {name: averaged(directions, name) for name in _METRICS}
+        macro = {name: fmean(directions[one][name] for one in own) for name, own in of.items() if own}
+        return {"macro": macro} | found
 
     def over_seeds(self, predictions: Sequence[Arrays]) -> dict[str, Any]:
         """Every number is the mean over seeds."""
         per_seed = [self.metrics(one) for one in predictions]
-        values = {name: [one["macro"][name] for one in per_seed] for name in _METRICS}
+        values = {name: [one["macro"][name] for one in per_seed] for name in per_seed[0]["macro"]}
         return {"evaluation": means(per_seed), "spread": deviations(values)}
 
     def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -227,7 +230,7 @@ class Translation(Decoder):
             "chrF++": f"{macro['chrf']:.1f}",
             "copied\nchrF++": f"{fmean(one['copy']['chrf'] for one in copied):.1f}",
             "to − from\nEnglish": "–" if balance is None else f"{balance:+.1f}",
-            "BLEU": f"{macro['bleu']:.1f}",
+            "BLEU": f"{macro['bleu']:.1f}" if "bleu" in macro else "–",
             "bits per\nbyte": f"{macro['bits_per_byte']:.3f}",
         }
 
