@@ -14,6 +14,7 @@ from hybrid_kernels.evaluation import (
     macro_average,
     per_language_metrics,
 )
+from hybrid_kernels.evaluation.report import findings
 from hybrid_kernels.evaluation.tables import (
     Column,
     Row,
@@ -332,6 +333,49 @@ def test_governance_leaves_out_seeds_that_a_variant_lacks(run_folder, tmp_path):
     assert {name: [c.result.seed for c in own] for name, own in found.variants.items()} == {
         name: [0, 2] for name in ("all", "none", "only-language", "only-quality")
     }
+
+
+def test_governance_of_too_few_rows_has_numbers_and_says_why_there_are_no_intervals(tmp_path):
+    make_run(tmp_path, items=3, shots=(8,), recipes=(), dev=False)
+    (setting,) = load_study([tmp_path])
+    (found,) = governance.ablations(setting)
+    for table in (governance.ablation_table(found), governance.difference_table(found)):
+        assert "No intervals: all rows are of cluster 'test-0'" in table.note
+        values = row(table, "only-language").values
+        assert all(value.value is not None and value.interval is None for value in values)
+    accuracy = [
+        np.mean(list(accuracies(arrays(tmp_path, "lora", seed, 8, "only-language")["test"]).values()))
+        for seed in SEEDS
+    ]
+    assert row(governance.ablation_table(found), "only-language").values[1].value == pytest.approx(
+        np.mean(accuracy)
+    )
+    assert "whether by chance cannot be told" in findings.governance_finding([found])[1]
+
+
+def test_intervals_below_the_calibration_error_are_explained(setting, found):
+    (ablation,) = governance.ablations(setting)
+    for table in (quality.main_table(found), governance.ablation_table(ablation)):
+        assert "Chance makes a calibration error larger" in table.note
+
+
+def test_costs_are_traced_to_the_run_that_measured_them(tmp_path):
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30, "shots": (8,)}
+    make_run(tmp_path / "a", methods=("lora",), seeds=(0,), **options)
+    make_run(tmp_path / "b", methods=("lora", "hybrid"), seeds=(1,), **options)
+    edit(tmp_path / "a", lambda content: content["methods"][0].update(footprint=None))
+    edit(tmp_path / "b", lambda content: content["cells"][0].update(adapter_bytes=7 * 2**20))
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    table = cost.footprint_table(setting)
+    adapter = [column.name for column in table.columns].index("Adapter")
+    value = row(table, "LoRA r = 8 · PEFT").values[adapter]
+    (source,) = value.sources
+    assert value.value == 7 and source.startswith(str(tmp_path / "b" / "cells" / "lora.seed-1"))
+    frontier = cost.frontier_table(quality.main_quality(setting))
+    measured = (str(tmp_path / "b" / "footprint.json"),)
+    values = row(frontier, "LoRA r = 8 · PEFT").values
+    assert values[1].sources == values[2].sources == measured
+    assert values[3].sources == values[0].sources + measured
 
 
 def test_footprint_divides_by_the_stock_implementation(setting):

@@ -29,6 +29,11 @@ from hybrid_kernels.evaluation.tables.table import (
 #: what methods are compared by, corrected for all of these together
 COMPARED = ("accuracy", "ece", "gap")
 RESAMPLES = 10_000
+#: for a note, of the intervals of calibration errors
+CHANCE = (
+    "Chance makes a calibration error larger than it is, the more so the fewer the rows: its interval takes that off "
+    "and may lie below the number."
+)
 
 MAIN_COLUMNS = (
     Column("Accuracy", "%", 1, "higher"),
@@ -290,6 +295,7 @@ def _note(found: Quality) -> str:
         f"In brackets: 95 % intervals of a bootstrap over {clusters} groups of rows that share an item or a premise"
         + (", and over seeds. " if any(own[1:] for own in found.seeds.values()) else ". ")
     )
+    text += f"{CHANCE} "
     if tested := [comparison for comparison in found.comparisons if comparison.tested]:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({_best_baselines(found)}) in accuracy, ECE "
