@@ -236,6 +236,10 @@ def test_pairs_that_are_predicted_are_not_trained_on(translation_values, paralle
     divided = load(evaluation_split="train")
     tested = {row["target"] for row in divided.test}
     assert divided.train and not [p for p in divided.train if tested & set(p["texts"].values())]
+    divided = load(evaluation_split="train", dev_fraction=0.5)
+    assert divided.dev and not {row["target"] for row in divided.dev} & {
+        row["target"] for row in divided.test
+    }
     file.write_text("\n".join(lines) + "\n")
     # Governance removes such a pair.
     assert len(load({}, evaluation_source=str(other)).train) == 8

@@ -15,7 +15,7 @@ from hybrid_kernels.evaluation.metrics import METRICS, macro_average, per_langua
 from hybrid_kernels.evaluation.parallel import LANGUAGES
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison, bootstrap
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, differing_settings, seeds_in_words, seeds_of
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_of
 from hybrid_kernels.evaluation.tables.table import (
     Column,
     Row,
@@ -283,11 +283,7 @@ def _scaled(cell: Cell) -> tuple[float, dict[str, float]]:
 
 
 def _note(found: Quality) -> str:
-    text = seeds_in_words(found.cells)
-    if absent := [found.setting.label(name) for name in found.setting.methods if name not in found.cells]:
-        text += f"Not trained with {found.setting.shown_shots}: {', '.join(absent)}. "
-    if differing := differing_settings(found.setting.runs):
-        text += f"The runs of these methods differ in their settings of {', '.join(differing)}. "
+    text = found.setting.describe(found.cells)
     if found.resampled is None:
         return f"{text}No intervals: {found.why}."
     clusters = len(set(next(iter(found.cells.values()))[0].arrays["test"]["clusters"].tolist()))
@@ -300,17 +296,20 @@ def _note(found: Quality) -> str:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({_best_baselines(found)}) in accuracy, ECE "
             f"of equal width or parity gap; p < 0.05, paired bootstrap, Holm-corrected for "
-            f"{len(tested)} comparisons{pairs_in_words(tested)}. Other columns are not tested. "
+            f"{len(tested)} comparisons{pairs_in_words(tested, found.cells)}. Other columns are not tested. "
         )
     if found.temperatures:
         text += "The temperature T is fitted on the dev part, for each seed. "
     return text + "Bold: best of the column, whether or not others can be told from it."
 
 
-def pairs_in_words(tested: Sequence[Comparison]) -> str:
-    """For a table's note, where comparisons rest on unlike numbers of seeds."""
+def pairs_in_words(tested: Sequence[Comparison], cells: Mapping[str, Sequence[Cell]]) -> str:
+    """For a table's note, where a comparison rests on fewer seeds than the means that it compares."""
     pairs = sorted({comparison.seeds for comparison in tested})
-    return f", each over the {pairs[0]} to {pairs[-1]} seeds that both methods have" if pairs[1:] else ""
+    if all(one.seeds == len(cells[one.method]) == len(cells[one.baseline]) for one in tested):
+        return ""
+    number = f"{pairs[0]} to {pairs[-1]}" if pairs[1:] else f"{pairs[0]}"
+    return f", each over the {number} seeds that both methods have"
 
 
 def _best_baselines(found: Quality) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison
 from hybrid_kernels.evaluation.tables.quality import pairs_in_words
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_in_words, seeds_of
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_of
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, best_in_rows, over_seeds
 from hybrid_kernels.evaluation.translation_scores import averaged, bleu_tokenizer, directional_balance
 from hybrid_kernels.evaluation.translation_significance import TRANSLATION_DIRECTIONS, bootstrap_translations
@@ -221,7 +221,7 @@ def lead_metric(found: Translations) -> str:
 
 def _note(metric: str, found: Translations) -> str:
     cells = found.cells
-    text = seeds_in_words(cells)
+    text = found.setting.describe(cells)
     if found.resampled is None:
         text += f"No intervals: {found.why}. "
     elif metric not in found.resampled.estimates:
@@ -238,7 +238,7 @@ def _note(metric: str, found: Translations) -> str:
     if own := [comparison for comparison in tested if comparison.metric == metric]:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({found.setting.label(own[0].baseline)}); "
-            f"p < 0.05, paired bootstrap, Holm-corrected for {len(tested)} comparisons{pairs_in_words(tested)}. "
+            f"p < 0.05, paired bootstrap, Holm-corrected for {len(tested)} comparisons{pairs_in_words(tested, cells)}. "
         )
     if metric == "bits_per_byte":
         return text + "Teacher-forced: −log₂ p(reference | prompt) a byte of the reference; lower is better."

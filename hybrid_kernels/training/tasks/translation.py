@@ -64,6 +64,7 @@ class Translation(Decoder):
         dev: list[Row] = []
         if data.dev_fraction:
             test, dev = split_items(test, data.dev_fraction, data.seed)
+            dev = _without(dev, test)
         elif data.dev_split is not None:
             dev = _without(load(evaluation_source, data.dev_split), test)
             if not dev:
