@@ -164,6 +164,24 @@ def test_means_over_seeds_by_hand(values):
     assert found["spread"]["gap"] == pytest.approx(0.0)
 
 
+def test_the_parity_gap_is_the_mean_of_the_seeds_gaps(values):
+    """As in the report. The worst language varies: the gap of the mean accuracies is half as wide."""
+    labels, languages = np.zeros(6, int), np.repeat(["de", "en", "sw"], 2)
+    good, bad = [0.8, 0.1, 0.1], [0.1, 0.8, 0.1]
+    seeds = [
+        {"log_probabilities": np.log(np.array(rows)), "labels": labels, "languages": languages}
+        for rows in ([bad, bad, good, good, good, good], [good, good, good, good, bad, bad])
+    ]
+    found = task_of(RunConfig.model_validate(values)).over_seeds(seeds)
+    parity = found["evaluation"]["parity"]
+    assert (parity["gap"], parity["worst_accuracy"], found["spread"]["gap"]) == (1, 0, 0)
+    assert parity["worst_language"] == "de" and parity["std"] == pytest.approx(np.std([0, 1, 1]))
+    assert found["evaluation"]["macro"]["ece_equal_mass"] == pytest.approx(0.4)
+    assert (
+        found["spread"]["ece_equal_mass"] is not None and found["evaluation"]["per_language"]["de"]["n"] == 2
+    )
+
+
 def test_one_split_is_divided(values, tiny_data, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

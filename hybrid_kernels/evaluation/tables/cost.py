@@ -20,13 +20,19 @@ Cost = Literal["step_seconds", "peak_memory_bytes"]
 
 @dataclass(frozen=True)
 class Point:
-    """An implementation of a method; `front`: no other is at least as good in both and better in one."""
+    """An implementation of a method.
+
+    Attributes:
+        front: no other is at least as good in both and better in one.
+        source: the file that the cost was read from.
+    """
 
     method: str
     implementation: str
     cost: float
     quality: float
     front: bool
+    source: str
 
 
 def footprints(setting: Setting) -> list[tuple[Run, str, list[Footprint]]]:
@@ -57,10 +63,11 @@ def footprint_table(setting: Setting) -> Table | None:
     ]
     rows = []
     for run, name, implementations in found:
-        stock, method = implementations[0], setting.methods[name]
+        stock = implementations[0]
+        # The adapter of the run that was measured: the method may be of several.
+        cell = next((cell for cell in run.cells if cell.result.method == name), None)
         for one in implementations:
-            sources = (str(run.folder / "footprint.json"),)
-            cell = (str(run.folder / method.folder),)
+            sources = (_source(run),)
             low, high = one.step_time_spread
             joules = one.joules_per_step
             ratios: list[Value] = [Value(None), Value(None)]
@@ -77,7 +84,7 @@ def footprint_table(setting: Setting) -> Table | None:
                 Value(one.tokens_per_second, sources=sources),
                 Value(one.peak_memory_bytes / 2**20, sources=sources),
                 Value(one.trainable_parameters, sources=sources),
-                Value(method.adapter_bytes / 2**20, sources=cell),
+                Value(cell.result.adapter_bytes / 2**20, sources=(cell.source,)) if cell else Value(None),
                 Value(joules, sources=sources),
                 *ratios,
             ]
@@ -99,18 +106,26 @@ def footprint_table(setting: Setting) -> Table | None:
 def frontier(found: Quality, cost: Cost) -> list[Point]:
     """Every measured implementation: accuracy of its method against its cost; empty where less than two."""
     places: dict[tuple[str, str], tuple[float, float]] = {}
-    for _, name, implementations in footprints(found.setting):
+    sources: dict[tuple[str, str], str] = {}
+    for run, name, implementations in footprints(found.setting):
         if name in found.cells:
             accuracy = found.value(name, "accuracy").value
             assert isinstance(accuracy, float)
             for one in implementations:
-                places.setdefault((name, one.implementation), (float(getattr(one, cost)), accuracy))
+                place = (name, one.implementation)
+                places.setdefault(place, (float(getattr(one, cost)), accuracy))
+                sources.setdefault(place, _source(run))
     if len(places) < 2:
         return []
     every = list(places.values())
     return [
         Point(
-            name, implementation, here, accuracy, not any(_beats(other, (here, accuracy)) for other in every)
+            name,
+            implementation,
+            here,
+            accuracy,
+            not any(_beats(other, (here, accuracy)) for other in every),
+            sources[name, implementation],
         )
         for (name, implementation), (here, accuracy) in places.items()
     ]
@@ -131,13 +146,14 @@ def frontier_table(found: Quality) -> Table | None:
     ]
     rows = []
     for one, other in zip(time, memory, strict=True):
-        sources = found.sources(one.method)
+        measured = (one.source,)
+        both = (*found.sources(one.method), *measured)
         values = [
             found.value(one.method, "accuracy"),
-            Value(1000 * one.cost, sources=sources),
-            Value(other.cost / 2**20, sources=sources),
-            Value("on the front" if one.front else "dominated", sources=sources),
-            Value("on the front" if other.front else "dominated", sources=sources),
+            Value(1000 * one.cost, sources=measured),
+            Value(other.cost / 2**20, sources=measured),
+            Value("on the front" if one.front else "dominated", sources=both),
+            Value("on the front" if other.front else "dominated", sources=both),
         ]
         label = f"{setting.label(one.method)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
         rows.append(Row(label, values, setting.place(one.method)))
@@ -148,6 +164,10 @@ def frontier_table(found: Quality) -> Table | None:
     return Table(
         "frontier", "Cost and quality", "Method · implementation", columns, with_best(columns, rows), note
     )
+
+
+def _source(run: Run) -> str:
+    return str(run.folder / "footprint.json")
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
