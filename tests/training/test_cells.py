@@ -241,6 +241,15 @@ def test_rows_that_a_recipe_leaves_as_they_are_are_not_predicted_again(values):
     assert set(perturbed_parts(task, rows[2:])) == {"perturbed/upper_case"}
 
 
+def test_a_recipe_that_changes_no_row_is_named(values, tmp_path):
+    """The tiny rows are in lower case."""
+    values["evaluation"] = {"robustness": {"recipes": ["lower_case", "upper_case"]}}
+    console = Console(record=True, width=200)
+    parts = prepare(RunConfig.model_validate(values), tmp_path, console).parts
+    assert "no evaluation row is changed by lower_case; left out" in console.export_text()
+    assert set(parts) == {"test", "perturbed/upper_case"}
+
+
 def test_methods_are_fitted_to_the_budget(values, monkeypatch):
     module = ModuleType("hybrid_kernels.training.budget")
 
