@@ -1,3 +1,4 @@
+import io
 import json
 import mmap
 import time
@@ -283,3 +284,19 @@ def test_a_repository_around_an_installed_package_is_not_its_own(tmp_path, monke
     assert results.commit() is None
     subprocess.run([*git, "add", "-A"], check=True)
     assert len(results.commit()) == 40
+
+
+def test_a_long_label_cuts_no_number_of_the_table(values):
+    from hybrid_kernels.training.results import results_table
+
+    config = RunConfig.model_validate(values)
+    results = run(config, footprint=False, report=False, console=QUIET)
+    results["methods"][0] |= {
+        "label": "Hybrid r = 6 + 12 reflections + unitary, accelerated",
+        "step_time_ratio": 1.07,
+        "peak_memory_bytes": 650 * 2**20,
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table(results, task_of(config)))
+    text = console.export_text()
+    assert "…" not in text and "1.07×" in text and " 650 " in text
