@@ -11,7 +11,7 @@ import pytest
 from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report.latex import escape, latex
 from hybrid_kernels.evaluation.tables import Column, Row, Table, Value, load_study, quality
-from tests.evaluation.runs import make_run
+from tests.evaluation.runs import edit, make_run
 from tests.pages import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> | ![x](http://evil.test/x.png) `$x_1$`\n# no"
@@ -72,6 +72,16 @@ def test_sections_are_in_the_papers_order_for_each_setting(html):
         "Adapters on inference",
         "Translation",
     ]
+
+
+def test_methods_of_one_label_are_told_apart_everywhere(tmp_path):
+    make_run(tmp_path, shots=(8,), items=30, dev=False, recipes=(), ablated=())
+    edit(tmp_path, lambda content: [c.update(label="LoRA") for c in content["cells"]])
+    report = write_report([tmp_path])
+    markdown = report.with_name("report.md").read_text(encoding="utf-8")
+    for text in (report.read_text(encoding="utf-8"), markdown):
+        assert "LoRA (hybrid) has the highest accuracy" in text
+        assert not re.search(r"LoRA(?! \((lora|boft|hybrid)\))", text)
 
 
 def test_sections_without_data_are_left_out(tmp_path):

@@ -15,7 +15,7 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import make_plan
 from hybrid_kernels.training.prepare import perturbed_parts, prepare
-from hybrid_kernels.training.results import training_steps
+from hybrid_kernels.training.results import plan_table, training_steps
 from hybrid_kernels.training.run import run
 from hybrid_kernels.training.tasks import task_of
 from tests.training.support import HRA
@@ -233,6 +233,16 @@ def test_rows_that_a_recipe_leaves_as_they_are_are_not_predicted_again(values):
     assert [row["id"] for row in parts["perturbed/lower_case"]] == ["0", "1"]
     assert len(parts["perturbed/upper_case"]) == 3
     assert set(perturbed_parts(task, rows[2:])) == {"perturbed/upper_case"}
+
+
+def test_methods_of_one_label_are_told_apart(values, tmp_path):
+    lora = values["methods"][0]
+    values["methods"] = [lora, lora | {"name": "fast", "learning_rate": 1.0}, HRA]
+    values["output"] = str(tmp_path)
+    plan = plan_of(values, tmp_path)
+    labels = ["LoRA r = 4 (lora)", "LoRA r = 4 (fast)", "HRA r = 4"]
+    assert [plan.describe(cell) for cell in plan.cells] == [f"{label}, seed 0" for label in labels]
+    assert list(plan_table(plan).columns[0].cells) == [*labels, "all"]
 
 
 def test_methods_are_fitted_to_the_budget(values, monkeypatch):

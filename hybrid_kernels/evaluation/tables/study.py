@@ -14,6 +14,7 @@ import numpy as np
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.results import CellResult, Results, parse_results
 from hybrid_kernels.training.files import load_predictions, read_json
+from hybrid_kernels.training.method_config import distinct_labels
 
 Shots = int | Literal["all"]
 
@@ -177,8 +178,13 @@ class Setting:
         """The method's index, by which it has its colour."""
         return list(self.methods).index(method)
 
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The methods' labels by name."""
+        return distinct_labels({name: one.label for name, one in self.methods.items()})
+
     def label(self, method: str) -> str:
-        return self.methods[method].label
+        return self.labels[method]
 
     @property
     def own(self) -> list[str]:
