@@ -249,6 +249,15 @@ class RunConfig(_Section):
             raise ValueError(
                 "source_stage is for classification and prompt; translation has no source language"
             )
+        # No table of a translation run shows these; they would be trained or predicted for nothing.
+        for name, value in (
+            ("governance_ablation", self.governance_ablation),
+            ("evaluation.robustness", self.evaluation.robustness),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} is for classification and prompt; translation takes null")
+        if len(self.data.all_shots) > 1:
+            raise ValueError(f"data.shots is {self.data.shots!r}; translation takes one number, or 'all'")
         _ = self.directions
 
     def _check_inference(self) -> None:

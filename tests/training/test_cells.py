@@ -279,6 +279,11 @@ def test_methods_are_fitted_to_the_budget(values, monkeypatch):
             {"governance": {}, "governance_ablation": {"methods": ["hra"]}},
             "governance_ablation.methods has hra; the methods are lora",
         ),
+        (
+            {"methods": [{"method": "none"}], "task": "prompt", "prompt": {}, "governance": {},
+             "governance_ablation": {"methods": ["none"]}},
+            "governance_ablation.methods has none, which does not train",
+        ),
         ({"evaluation": {"robustness": {"shots": 32}}}, r"robustness.shots is 32; data.shots has \['all'\]"),
         ({"budget": 0}, "budget: input should be greater than or equal to 1"),
     ],
