@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hybrid_kernels.evaluation import (
     apply_temperature,
@@ -14,6 +15,7 @@ from hybrid_kernels.evaluation import (
     macro_average,
     per_language_metrics,
 )
+from hybrid_kernels.evaluation.report import figures, findings
 from hybrid_kernels.evaluation.tables import (
     Column,
     Row,
@@ -289,6 +291,46 @@ def test_footprint_divides_by_the_stock_implementation(setting):
     assert (ours[0].value, stock[0].value) == (pytest.approx(10), pytest.approx(20))
     assert (ours[time].value, ours[memory].value) == (0.5, 0.75)
     assert stock[time].value is None and row(table, "Hybrid").values[time].value is None
+
+
+def test_an_implementation_is_named_without_that_of_the_training(run_folder, tmp_path):
+    def accelerate(content):
+        for one in content["cells"]:
+            if one["method"] != "hybrid":
+                one["label"] = "BOFT, accelerated" if one["method"] == "boft" else "LoRA"
+        content["methods"][0]["footprint"][0]["implementation"] = "transformers"
+
+    shutil.copytree(run_folder, tmp_path / "run")
+    edit(tmp_path / "run", accelerate)
+    (setting,) = load_study([tmp_path / "run"])
+    found = quality.main_quality(setting)
+    for table in (cost.footprint_table(setting), cost.frontier_table(found)):
+        assert [one.label for one in table.rows[:4]] == [
+            "LoRA · Transformers",
+            "LoRA · this package's kernels",
+            "BOFT · PEFT",
+            "BOFT · this package's kernels",
+        ]
+    _, text = findings.cost_finding(setting, None)
+    assert "80 ms (BOFT, PEFT)" in text and "and BOFT 0.50" in text
+
+
+def test_numbers_of_the_frontier_name_where_they_were_measured(run_folder, found):
+    cells = [str(run_folder / "cells" / f"lora.seed-{seed}.shots-32.governance-all") for seed in SEEDS]
+    measured = str(run_folder / "footprint.json")
+    values = row(cost.frontier_table(found), "LoRA r = 8 · PEFT").values
+    assert [list(one.sources) for one in values] == [
+        cells, [measured], [measured], [*cells, measured], [*cells, measured],
+    ]  # fmt: skip
+
+
+def test_points_of_the_front_are_ringed(found):
+    axes = Figure().subplots()
+    points = cost.frontier(found, "step_seconds")
+    figures._front(axes, points, 1e-3)
+    (rings,) = axes.collections
+    front = sorted((1000 * point.cost, point.quality) for point in points if point.front)
+    assert np.asarray(rings.get_offsets()) == pytest.approx(np.array(front))
 
 
 def test_pareto_front_holds_what_no_other_beats(found):

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 
 from hybrid_kernels.chart_style import GRID, SOFT, STYLE, colour, marker, svg
 from hybrid_kernels.evaluation.tables import training
-from hybrid_kernels.evaluation.tables.cost import Cost, Point, frontier
+from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, Cost, Point, frontier, named
 from hybrid_kernels.evaluation.tables.quality import Quality, language_name, reliability
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
@@ -157,7 +157,7 @@ def shots_figure(found: FewShot) -> Figure:
 
 @_svg
 def frontier_figure(found: Quality) -> Figure | None:
-    """Accuracy against time per step and against peak memory; the Pareto front as a line."""
+    """Accuracy against time per step and against peak memory; the Pareto front as a line through ringed points."""
     kinds: list[tuple[Cost, float, str]] = [
         ("step_seconds", 1e-3, "time per training step, ms"),
         ("peak_memory_bytes", 2**20, "peak memory, MiB"),
@@ -171,7 +171,7 @@ def frontier_figure(found: Quality) -> Figure | None:
         _front(axes, points, unit)
         for point in points:
             index = found.setting.place(point.method)
-            stock = point.implementation == "peft"
+            stock = point.implementation in ("peft", "transformers")
             axes.scatter(
                 point.cost / unit,
                 point.quality,
@@ -181,7 +181,8 @@ def frontier_figure(found: Quality) -> Figure | None:
                 edgecolors=colour(index),
                 linewidths=1.6,
                 zorder=3,
-                label=f"{found.setting.label(point.method)}{' · PEFT' if stock else ''}",
+                label=named(found.setting, point.method)
+                + (f" · {IMPLEMENTATIONS[point.implementation]}" if stock else ""),
             )
         axes.set_xlabel(name)
         axes.grid(**GRID)
@@ -196,6 +197,7 @@ def _front(axes: Axes, points: Sequence[Point], unit: float) -> None:
     front = sorted((p.cost / unit, p.quality) for p in points if p.front)
     xs, ys = [x for x, _ in front], [y for _, y in front]
     axes.step(xs, ys, where="post", color=SOFT, linewidth=1.2, linestyle="--", label="Pareto front", zorder=1)
+    axes.scatter(xs, ys, s=170, facecolors="none", edgecolors=SOFT, linewidths=1, zorder=2)
 
 
 @_svg

@@ -9,7 +9,7 @@ from hybrid_kernels.evaluation.report.rendering import MARKS, number, p_value
 from hybrid_kernels.evaluation.resampling import DIRECTIONS
 from hybrid_kernels.evaluation.significance import Interval, Mark
 from hybrid_kernels.evaluation.tables import Column, translation
-from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints
+from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints, named
 from hybrid_kernels.evaluation.tables.governance import Ablation
 from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
 from hybrid_kernels.evaluation.tables.robustness import Robustness
@@ -167,7 +167,7 @@ def cost_finding(setting: Setting, best: str | None) -> Finding | None:
     def described(pair: tuple[str, object]) -> str:
         name, one = pair
         implementation = str(getattr(one, "implementation"))  # noqa: B009
-        return f"{setting.label(name)}, {IMPLEMENTATIONS.get(implementation, implementation)}"
+        return f"{named(setting, name)}, {IMPLEMENTATIONS.get(implementation, implementation)}"
 
     if len(ordered) > 1:
         first, last = ordered[0], ordered[-1]
@@ -184,7 +184,7 @@ def cost_finding(setting: Setting, best: str | None) -> Finding | None:
                 or one.step_time_spread[0] > stock.step_time_spread[1]
             )
             doubt = "" if apart else " (quartiles overlap)"
-            ratios.append(f"{setting.label(name)} {one.step_seconds / stock.step_seconds:.2f}{doubt}")
+            ratios.append(f"{named(setting, name)} {one.step_seconds / stock.step_seconds:.2f}{doubt}")
     if ratios:
         sentences.append(
             f"This package's kernels take, of the stock implementation's time: {listing(ratios)}."

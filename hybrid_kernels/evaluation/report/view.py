@@ -225,8 +225,9 @@ def _frontier(found: Quality) -> Figure | None:
     return _figure(
         drawn,
         "Accuracy against time per step and against peak memory, a point for each implementation of a method.",
-        "Up and to the left is better. Hollow: PEFT's own implementation; filled: this package's. On the dashed "
-        "line: no other is at least as accurate and at least as cheap.",
+        "Up and to the left is better. Hollow: PEFT's or Transformers' own implementation; filled: this package's. "
+        "Ringed, where the dashed line turns: the front, of which no other is at least as accurate and at least as "
+        "cheap. A point on the line elsewhere is as accurate as one that is cheaper.",
     )
 
 

@@ -9,9 +9,11 @@ from hybrid_kernels.evaluation.results import Footprint
 from hybrid_kernels.evaluation.tables.quality import Quality
 from hybrid_kernels.evaluation.tables.study import Run, Setting
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, with_best
+from hybrid_kernels.training.method_config import distinct_labels
 
 IMPLEMENTATIONS = {
     "peft": "PEFT",
+    "transformers": "Transformers",
     "accelerated": "this package's kernels",
     "hybrid-kernels": "this package",
 }
@@ -20,13 +22,25 @@ Cost = Literal["step_seconds", "peak_memory_bytes"]
 
 @dataclass(frozen=True)
 class Point:
-    """An implementation of a method; `front`: no other is at least as good in both and better in one."""
+    """An implementation of a method.
+
+    Attributes:
+        front: no other is at least as good in both and better in one.
+        source: the file of its cost.
+    """
 
     method: str
     implementation: str
     cost: float
     quality: float
     front: bool
+    source: str
+
+
+def named(setting: Setting, method: str) -> str:
+    """A method's label, but for what it says of its training's implementation: others of it are measured too."""
+    labels = {name: one.label.replace(", accelerated", "") for name, one in setting.methods.items()}
+    return distinct_labels(labels)[method]
 
 
 def footprints(setting: Setting) -> list[tuple[Run, str, list[Footprint]]]:
@@ -81,7 +95,7 @@ def footprint_table(setting: Setting) -> Table | None:
                 Value(joules, sources=sources),
                 *ratios,
             ]
-            label = f"{setting.label(name)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+            label = f"{named(setting, name)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
             rows.append(Row(label, values, setting.place(name)))
     # A column that nothing could be read for, as energy on most machines, is left out.
     full = [i for i in range(len(columns)) if any(row.values[i].value is not None for row in rows)]
@@ -99,20 +113,21 @@ def footprint_table(setting: Setting) -> Table | None:
 def frontier(found: Quality, cost: Cost) -> list[Point]:
     """Every measured implementation: accuracy of its method against its cost; empty where less than two."""
     places: dict[tuple[str, str], tuple[float, float]] = {}
-    for _, name, implementations in footprints(found.setting):
+    sources: dict[tuple[str, str], str] = {}
+    for run, name, implementations in footprints(found.setting):
         if name in found.cells:
             accuracy = found.value(name, "accuracy").value
             assert isinstance(accuracy, float)
             for one in implementations:
-                places.setdefault((name, one.implementation), (float(getattr(one, cost)), accuracy))
+                place = name, one.implementation
+                places.setdefault(place, (float(getattr(one, cost)), accuracy))
+                sources.setdefault(place, str(run.folder / "footprint.json"))
     if len(places) < 2:
         return []
     every = list(places.values())
     return [
-        Point(
-            name, implementation, here, accuracy, not any(_beats(other, (here, accuracy)) for other in every)
-        )
-        for (name, implementation), (here, accuracy) in places.items()
+        Point(*place, *own, not any(_beats(other, own) for other in every), sources[place])
+        for place, own in places.items()
     ]
 
 
@@ -131,15 +146,18 @@ def frontier_table(found: Quality) -> Table | None:
     ]
     rows = []
     for one, other in zip(time, memory, strict=True):
-        sources = found.sources(one.method)
+        measured = (one.source,)
+        both = (*found.sources(one.method), *measured)
         values = [
             found.value(one.method, "accuracy"),
-            Value(1000 * one.cost, sources=sources),
-            Value(other.cost / 2**20, sources=sources),
-            Value("on the front" if one.front else "dominated", sources=sources),
-            Value("on the front" if other.front else "dominated", sources=sources),
+            Value(1000 * one.cost, sources=measured),
+            Value(other.cost / 2**20, sources=measured),
+            Value("on the front" if one.front else "dominated", sources=both),
+            Value("on the front" if other.front else "dominated", sources=both),
         ]
-        label = f"{setting.label(one.method)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+        label = (
+            f"{named(setting, one.method)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+        )
         rows.append(Row(label, values, setting.place(one.method)))
     note = (
         "On the front: no other is at least as accurate and at least as cheap, and better in one. Estimates are taken "
