@@ -351,6 +351,23 @@ def test_pareto_front_holds_what_no_other_beats(found):
     }
 
 
+def test_curves_of_more_methods_than_colours_are_told_apart(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    names = [f"m{i}" for i in range(12)]
+
+    def more(content):
+        first = next(c for c in content["cells"] if c["shots"] == 32)
+        content["cells"] = [first | {"method": name, "label": name} for name in names]
+        content["methods"] = [{"name": name, "footprint": None} for name in names]
+
+    edit(tmp_path / "run", more)
+    (setting,) = load_study([tmp_path / "run"])
+    axes = Figure().subplots()
+    figures._draw(axes, setting, training.loss_curves(setting), "loss")
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 12
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 12
+
+
 def test_curves_are_means_over_seeds(setting):
     (lora, *_) = training.loss_curves(setting)
     assert lora.mean.tolist() == pytest.approx([1 / s + 0.01 for s in range(1, 9)])

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from hybrid_kernels.chart_style import GRID, SOFT, STYLE, colour, marker, svg
+from hybrid_kernels.chart_style import GRID, SOFT, STYLE, colour, line_style, marker, svg
 from hybrid_kernels.evaluation.tables import training
 from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, Cost, Point, frontier, named
 from hybrid_kernels.evaluation.tables.quality import Quality, language_name, reliability
@@ -136,8 +136,8 @@ def shots_figure(found: FewShot) -> Figure:
         ]
         xs, seeds = [x for x, _ in there], [values for _, values in there]
         axes.plot(
-            xs, [fmean(one) for one in seeds], color=colour(index), marker=marker(index), linewidth=1.6,
-            label=found.setting.label(name),
+            xs, [fmean(one) for one in seeds], line_style(index), color=colour(index), marker=marker(index),
+            linewidth=1.6, label=found.setting.label(name),
         )  # fmt: skip
         axes.fill_between(
             xs, [min(one) for one in seeds], [max(one) for one in seeds], color=colour(index), alpha=0.15
@@ -250,7 +250,7 @@ def _draw(
         style: dict[str, Any] = {"color": colour(index), "linewidth": 1.4}
         if len(curve.steps) < 30:
             style |= {"marker": marker(index), "markersize": 4}
-        axes.plot(curve.steps, curve.mean, **style, label=setting.label(curve.method))
+        axes.plot(curve.steps, curve.mean, line_style(index), **style, label=setting.label(curve.method))
         axes.fill_between(curve.steps, curve.low, curve.high, color=colour(index), alpha=0.15, linewidth=0)
     if logarithmic:
         axes.set_yscale("log", nonpositive="mask")
