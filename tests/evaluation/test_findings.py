@@ -1,13 +1,17 @@
 """Sentences say who won only where the bootstrap does."""
 
 import json
+import re
 
 import pytest
 
+from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report import findings
 from hybrid_kernels.evaluation.report.view import build
 from hybrid_kernels.evaluation.tables import load_study, quality
-from tests.evaluation.runs import make_run
+from tests.evaluation.runs import edit, make_run, make_translation_run
+
+STANDINGS = ("Where the hybrid wins", "Where the hybrid does not win")
 
 
 @pytest.fixture
@@ -96,13 +100,19 @@ def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):
     assert "from 10 ms (LoRA r = 8, this package's kernels) to 80 ms (BOFT, PEFT)" in topics["Cost"]
     assert "LoRA r = 8 0.50 and BOFT 0.50" in topics["Cost"]
     assert "Cut" not in topics
+    for interval, doubt in re.findall(
+        r"shots [+−][\d.]+ \[(.*?)\](, not told from none)?[;.]", topics["Shots"]
+    ):
+        low, high = interval.split(", ")
+        assert bool(doubt) is (low[0] != high[0])
     assert "1 of 10 cells have no result" in said(missing={"x": "y"})["Cut"]
 
 
 def test_translation_says_what_copying_scores(translation_folder):
     content = json.loads((translation_folder / "results.json").read_text())
     (part,) = build(load_study([translation_folder])).parts
-    text = dict(part.findings)["Translation"]
+    topics = dict(part.findings)
+    text = topics["Translation"]
     means = {
         method: [
             sum(d["chrf"] for d in one["metrics"]["test"]["directions"].values()) / 4
@@ -116,3 +126,31 @@ def test_translation_says_what_copying_scores(translation_folder):
     assert text.startswith(f"{label} has the best mean chrF++ over directions: {sum(means[best]) / 2:.1f} ± ")
     assert "Hybrid r = 4 + 4 minus the best baseline, LoRA r = 8: +" in text
     assert "Handing in the source scores" in text
+    for metric in ("chrF++ (", "BLEU (", "bits per byte ("):
+        wins, losses = (topics.get(topic, "") for topic in STANDINGS)
+        assert (metric in wins) + (metric in losses) == 1
+
+
+def test_a_loss_in_translation_is_said_plainly(tmp_path):
+    make_translation_run(tmp_path, methods=("hybrid", "lora"), seeds=(0,))
+    topics = dict(build(load_study([tmp_path])).parts[0].findings)
+    assert "chrF++ (behind LoRA r = 8, not told apart)" in topics["Where the hybrid does not win"]
+
+
+def test_the_pretrained_model_has_no_spread_and_is_no_training(tmp_path):
+    make_translation_run(tmp_path)
+
+    def pretrained(content):
+        cells = [c for c in content["cells"] if (c["method"], c["seed"]) != ("lora", 1)]
+        content["cells"] = [c | {"train_loss": None} if c["method"] == "lora" else c for c in cells]
+
+    edit(tmp_path, pretrained)
+    (part,) = build(load_study([tmp_path])).parts
+    assert not re.search("LoRA r = 8 has [^:]*: [0-9.]+ ±", part.findings[0][1])
+    assert not re.search(r"LoRA r = 8 \([0-9.]+ ±", part.findings[0][1])
+    table = part.sections[0].blocks[0]
+    assert table.caption.startswith("Translation with 32 examples a direction")
+    report = write_report([tmp_path])
+    assert "2 methods with some-model" in report.read_text(encoding="utf-8")
+    markdown = report.with_name("report.md").read_text(encoding="utf-8")
+    assert "2 methods with some-model on sample: 2 trainings, 180 evaluation rows." in markdown

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from statistics import fmean, stdev
+from collections.abc import Iterable, Mapping
 
 from hybrid_kernels.evaluation.report.rendering import MARKS, number, p_value
-from hybrid_kernels.evaluation.resampling import DIRECTIONS
-from hybrid_kernels.evaluation.significance import Interval, Mark
+from hybrid_kernels.evaluation.resampling import DIRECTIONS, Directions
+from hybrid_kernels.evaluation.significance import Comparison, Interval, Mark
 from hybrid_kernels.evaluation.tables import Column, translation
 from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints, named
 from hybrid_kernels.evaluation.tables.governance import Ablation
@@ -34,7 +33,7 @@ def quality_findings(found: Quality) -> list[Finding]:
     texts = [(_NAMES[m].capitalize(), _best(found, m)) for m in COMPARED if m in found.resampled.estimates]
     texts[0] = (texts[0][0], f"{texts[0][1]} {_guessing(found)}")
     if found.comparisons:
-        texts += _standing(found)
+        texts += _standing(found.setting, found.comparisons, _NAMES, DIRECTIONS)
         texts.append(("Certainty", _certainty(found)))
     return texts
 
@@ -53,7 +52,8 @@ def few_shot_finding(found: FewShot) -> Finding | None:
                 continue
             best = quality.resampled.best(baselines, "accuracy")
             interval, _ = quality.resampled.difference(name, best, "accuracy")
-            parts.append(f"{shots_name(shots)} {_points(interval)}")
+            doubt = "" if _real(interval) else ", not told from none"
+            parts.append(f"{shots_name(shots)} {_points(interval)}{doubt}")
         if parts:
             sentences.append(
                 f"{setting.label(name)} minus the best baseline, points of accuracy: {'; '.join(parts)}."
@@ -61,24 +61,35 @@ def few_shot_finding(found: FewShot) -> Finding | None:
     return ("Shots", " ".join(sentences)) if sentences else None
 
 
-def translation_finding(found: Translations) -> Finding:
-    """The ranking by chrF++, what can be told from the best baseline, and whether copying the source does as well."""
+def translation_findings(found: Translations) -> list[Finding]:
+    """The ranking, and where this project's methods stand in each metric."""
+    texts = [("Translation", _ranking(found))]
+    if found.resampled is not None:
+        names = {"chrf": "chrF++", "bleu": "BLEU", "bits_per_byte": "bits per byte"}
+        texts += _standing(found.setting, found.comparisons, names, found.resampled.directions)
+    return texts
+
+
+def _ranking(found: Translations) -> str:
+    """By chrF++; what can be told from the best baseline, and whether copying the source does as well."""
     setting, metric = found.setting, translation.lead_metric(found)
     name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
     column = Column("", decimals=1 if higher else 3)
-    means = {method: translation.means(own, metric) for method, own in found.cells.items()}
-    ordered = sorted(means, key=lambda method: fmean(means[method]), reverse=higher)
+    values = {method: found.mean(method, metric) for method in found.cells}
+    means = {method: float(value.value) for method, value in values.items()}  # type: ignore[arg-type]
+    ordered = sorted(means, key=means.__getitem__, reverse=higher)
     best = ordered[0]
 
     def value(method: str) -> str:
-        text = f"{fmean(means[method]):.{column.decimals}f}"
-        return f"{text} ± {stdev(means[method]):.{column.decimals}f}" if means[method][1:] else text
+        std = values[method].std
+        text = number(means[method], column)
+        return text if std is None else f"{text} ± {number(std, column)}"
 
     others = listing(f"{setting.label(m)} ({value(m)})" for m in ordered[1:]) if ordered[1:] else ""
     text = f"{setting.label(best)} has the best mean {name} over directions: {value(best)}"
     text += f", before {others}." if others else "."
     for comparison in found.comparisons:
-        if comparison.metric != metric or comparison.method not in (best, *setting.own):
+        if comparison.metric != metric or comparison.method not in (best, *setting.own[:1]):
             continue
         low, high = (number(end, column, signed=True) for end in _ends(comparison.difference))
         text += (
@@ -86,15 +97,15 @@ def translation_finding(found: Translations) -> Finding:
             f"{number(comparison.difference.estimate, column, signed=True)} [{low}, {high}], "
             f"{comparison.mark.replace('distinguishable', 'told apart')} ({p_value(comparison.p_holm)})."
         )
-    if not all(seeds[1:] for seeds in means.values()):
+    if not all(own[1:] for own in found.cells.values()):
         text += " With one seed nothing is known of how much another would change this."
     copies = [d["copy"]["chrf"] for d in found.directions.values() if "copy" in d]
     if copies and higher:
         copied = sum(copies) / len(copies)
-        below = [setting.label(m) for m in ordered if fmean(means[m]) < copied]
+        below = [setting.label(m) for m in ordered if means[m] < copied]
         text += f" Handing in the source scores {copied:.1f}"
         text += f", more than {listing(below)}." if below else "."
-    return "Translation", text
+    return text
 
 
 def _ends(interval: Interval) -> tuple[float, float]:
@@ -251,23 +262,25 @@ def _best(found: Quality, metric: str) -> str:
     return text + ";".join(parts) + "."
 
 
-def _standing(found: Quality) -> list[Finding]:
+def _standing(
+    setting: Setting, comparisons: Iterable[Comparison], names: Mapping[str, str], directions: Directions
+) -> list[Finding]:
     """Plainly, whether this project's methods win or not; two topics, the second where they do not."""
     wins: dict[str, list[str]] = {}
     losses: dict[str, list[str]] = {}
-    for comparison in found.comparisons:
-        if comparison.method not in found.setting.own or comparison.baseline in found.setting.own:
+    for comparison in comparisons:
+        if comparison.method not in setting.own or comparison.baseline in setting.own:
             continue
-        label, baseline = (found.setting.label(name) for name in (comparison.method, comparison.baseline))
+        label, baseline = (setting.label(name) for name in (comparison.method, comparison.baseline))
         difference = comparison.difference.estimate
-        ahead = (difference > 0) == DIRECTIONS[comparison.metric][0]
+        ahead = (difference > 0) == directions[comparison.metric][0]
         verdict = f"{'ahead of' if ahead else 'behind'} {baseline}, not told apart"
         if _same(difference, 0.0):
             verdict = f"level with {baseline}"
         if comparison.mark != "not distinguishable":
             verdict = f"{comparison.mark} than {baseline}"
         side = wins if comparison.mark == "significantly better" else losses
-        side.setdefault(label, []).append(f"{_NAMES[comparison.metric]} ({verdict})")
+        side.setdefault(label, []).append(f"{names[comparison.metric]} ({verdict})")
     return [
         (topic, " ".join(f"{label}: {'; '.join(texts)}." for label, texts in side.items()))
         for topic, side in (

@@ -64,6 +64,10 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def heading(column: Column) -> str:
     return f"{column.name}, {column.unit}" if column.unit else column.name
 
@@ -109,6 +113,7 @@ def environment(*, html: bool) -> Any:
         "tops": tops,
         "shade": shade,
         "colour": colour,
+        "counted": counted,
     }
     made.filters |= {
         "data_uri": _data_uri,

@@ -112,8 +112,8 @@ def _part(setting: Setting) -> Part:
     ablated = [] if translating else governance.ablations(setting)
 
     said = [] if found is None else findings.quality_findings(found)
+    said += [] if translated is None else findings.translation_findings(translated)
     optional = [
-        None if translated is None else findings.translation_finding(translated),
         None if few is None else findings.few_shot_finding(few),
         None if varied is None else findings.robustness_finding(varied),
         findings.governance_finding(ablated),

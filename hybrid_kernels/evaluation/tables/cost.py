@@ -26,7 +26,7 @@ class Point:
 
     Attributes:
         front: no other is at least as good in both and better in one.
-        source: the file of its cost.
+        source: the file that the cost was read from.
     """
 
     method: str
@@ -71,10 +71,11 @@ def footprint_table(setting: Setting) -> Table | None:
     ]
     rows = []
     for run, name, implementations in found:
-        stock, method = implementations[0], setting.methods[name]
+        stock = implementations[0]
+        # The adapter of the run that was measured: the method may be of several.
+        cell = next((cell for cell in run.cells if cell.result.method == name), None)
         for one in implementations:
-            sources = (str(run.folder / "footprint.json"),)
-            cell = (str(run.folder / method.folder),)
+            sources = (_source(run),)
             low, high = one.step_time_spread
             joules = one.joules_per_step
             ratios: list[Value] = [Value(None), Value(None)]
@@ -91,7 +92,7 @@ def footprint_table(setting: Setting) -> Table | None:
                 Value(one.tokens_per_second, sources=sources),
                 Value(one.peak_memory_bytes / 2**20, sources=sources),
                 Value(one.trainable_parameters, sources=sources),
-                Value(method.adapter_bytes / 2**20, sources=cell),
+                Value(cell.result.adapter_bytes / 2**20, sources=(cell.source,)) if cell else Value(None),
                 Value(joules, sources=sources),
                 *ratios,
             ]
@@ -119,15 +120,22 @@ def frontier(found: Quality, cost: Cost) -> list[Point]:
             accuracy = found.value(name, "accuracy").value
             assert isinstance(accuracy, float)
             for one in implementations:
-                place = name, one.implementation
+                place = (name, one.implementation)
                 places.setdefault(place, (float(getattr(one, cost)), accuracy))
-                sources.setdefault(place, str(run.folder / "footprint.json"))
+                sources.setdefault(place, _source(run))
     if len(places) < 2:
         return []
     every = list(places.values())
     return [
-        Point(*place, *own, not any(_beats(other, own) for other in every), sources[place])
-        for place, own in places.items()
+        Point(
+            name,
+            implementation,
+            here,
+            accuracy,
+            not any(_beats(other, (here, accuracy)) for other in every),
+            sources[name, implementation],
+        )
+        for (name, implementation), (here, accuracy) in places.items()
     ]
 
 
@@ -166,6 +174,10 @@ def frontier_table(found: Quality) -> Table | None:
     return Table(
         "frontier", "Cost and quality", "Method · implementation", columns, with_best(columns, rows), note
     )
+
+
+def _source(run: Run) -> str:
+    return str(run.folder / "footprint.json")
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -223,13 +223,13 @@ class Setting:
 
     @property
     def shown_shots(self) -> str:
-        return shots_in_words(self.main_shots)
+        return shots_in_words(self.main_shots, "direction" if self.translates else "language")
 
 
-def shots_in_words(shots: Shots) -> str:
+def shots_in_words(shots: Shots, each: str = "language") -> str:
     if shots == "all":
         return "all training rows"
-    return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a language"
+    return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a {each}"
 
 
 def seeds_of(cells: dict[str, list[Cell]]) -> dict[str, list[int]]:
