@@ -108,6 +108,29 @@ def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):
     assert "1 of 10 cells have no result" in said(missing={"x": "y"})["Cut"]
 
 
+def test_without_a_cell_of_the_runs_own_governance_there_is_a_report_of_the_rest(tmp_path):
+    make_run(tmp_path, methods=("lora",), shots=(8,), items=30, dev=False, recipes=())
+
+    def fail(content):
+        content["cells"] = [c for c in content["cells"] if c["governance"] != "all"]
+        content["missing"] = {"lora.seed-0.shots-8.governance-all": "killed"}
+        content["data"]["romanised"] = ["test-0-ar"]
+
+    edit(tmp_path, fail)
+    (part,) = build(load_study([tmp_path])).parts
+    assert "Governance of the training rows" in [section.title for section in part.sections]
+    assert "Cut" in dict(part.findings)
+
+
+def test_one_cost_alone_is_no_finding(said):
+    assert "Cost" not in said(methods=("hybrid",))
+
+
+def test_the_winners_time_names_its_implementation(said):
+    topics = said(seeds=(0,), skills={"lora": 2.5, "boft": -0.3, "hybrid": -0.3})
+    assert "takes 1.00× the frozen model's time a step by this package's kernels." in topics["Cost"]
+
+
 def test_translation_says_what_copying_scores(translation_folder):
     content = json.loads((translation_folder / "results.json").read_text())
     (part,) = build(load_study([translation_folder])).parts

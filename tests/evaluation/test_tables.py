@@ -207,6 +207,12 @@ def test_robustness_compares_the_same_rows(run_folder, setting):
     assert "romanisation" in arabic.detail
 
 
+def test_the_worst_drop_is_written_as_all_numbers_are():
+    for drop, text in ((-0.083, "x y −8.3"), (0.0001, "x y 0.0"), (0.5, "x y +50.0")):
+        seeds = [{"per_language": {"ar": {"x_y": {"accuracy_drop": drop, "n": 3}}}}]
+        assert robustness._worst(seeds, "per_language", "ar").startswith(text)
+
+
 def changed_rows(run_folder, method):
     """Of each seed: drop and consistency with romanisation, means over ar and sw; and the drop in sw."""
     drops, same, swahili = [], [], []
@@ -285,7 +291,8 @@ def test_governance_leaves_out_seeds_that_a_variant_lacks(run_folder, tmp_path):
 def test_footprint_divides_by_the_stock_implementation(setting):
     table = cost.footprint_table(setting)
     names = [(column.top, column.name) for column in table.columns]
-    assert ("", "Energy") not in names  # nothing could be read
+    assert ("", "Energy") not in names and "whole machine" not in table.note  # nothing could be read
+    assert "Tokens: without padding. Trainable: with the head" in table.note
     stock, ours = (row(table, f"LoRA r = 8 · {who}").values for who in ("PEFT", "this package's kernels"))
     time, memory = names.index(("Against stock", "Time")), names.index(("Against stock", "Memory"))
     assert (ours[0].value, stock[0].value) == (pytest.approx(10), pytest.approx(20))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hybrid_kernels.evaluation.report.rendering import MARKS, number, p_value
+from hybrid_kernels.evaluation.report.rendering import MARKS, p_value
 from hybrid_kernels.evaluation.resampling import DIRECTIONS, Directions
 from hybrid_kernels.evaluation.significance import Comparison, Interval, Mark
 from hybrid_kernels.evaluation.tables import Column, translation
@@ -14,6 +14,7 @@ from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
 from hybrid_kernels.evaluation.tables.robustness import Robustness
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
+from hybrid_kernels.evaluation.tables.table import number
 from hybrid_kernels.evaluation.tables.translation import Translations
 
 _SUPERLATIVES = {
@@ -172,6 +173,8 @@ def cost_finding(setting: Setting, best: str | None) -> Finding | None:
         if own:
             cheapest = min(own, key=lambda one: one.step_seconds)
             text += f" and takes {cheapest.step_time_ratio:.2f}× the frozen model's time a step"
+            if own[1:]:
+                text += f" by {IMPLEMENTATIONS.get(cheapest.implementation, cheapest.implementation)}"
         sentences.append(f"{text}.")
     ordered = sorted(found, key=lambda pair: pair[1].step_seconds)
 
@@ -200,7 +203,7 @@ def cost_finding(setting: Setting, best: str | None) -> Finding | None:
         sentences.append(
             f"This package's kernels take, of the stock implementation's time: {listing(ratios)}."
         )
-    return "Cost", " ".join(sentences)
+    return ("Cost", " ".join(sentences)) if sentences else None
 
 
 def cut_finding(setting: Setting) -> Finding | None:

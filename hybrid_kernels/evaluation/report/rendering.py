@@ -10,6 +10,7 @@ from hybrid_kernels.chart_style import colour
 from hybrid_kernels.evaluation.significance import Mark
 from hybrid_kernels.evaluation.tables import Column, Row, Value
 from hybrid_kernels.evaluation.tables.quality import language_name
+from hybrid_kernels.evaluation.tables.table import number
 
 NOTHING = "–"
 EXAMPLE_LENGTH = 320
@@ -18,14 +19,6 @@ MARKS: dict[Mark, str] = {
     "significantly worse": "▼",
     "not distinguishable": "",
 }
-
-
-def number(value: float, column: Column, *, signed: bool = False) -> str:
-    """In the column's unit, with a true minus sign; what rounds to 0 has no sign."""
-    # Adding 0 makes −0 a 0.
-    scaled = round(column.scale * value, column.decimals) + 0.0
-    sign = "+" if scaled and (signed or column.signed) else ""
-    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−").replace("inf", "∞")
 
 
 def text_of(value: Value, column: Column, row: Row) -> str:

@@ -105,9 +105,11 @@ def build(study: list[Setting]) -> View:
 
 def _part(setting: Setting) -> Part:
     translating = setting.translates
-    found = None if translating else quality.main_quality(setting)
+    # Of a run whose own governance has no cell with a result, all that there is may be an ablation's.
+    there = bool(setting.by_method())
+    found = quality.main_quality(setting) if there and not translating else None
     few = None if found is None else shots.few_shot(setting, found)
-    translated = translations.translations(setting) if translating else None
+    translated = translations.translations(setting) if there and translating else None
     varied = None if translating else robustness.robustness(setting)
     ablated = [] if translating else governance.ablations(setting)
 
@@ -232,7 +234,7 @@ def _frontier(found: Quality) -> Figure | None:
 
 
 def _training(setting: Setting) -> list[Block | None]:
-    seeds = max(len(cells) for cells in setting.by_method().values())
+    seeds = max((len(cells) for cells in setting.by_method().values()), default=0)
     which = "Mean over seeds, with their range as a band" if seeds > 1 else "One seed"
     curves, inside = figures.training_curves(setting), figures.inside_curves(setting)
     blocks: list[Block | None] = [

@@ -104,7 +104,9 @@ def footprint_table(setting: Setting) -> Table | None:
     rows = [Row(row.label, [row.values[i] for i in full], row.method) for row in rows]
     notes = dict.fromkeys(run.results.step_time_note for run, _, _ in found)
     note = (
-        f"{' '.join(notes)} Below the ratio: quartiles. Stock: PEFT's own implementation of the same method."
+        f"{' '.join(notes)} Below the ratio: quartiles. Stock: PEFT's own implementation of the same method. Tokens: "
+        "without padding. Trainable: with the head, which no budget counts."
+        + (" Energy: of the whole machine." if any(c.name == "Energy" for c in columns) else "")
     )
     return Table(
         "footprint", "Training footprint", "Method · implementation", columns, with_best(columns, rows), note

@@ -16,7 +16,7 @@ from hybrid_kernels.evaluation.robustness.metrics import script_code
 from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables.quality import language_name, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
-from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds
+from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, number, over_seeds
 
 PREFIX = "perturbed/"
 _TOPS = ("Accuracy drop", "Consistency")
@@ -119,7 +119,7 @@ def romanised_table(setting: Setting) -> Table | None:
     """Languages × methods: rows that their writers romanised against the others; None where there is no such row."""
     ids = {one for run in setting.runs for one in run.results.data.romanised}
     cells = setting.by_method()
-    if not ids:
+    if not ids or not cells:
         return None
     columns: list[Column] = []
     found: dict[str, list[dict[str, dict[str, Any]]]] = {}
@@ -175,7 +175,7 @@ def _worst(seeds: Sequence[dict[str, Any]], by: str, place: str) -> str:
         for recipe in seeds[0][by][place]
     }
     worst = max(means, key=means.__getitem__)
-    return f"{worst.replace('_', ' ')} {100 * means[worst]:+.1f}"
+    return f"{worst.replace('_', ' ')} {number(means[worst], Column('', 'points', signed=True))}"
 
 
 def _measure(cell: Cell) -> dict[str, Any]:

@@ -88,6 +88,14 @@ class Table:
     folded: bool = False
 
 
+def number(value: float, column: Column, *, signed: bool = False) -> str:
+    """In the column's unit, with a true minus sign; what rounds to 0 has no sign."""
+    # Adding 0 makes −0 a 0.
+    scaled = round(column.scale * value, column.decimals) + 0.0
+    sign = "+" if scaled and (signed or column.signed) else ""
+    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−").replace("inf", "∞")
+
+
 def over_seeds(values: Sequence[float], sources: Sequence[str] = (), **other: object) -> Value:
     """The mean over seeds, with the sample standard deviation (n − 1) where there are two or more.
 
