@@ -10,6 +10,7 @@ import pytest
 
 from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report.latex import escape, latex
+from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables import Column, Row, Table, Value, load_study, quality
 from tests.evaluation.runs import edit, make_run
 from tests.pages import Page
@@ -120,7 +121,7 @@ def test_numbers_agree_between_the_forms(run_folder, output, html):
     tex = (output / "tables" / "main_1.tex").read_text(encoding="utf-8")
     low, high = interval.strip("[]").split(", ")
     written = number.replace("±", r"$\pm$")
-    assert f"\\textbf{{{written}}} {{\\scriptsize {{[}}{low}, {high}{{]}}}}" in tex
+    assert f"\\textbf{{{written}}} \\\\[-2pt] {{\\scriptsize {{[}}{low}, {high}{{]}}}}" in tex
 
 
 def test_every_number_of_a_cell_names_its_folders(run_folder, translation_folder, output, html):
@@ -224,12 +225,27 @@ def test_latex_escapes_and_is_well_formed():
     assert r" & \multicolumn{2}{c}{A \& B} & \multicolumn{1}{c}{} \\" in lines
     assert r"\cmidrule(lr){2-3}" in lines and r"\label{tab:my-table}" in lines
     assert lines.count(r"\midrule") == 2
-    for line in lines:
-        code = re.sub(r"(?<!\\)%.*", "", line)
-        assert re.sub(r"\\[{}]", "", code).count("{") == re.sub(r"\\[{}]", "", code).count("}")
+    code = re.sub(r"\\[{}]", "", re.sub(r"(?<!\\)%.*", "", text))
+    assert code.count("{") == code.count("}")
     assert escape('a "b" ~ ^ <c>') == (
         r"a ''b'' \textasciitilde{} \textasciicircum{} \textless{}c\textgreater{}"
     )
+
+
+def test_latex_divides_a_wide_table():
+    columns = [Column(f"A method of the long name {i}", "%", top="Drop" if i > 3 else "") for i in range(7)]
+    values = [
+        Value(0.01 * i, interval=Interval(0, 0.5, 1), detail="d", sources=(f"cell{i}",)) for i in range(7)
+    ]
+    text = latex(Table("wide", "All", "Method", columns, [Row("x", values)], "The note."))
+    first, second = text.split("\\begin{table*}")[1:]
+    assert "All (1 of 2)." in first and "All (2 of 2)." in second and "\\addtocounter{table}{-1}" in second
+    assert first.count("\\label") == 1 and "\\label" not in second
+    assert "The note." in second and "The note." not in first
+    assert [f"cell{i}" in first for i in range(7)] == [True] * 5 + [False] * 2
+    assert [f"cell{i}" in second for i in range(7)] == [False] * 5 + [True] * 2
+    assert "\\multicolumn{1}{c}{Drop}" in first and "\\multicolumn{2}{c}{Drop}" in second
+    assert r"0.0 \\[-2pt] {\scriptsize {[}50.0, 100.0{]}} \\[-2pt] {\scriptsize d}" in first
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
@@ -237,7 +253,7 @@ def test_latex_compiles(output, tmp_path):
     names = sorted(path for path in (output / "tables").glob("*.tex"))
     inputs = "\n".join(f"\\input{{{path}}}\n\\clearpage" for path in names)
     (tmp_path / "all.tex").write_text(
-        "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
+        "\\documentclass[twocolumn]{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
         + inputs
         + "\n\\end{document}\n"
     )
@@ -250,6 +266,7 @@ def test_latex_compiles(output, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "Float too large" not in done.stdout
 
 
 def test_tables_of_a_former_report_are_removed(run_folder, tmp_path):
