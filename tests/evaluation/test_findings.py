@@ -93,6 +93,7 @@ def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):
         "Hybrid r = 4 + 4 minus the best baseline, points of accuracy: 8 shots +"
     )
     assert "The recipe that costs most accuracy: LoRA r = 8: " in topics["Robustness"]
+    assert "Hybrid r = 4 + 4, against the baseline that is most accurate on the rows" in topics["Robustness"]
     assert topics["Governance"].startswith("LoRA r = 8: all steps together remove 30 of 330 rows")
     assert (
         "123,456 parameters (12 % of the model's) and takes 2.50× the frozen model's time" in topics["Cost"]
@@ -120,6 +121,28 @@ def test_without_a_cell_of_the_runs_own_governance_there_is_a_report_of_the_rest
     (part,) = build(load_study([tmp_path])).parts
     assert "Governance of the training rows" in [section.title for section in part.sections]
     assert "Cut" in dict(part.findings)
+
+
+def test_of_many_methods_only_what_is_told_apart_is_described(tmp_path):
+    make_run(tmp_path, seeds=(0,), shots=(8, 32), ablated=(), recipes=("upper_case",), dev=False)
+
+    def more(content):
+        for kind, method in (("lora", "lora"), ("hybrid", "hybrid")):
+            own = [cell for cell in content["cells"] if cell["method"] == kind]
+            names = [f"{kind}-{i}" for i in range(4)]
+            content["cells"] += [cell | {"method": name, "label": name} for name in names for cell in own]
+            content["config"]["methods"] += [{"name": name, "method": method} for name in names]
+            content["methods"] += [{"name": name, "footprint": None} for name in names]
+
+    edit(tmp_path, more)
+    topics = dict(build(load_study([tmp_path])).parts[0].findings)
+    assert "others" in topics["Accuracy"] and "lora-1" not in topics["Accuracy"]
+    assert topics["Where the hybrid does not win"].count("hybrid-") == 0
+    assert re.search(
+        r" Of its ablations, \d+ comparisons are not told apart\.$", topics["Where the hybrid does not win"]
+    )
+    for topic in ("Shots", "Robustness"):
+        assert "Hybrid r = 4 + 4" in topics[topic] and "hybrid-" not in topics[topic]
 
 
 def test_one_cost_alone_is_no_finding(said):

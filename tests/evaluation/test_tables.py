@@ -207,6 +207,15 @@ def test_robustness_compares_the_same_rows(run_folder, setting):
     assert "romanisation" in arabic.detail
 
 
+def test_the_hybrids_drop_is_compared_with_that_of_the_most_accurate_baseline(run_folder, setting):
+    found = robustness.robustness(setting)
+    baseline, interval = robustness.excess_drops(found)["romanisation"]
+    assert baseline == "boft"
+    ours, theirs = (np.mean(changed_rows(run_folder, method)[0]) for method in ("hybrid", "boft"))
+    assert interval.estimate == pytest.approx(ours - theirs)
+    assert interval.low < interval.estimate < interval.high
+
+
 def test_the_worst_drop_is_written_as_all_numbers_are():
     for drop, text in ((-0.083, "x y −8.3"), (0.0001, "x y 0.0"), (0.5, "x y +50.0")):
         seeds = [{"per_language": {"ar": {"x_y": {"accuracy_drop": drop, "n": 3}}}}]

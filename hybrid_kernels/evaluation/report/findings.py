@@ -11,7 +11,7 @@ from hybrid_kernels.evaluation.tables import Column, translation
 from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints, named
 from hybrid_kernels.evaluation.tables.governance import Ablation
 from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
-from hybrid_kernels.evaluation.tables.robustness import Robustness
+from hybrid_kernels.evaluation.tables.robustness import Robustness, excess_drops
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
 from hybrid_kernels.evaluation.tables.table import number
@@ -24,6 +24,8 @@ _SUPERLATIVES = {
 }
 _NAMES = {"accuracy": "accuracy", "ece": "calibration error", "gap": "parity gap"}
 _POINTS = Column("", "points")
+#: comparisons of a metric that are all described; of more, those that are not told apart are counted
+_IN_FULL = 4
 Finding = tuple[str, str]
 
 
@@ -40,26 +42,22 @@ def quality_findings(found: Quality) -> list[Finding]:
 
 
 def few_shot_finding(found: FewShot) -> Finding | None:
-    """How this project's methods stand against the best baseline at each number of shots."""
+    """How the hybrid stands against the best baseline at each number of shots; its ablations are in the table."""
     setting = found.setting
     if not setting.own or setting.baselines == list(setting.methods):
         return None
-    sentences = []
-    for name in setting.own:
-        parts = []
-        for shots, quality in found.by_shots.items():
-            baselines = [one for one in setting.baselines if one in quality.cells]
-            if name not in quality.cells or not baselines or quality.resampled is None:
-                continue
-            best = quality.resampled.best(baselines, "accuracy")
-            interval, _ = quality.resampled.difference(name, best, "accuracy")
-            doubt = "" if _real(interval) else ", not told from none"
-            parts.append(f"{shots_name(shots)} {_points(interval)}{doubt}")
-        if parts:
-            sentences.append(
-                f"{setting.label(name)} minus the best baseline, points of accuracy: {'; '.join(parts)}."
-            )
-    return ("Shots", " ".join(sentences)) if sentences else None
+    name, parts = setting.own[0], []
+    for shots, quality in found.by_shots.items():
+        baselines = [one for one in setting.baselines if one in quality.cells]
+        if name not in quality.cells or not baselines or quality.resampled is None:
+            continue
+        best = quality.resampled.best(baselines, "accuracy")
+        interval, _ = quality.resampled.difference(name, best, "accuracy")
+        doubt = "" if _real(interval) else ", not told from none"
+        parts.append(f"{shots_name(shots)} {_points(interval)}{doubt}")
+    if not parts:
+        return None
+    return "Shots", f"{setting.label(name)} minus the best baseline, points of accuracy: {'; '.join(parts)}."
 
 
 def translation_findings(found: Translations) -> list[Finding]:
@@ -114,9 +112,14 @@ def _ends(interval: Interval) -> tuple[float, float]:
 
 
 def robustness_finding(found: Robustness) -> Finding:
-    """The recipe that costs each method most, and whether that can be told from no cost."""
+    """The recipe that costs a method most, and whether the hybrid loses less than the best baseline.
+
+    Ablations are left to the table.
+    """
     parts = []
     for name, seeds in found.tables.items():
+        if name in found.setting.own[1:]:
+            continue
         drops = {
             recipe: sum(
                 table[recipe]["accuracy_drop"]
@@ -136,7 +139,29 @@ def robustness_finding(found: Robustness) -> Finding:
         )
         doubt = "" if interval is None or _real(interval) else ", not told from none"
         parts.append(f"{found.setting.label(name)}: {worst.replace('_', ' ')}, {drop}{doubt}")
-    return "Robustness", f"The recipe that costs most accuracy: {'; '.join(parts)}."
+    text = f"The recipe that costs most accuracy: {'; '.join(parts)}."
+    return "Robustness", " ".join([text, *_more_robust(found)])
+
+
+def _more_robust(found: Robustness) -> list[str]:
+    """A sentence, where there are baselines."""
+    differences = excess_drops(found)
+    if not differences:
+        return []
+    sides: dict[str, list[str]] = {"loses less": [], "loses more": []}
+    for recipe, (baseline, interval) in differences.items():
+        if _real(interval):
+            side = sides["loses less" if interval.estimate < 0 else "loses more"]
+            label = found.setting.label(baseline)
+            side.append(f"{recipe.replace('_', ' ')} ({_points(interval)} points of {label})")
+    level = len(differences) - sum(map(len, sides.values()))
+    told = [f"{verdict} with {listing(recipes)}" for verdict, recipes in sides.items() if recipes]
+    if level:
+        told.append(f"cannot be told apart with {level} of {len(differences)} recipes")
+    return [
+        f"{found.setting.label(found.setting.own[0])}, against the baseline that is most accurate on the rows as they "
+        f"are, {'; '.join(told)} (95 % intervals, not corrected for their number)."
+    ]
 
 
 def governance_finding(found: list[Ablation]) -> Finding | None:
@@ -251,12 +276,19 @@ def _best(found: Quality, metric: str) -> str:
             f" The best baseline is {found.setting.label(baseline)}, {100 * reached:.1f} {unit}; against it"
         )
     groups: dict[Mark, list[str]] = {mark: [] for mark in MARKS}
+    level_count = 0
     for comparison in own:
+        told_apart = comparison.mark != "not distinguishable"
+        if len(own) > _IN_FULL and not told_apart and comparison.method not in found.setting.own[:1]:
+            level_count += 1
+            continue
         described = (
             f"{found.setting.label(comparison.method)} ({_points(comparison.difference)} points, "
             f"{p_value(comparison.p_holm)})"
         )
         groups[comparison.mark].append(described)
+    if level_count:
+        groups["not distinguishable"].append(f"{level_count} others")
     parts = [
         f" {mark.replace('distinguishable', 'told apart')}: {listing(members)}"
         for mark, members in groups.items()
@@ -268,11 +300,18 @@ def _best(found: Quality, metric: str) -> str:
 def _standing(
     setting: Setting, comparisons: Iterable[Comparison], names: Mapping[str, str], directions: Directions
 ) -> list[Finding]:
-    """Plainly, whether this project's methods win or not; two topics, the second where they do not."""
+    """Plainly, whether this project's methods win or not; two topics, the second where they do not.
+
+    Of the hybrid itself in full, of its ablations what is told apart.
+    """
+    level_count = 0
     wins: dict[str, list[str]] = {}
     losses: dict[str, list[str]] = {}
     for comparison in comparisons:
         if comparison.method not in setting.own or comparison.baseline in setting.own:
+            continue
+        if comparison.method != setting.own[0] and comparison.mark == "not distinguishable":
+            level_count += 1
             continue
         label, baseline = (setting.label(name) for name in (comparison.method, comparison.baseline))
         difference = comparison.difference.estimate
@@ -284,14 +323,17 @@ def _standing(
             verdict = f"{comparison.mark} than {baseline}"
         side = wins if comparison.mark == "significantly better" else losses
         side.setdefault(label, []).append(f"{names[comparison.metric]} ({verdict})")
-    return [
-        (topic, " ".join(f"{label}: {'; '.join(texts)}." for label, texts in side.items()))
+    said = {
+        topic: " ".join(f"{label}: {'; '.join(texts)}." for label, texts in side.items())
         for topic, side in (
             ("Where the hybrid wins", wins),
             ("Where the hybrid does not win", losses),
         )
-        if side
-    ]
+    }
+    if level_count:
+        what = "comparison is" if level_count == 1 else "comparisons are"
+        said["Where the hybrid does not win"] += f" Of its ablations, {level_count} {what} not told apart."
+    return [(topic, text.strip()) for topic, text in said.items() if text]
 
 
 def _certainty(found: Quality) -> str:
