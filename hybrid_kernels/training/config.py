@@ -364,6 +364,10 @@ class RunConfig(_Section):
             raise ValueError(f"{path} is not a YAML file: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds {type(values).__name__}, not the keys of a run configuration")
+        if values and set(values) <= set(GovernancePolicy.model_fields):
+            raise ValueError(
+                f"{path} is a policy of `hybrid-kernels govern --policy`, not the configuration of a run"
+            )
         for section, key, value in (
             ("model", "name", model),
             ("data", "source", data),

@@ -10,6 +10,7 @@ import pytest
 
 from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report.latex import escape, latex
+from hybrid_kernels.evaluation.report.view import build
 from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables import Column, Row, Table, Value, load_study, quality
 from tests.evaluation.runs import edit, make_run
@@ -159,6 +160,26 @@ def test_page_is_self_contained_and_images_have_alternative_text(html):
     assert images == 4 + 2 * 3
     assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
     assert len(anchors) == sum("id" in attributes for _, attributes in page.elements)
+
+
+def test_captions_are_outside_of_what_scrolls_and_name_their_tables(html):
+    assert "<caption" not in html
+    page = Page(html)
+    captions = {attributes["id"] for tag, attributes in page.elements if tag == "p" and "id" in attributes}
+    named = {
+        attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes
+    }
+    assert captions == named and "caption-main_1" in named
+
+
+def test_the_glossary_explains_what_there_is(html, run_folder, translation_folder):
+    for folders, words in (
+        ([run_folder], {"Accuracy"}),
+        ([translation_folder], {"chrF++", "BLEU", "Bits per byte"}),
+    ):
+        view = build(load_study(folders))
+        assert {"Accuracy", "chrF++", "BLEU", "Bits per byte"} & {name for name, _ in view.glossary} == words
+    assert "Parity gap" in html and "<dt>Bits per byte</dt>" in html
 
 
 def test_hostile_text_is_shown_and_not_run(run_folder, tmp_path):

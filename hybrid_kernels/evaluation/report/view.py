@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hybrid_kernels.evaluation.report import figures, findings
 from hybrid_kernels.evaluation.results import Rejection
@@ -40,6 +40,20 @@ GLOSSARY = (
         "Parity gap",
         "Accuracy in the reference language minus accuracy in the worst one, in percentage points. Lower is more even.",
     ),
+)
+
+
+TRANSLATION_GLOSSARY = (
+    (
+        "BLEU",
+        "Precision of word n-grams with a penalty for brevity, 0 to 100, by sacrebleu; see its signature.",
+    ),
+    ("chrF++", "F-score of character and word n-grams, 0 to 100, by sacrebleu. It needs no tokens."),
+    (
+        "Bits per byte",
+        "−log₂ of the reference translation's probability given the prompt, per byte of its UTF-8. Lower is better.",
+    ),
+    ("Directional balance", "The score of translating into English minus that of translating from English."),
 )
 
 
@@ -84,8 +98,8 @@ class View:
 
     title: str
     parts: list[Part]
-    glossary: tuple[tuple[str, str], ...] = GLOSSARY
-    tables: dict[str, Table] = field(default_factory=dict)
+    glossary: tuple[tuple[str, str], ...]
+    tables: dict[str, Table]
 
 
 def build(study: list[Setting]) -> View:
@@ -100,7 +114,9 @@ def build(study: list[Setting]) -> View:
                         name += "_"
                     section.blocks[i] = tables[name] = replace(block, name=name)
     title = " and ".join(dict.fromkeys(run.results.title for part in parts for run in part.setting.runs))
-    return View(title, parts, tables=tables)
+    kinds = {setting.translates for setting in study}
+    glossary = (GLOSSARY if False in kinds else ()) + (TRANSLATION_GLOSSARY if True in kinds else ())
+    return View(title, parts, glossary, tables)
 
 
 def _part(setting: Setting) -> Part:

@@ -102,7 +102,8 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it"
+            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it at the end, the same with "
+            "--seed N after that seed's cells alone; those that are done are not repeated"
         )
     try:
         content = read_json(path)
