@@ -8,7 +8,7 @@ import pytest
 from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report import findings
 from hybrid_kernels.evaluation.report.view import build
-from hybrid_kernels.evaluation.tables import load_study, quality
+from hybrid_kernels.evaluation.tables import cost, load_study, quality
 from tests.evaluation.runs import edit, make_run, make_translation_run
 
 STANDINGS = ("Where the hybrid wins", "Where the hybrid does not win")
@@ -143,6 +143,31 @@ def test_of_many_methods_only_what_is_told_apart_is_described(tmp_path):
     )
     for topic in ("Shots", "Robustness"):
         assert "Hybrid r = 4 + 4" in topics[topic] and "hybrid-" not in topics[topic]
+
+
+def test_what_joined_runs_do_not_share_is_said_first(tmp_path):
+    options = {"shots": (8, 32), "recipes": (), "ablated": (), "dev": False, "items": 30, "seeds": (0,)}
+    make_run(tmp_path / "a", methods=("lora", "boft"), **options)
+    make_run(tmp_path / "b", methods=("hybrid",), **options)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    (part,) = build(load_study(folders)).parts
+    assert part.findings[0][0] == "Accuracy"
+
+    def change(content):
+        content["machine"]["cpu"] = "Other CPU"
+        content["config"]["training"]["learning_rate"] = 1.0
+        content["cells"] = [cell for cell in content["cells"] if cell["shots"] == 8]
+
+    edit(tmp_path / "b", change)
+    setting = load_study(folders)[0]
+    (topic, text), *_ = build([setting]).parts[0].findings
+    assert topic == "Not alike" and "differ in their settings of training" in text
+    assert "They ran on Some CPU and Other CPU" in text
+    labels = [one.label for one in cost.footprint_table(setting).rows]
+    assert labels[0] == "LoRA r = 8 · PEFT, Some CPU" and labels[-1].endswith("this package, Other CPU")
+    edit(tmp_path / "a", lambda c: [c["cells"].append(x | {"method": "hra"}) for x in c["cells"][-1:]])
+    text = dict(build(load_study(folders)).parts[0].findings)["Not alike"]
+    assert "BOFT (hra) has no result with 8 examples a language." in text
 
 
 def test_one_cost_alone_is_no_finding(said):

@@ -13,7 +13,7 @@ from hybrid_kernels.evaluation.tables.governance import Ablation
 from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
 from hybrid_kernels.evaluation.tables.robustness import Robustness, excess_drops
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
-from hybrid_kernels.evaluation.tables.study import Setting
+from hybrid_kernels.evaluation.tables.study import Setting, differing_settings
 from hybrid_kernels.evaluation.tables.table import number
 from hybrid_kernels.evaluation.tables.translation import Translations
 
@@ -39,6 +39,23 @@ def quality_findings(found: Quality) -> list[Finding]:
         texts += _standing(found.setting, found.comparisons, _NAMES, DIRECTIONS)
         texts.append(("Certainty", _certainty(found)))
     return texts
+
+
+def unlike_finding(setting: Setting) -> Finding | None:
+    """What keeps a comparison of methods from being one of the methods alone."""
+    sentences = []
+    if differing := differing_settings(setting.runs):
+        sentences.append(
+            f"The runs differ in their settings of {listing(differing)}: what tells their methods apart may be that."
+        )
+    if setting.machines[1:]:
+        sentences.append(f"They ran on {listing(setting.machines)}: times of one are not those of the other.")
+    here = setting.by_method()
+    if here and (absent := [setting.label(name) for name in setting.methods if name not in here]):
+        sentences.append(
+            f"{listing(absent)} {'have' if absent[1:] else 'has'} no result with {setting.shown_shots}."
+        )
+    return ("Not alike", " ".join(sentences)) if sentences else None
 
 
 def few_shot_finding(found: FewShot) -> Finding | None:

@@ -129,7 +129,9 @@ def _part(setting: Setting) -> Part:
     varied = None if translating else robustness.robustness(setting)
     ablated = [] if translating else governance.ablations(setting)
 
-    said = [] if found is None else findings.quality_findings(found)
+    unlike = findings.unlike_finding(setting)
+    said = [] if unlike is None else [unlike]
+    said += [] if found is None else findings.quality_findings(found)
     said += [] if translated is None else findings.translation_findings(translated)
     optional = [
         None if few is None else findings.few_shot_finding(few),

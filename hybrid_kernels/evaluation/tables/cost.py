@@ -97,6 +97,8 @@ def footprint_table(setting: Setting) -> Table | None:
                 *ratios,
             ]
             label = f"{named(setting, name)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+            if setting.machines[1:]:
+                label += f", {run.machine}"
             rows.append(Row(label, values, setting.place(name)))
     # A column that nothing could be read for, as energy on most machines, is left out.
     full = [i for i in range(len(columns)) if any(row.values[i].value is not None for row in rows)]

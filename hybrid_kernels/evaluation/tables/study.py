@@ -78,6 +78,10 @@ class Run:
         return [Cell(one, self.folder / one.folder) for one in self.results.cells]
 
     @property
+    def machine(self) -> str:
+        return self.results.machine.gpu or self.results.machine.cpu
+
+    @property
     def main_variant(self) -> str:
         return "none" if self.results.governance is None else "all"
 
@@ -201,6 +205,11 @@ class Setting:
         """What the others are compared with: all that is not this project's, or all methods if that is none or all."""
         others = [name for name in self.methods if name not in self.own]
         return others or list(self.methods)
+
+    @property
+    def machines(self) -> list[str]:
+        """Those that the runs were made on."""
+        return list(dict.fromkeys(run.machine for run in self.runs))
 
     def by_method(self, shots: Shots | None = None, variant: str | None = None) -> dict[str, list[Cell]]:
         """The cells of each method that has any, by ascending seed.
