@@ -17,6 +17,7 @@ PALETTE = (
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 MARKERS = "osD^vPX*hp"
+LINES = ("-", "--", ":")
 GRID: dict[str, Any] = {"color": "#e3e6ea", "linewidth": 0.8}
 INK, SOFT = "#1f2328", "#57606a"
 STYLE: dict[Any, Any] = {
@@ -46,7 +47,13 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    """After a round of colours the order is shifted: no two of a hundred entries share colour and marker."""
+    return MARKERS[(index + 3 * (index // len(PALETTE))) % len(MARKERS)]
+
+
+def line_style(index: int) -> str:
+    """Another one for each round of colours."""
+    return LINES[index // len(PALETTE) % len(LINES)]
 
 
 def svg(figure: Figure) -> str:

@@ -97,6 +97,12 @@ def test_dry_run_says_what_is_to_do(command, values, write_config):  # noqa: F81
     assert code == 0 and re.search(rf"LoRA r = 4 +2 +1 +{steps} +24\b", out)
 
 
+def test_a_dry_run_sees_target_modules_that_match_nothing(command, values, write_config):  # noqa: F811
+    values["methods"][0]["target_modules"] = ["nosuch"]
+    code, _, err = command("run", str(write_config(values)), "--dry-run")
+    assert code == 2 and "method 'lora': No modules were targeted" in err
+
+
 def test_overrides(command, values, write_config, tmp_path):  # noqa: F811
     path = str(write_config(values))
     assert command("train", path, "--output", str(tmp_path / "other"), "--seed", "5")[0] == 0
@@ -116,11 +122,17 @@ def test_user_errors_are_one_message(command, values, write_config, tmp_path):  
     assert "Traceback" not in err
     with pytest.raises(ValueError, match="bach_size"):
         cli.main(["--debug", "run", path])
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("quality: {enabled: true}\nduplicates: {enabled: false}\n")
     for arguments, message in (
         (["run", str(tmp_path / "absent.yaml")], "no configuration file"),
+        (["run", str(policy)], "policy.yaml is a policy of `hybrid-kernels govern --policy`, not the config"),
         (["run", path, "--demo"], "give either --demo or a configuration"),
         (["evaluate", str(tmp_path / "nothing")], "is no folder of a run"),
-        (["report", str(tmp_path / "nothing")], "has no results.json"),
+        (
+            ["report", str(tmp_path / "nothing")],
+            "has no results.json; `hybrid-kernels run` or `train` writes it at",
+        ),
         (
             ["govern", str(tmp_path / "absent.jsonl"), "--languages", "en", "--out", str(tmp_path)],
             "no such file",

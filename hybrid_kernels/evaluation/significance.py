@@ -107,18 +107,20 @@ class Bootstrap:
         """Method − baseline, paired over the seeds that both have; and its two-sided p-value.
 
         Without a test, where they share no seed, or one and some method has more: from −inf to inf, and p = 1. The
-        estimate is of all seeds where none is shared.
+        estimate is of all seeds where none is shared. An interval ends where the metric's range allows no difference.
         """
         ours, theirs = self._of(self.estimates, method, metric), self._of(self.estimates, baseline, metric)
         mine, other = self._shared(method, baseline)
         if not self._tests(method, baseline):
             estimate = ours[mine].mean() - theirs[other].mean() if mine else ours.mean() - theirs.mean()
             return Interval(float(estimate), -np.inf, np.inf), 1.0
-        return self._infer(
+        found, p = self._infer(
             ours[mine] - theirs[other],
             self._of(self.resampled, method, metric)[:, mine]
             - self._of(self.resampled, baseline, metric)[:, other],
         )
+        low, high = self.directions[metric][1]
+        return Interval(found.estimate, max(found.low, low - high), min(found.high, high - low)), p
 
     def best(self, methods: Iterable[str], metric: str) -> str:
         """The one with the best estimate, the first on a tie."""

@@ -249,6 +249,15 @@ class RunConfig(_Section):
             raise ValueError(
                 "source_stage is for classification and prompt; translation has no source language"
             )
+        # No table of a translation run shows these; they would be trained or predicted for nothing.
+        for name, value in (
+            ("governance_ablation", self.governance_ablation),
+            ("evaluation.robustness", self.evaluation.robustness),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} is for classification and prompt; translation takes null")
+        if len(self.data.all_shots) > 1:
+            raise ValueError(f"data.shots is {self.data.shots!r}; translation takes one number, or 'all'")
         _ = self.directions
 
     def _check_inference(self) -> None:
@@ -355,6 +364,10 @@ class RunConfig(_Section):
             raise ValueError(f"{path} is not a YAML file: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds {type(values).__name__}, not the keys of a run configuration")
+        if values and set(values) <= set(GovernancePolicy.model_fields):
+            raise ValueError(
+                f"{path} is a policy of `hybrid-kernels govern --policy`, not the configuration of a run"
+            )
         for section, key, value in (
             ("model", "name", model),
             ("data", "source", data),

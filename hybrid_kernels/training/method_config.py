@@ -6,6 +6,8 @@ A size that is null (r, reflections, block_size) is left to the run's budget of 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -270,6 +272,12 @@ def hybrid_ablations(method: HybridMethod) -> list[HybridMethod]:
         for kind, change in changes.items()
         if any(base[key] != value for key, value in change.items())
     ]
+
+
+def distinct_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels of methods by name; those that several share, which differ by a learning rate, say, with the name too."""
+    count = Counter(labels.values())
+    return {name: label if count[label] == 1 else f"{label} ({name})" for name, label in labels.items()}
 
 
 def _size(value: int | None) -> str:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from hybrid_kernels.training.cells import Cell, expand, prediction_key, source_o
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.files import content_key, save_predictions, stored_result, write_json
+from hybrid_kernels.training.method_config import distinct_labels
 from hybrid_kernels.training.prepare import Rows
 from hybrid_kernels.training.tasks import Task, task_of
 
@@ -46,12 +47,17 @@ class Plan:
     def task(self) -> Task:
         return task_of(self.config)
 
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The methods' labels by name."""
+        return distinct_labels({name: method.label for name, method in self.methods.items()})
+
     def folder_of(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
 
     def describe(self, cell: Cell) -> str:
         """For a reader: what tells the cell from the run's others."""
-        parts = [self.methods[cell.method].label, f"seed {cell.seed}"]
+        parts = [self.labels[cell.method], f"seed {cell.seed}"]
         if len({other.shots for other in self.cells}) > 1:
             parts.append(f"{cell.shots} shots" if self.methods[cell.method].trains else "no training")
         if len({other.governance for other in self.cells}) > 1:

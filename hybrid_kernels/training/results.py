@@ -16,6 +16,7 @@ import hybrid_kernels
 from hybrid_kernels.training.cells import Cell, expand, main_variant, stage_of
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
+from hybrid_kernels.training.method_config import distinct_labels
 from hybrid_kernels.training.plan import Plan
 from hybrid_kernels.training.tasks import Task
 
@@ -93,7 +94,7 @@ def plan_table(plan: Plan) -> Table:
     for name in ("cells", "done", "training steps to go", "predictions to go"):
         table.add_column(name, justify="right")
     totals = [0, 0, 0, 0]
-    for name, method in plan.methods.items():
+    for name in plan.methods:
         own = [cell for cell in plan.cells if cell.method == name]
         todo = [cell for cell in own if plan.result(cell) is None]
         steps = sum(training_steps(plan, cell) for cell in todo)
@@ -102,7 +103,7 @@ def plan_table(plan: Plan) -> Table:
         )
         numbers = [len(own), len(own) - len(todo), steps, predictions]
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
-        table.add_row(escape(method.label), *(f"{number:,}" for number in numbers))
+        table.add_row(escape(plan.labels[name]), *(f"{number:,}" for number in numbers))
     table.add_section()
     table.add_row("all", *(f"{total:,}" for total in totals))
     table.caption = f"a step is of {plan.config.training.batch_size} rows; folder: {plan.folder}"
@@ -133,10 +134,11 @@ def results_table(results: dict[str, Any], task: Task) -> Table:
     found = [dict(list(task.columns(one["evaluation"]).items())[:3]) for one in results["methods"]]
     for name in ("train\nloss", *found[0], "step\ntime", "peak\nMiB"):
         table.add_column(name, justify="right", no_wrap=True)
+    labels = distinct_labels({one["name"]: one["label"] for one in results["methods"]})
     for method, columns in zip(results["methods"], found, strict=True):
         loss, ratio, peak = (method[name] for name in ("train_loss", "step_time_ratio", "peak_memory_bytes"))
         table.add_row(
-            method["label"],
+            labels[method["name"]],
             "–" if loss is None else f"{loss:.3f}",
             *columns.values(),
             "–" if ratio is None else f"{ratio:.2f}×",

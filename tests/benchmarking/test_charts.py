@@ -7,7 +7,7 @@ from hybrid_kernels import cli
 from hybrid_kernels.benchmarking import charts, series
 from hybrid_kernels.benchmarking.bar_chart import bar_chart
 from hybrid_kernels.benchmarking.frame import WIDTH
-from hybrid_kernels.chart_style import png, svg
+from hybrid_kernels.chart_style import colour, line_style, marker, png, svg
 from tests.benchmarking.recorded import EAGER, FLOOR, LAYER, MACHINE, OURS, PEER, run
 
 SMALL, LARGE = {"m": 64, "k": 32, "n": 32}, {"m": 128, "k": 32, "n": 32}
@@ -321,3 +321,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(plot, tmp_path, monkeypa
     assert code == 2 and "No space left" in said
     assert (folder / "bench.html").read_bytes() == before
     assert not [path for path in folder.iterdir() if "partial" in path.name]
+
+
+def test_thirty_entries_are_told_apart_with_and_without_markers():
+    assert len({(colour(i), marker(i)) for i in range(100)}) == 100
+    assert len({(colour(i), line_style(i)) for i in range(30)}) == 30

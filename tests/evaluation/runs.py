@@ -107,6 +107,10 @@ def cell(run, method, seed, shots, variant, parts, train_rows=96):
     }
 
 
+def configured(methods):
+    return [{"method": name} for name in methods]
+
+
 def edit(run, change):
     """Changes the content of a run's results.json in place."""
     content = json.loads((run / "results.json").read_text())
@@ -127,6 +131,7 @@ def results(
         "config": {
             "task": "classification",
             "training": {"learning_rate": 0.001},
+            "methods": configured(methods),
             "evaluation": {"reference_language": "en"},
         },
         "model": {"name": "some-model", "parameters": 1_000_000},
@@ -260,5 +265,5 @@ def make_translation_run(run, methods=("lora", "hybrid"), *, seeds=(0, 1), langu
         title="Translation",
         governance=None,
         governance_variants={"none": {"kept": 300, "summary": None}},
-        config={"task": "translation", "evaluation": {}},
+        config={"task": "translation", "methods": configured(methods), "evaluation": {}},
     )

@@ -1,13 +1,17 @@
 """Sentences say who won only where the bootstrap does."""
 
 import json
+import re
 
 import pytest
 
+from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report import findings
 from hybrid_kernels.evaluation.report.view import build
-from hybrid_kernels.evaluation.tables import load_study, quality
-from tests.evaluation.runs import make_run
+from hybrid_kernels.evaluation.tables import cost, load_study, quality
+from tests.evaluation.runs import edit, make_run, make_translation_run
+
+STANDINGS = ("Where the hybrid wins", "Where the hybrid does not win")
 
 
 @pytest.fixture
@@ -89,6 +93,7 @@ def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):
         "Hybrid r = 4 + 4 minus the best baseline, points of accuracy: 8 shots +"
     )
     assert "The recipe that costs most accuracy: LoRA r = 8: " in topics["Robustness"]
+    assert "Hybrid r = 4 + 4, against the baseline that is most accurate on the rows" in topics["Robustness"]
     assert topics["Governance"].startswith("LoRA r = 8: all steps together remove 30 of 330 rows")
     assert (
         "123,456 parameters (12 % of the model's) and takes 2.50× the frozen model's time" in topics["Cost"]
@@ -96,13 +101,89 @@ def test_shots_robustness_governance_cost_and_cuts_are_said(run_folder, said):
     assert "from 10 ms (LoRA r = 8, this package's kernels) to 80 ms (BOFT, PEFT)" in topics["Cost"]
     assert "LoRA r = 8 0.50 and BOFT 0.50" in topics["Cost"]
     assert "Cut" not in topics
+    for interval, doubt in re.findall(
+        r"shots [+−][\d.]+ \[(.*?)\](, not told from none)?[;.]", topics["Shots"]
+    ):
+        low, high = interval.split(", ")
+        assert bool(doubt) is (low[0] != high[0])
     assert "1 of 10 cells have no result" in said(missing={"x": "y"})["Cut"]
+
+
+def test_without_a_cell_of_the_runs_own_governance_there_is_a_report_of_the_rest(tmp_path):
+    make_run(tmp_path, methods=("lora",), shots=(8,), items=30, dev=False, recipes=())
+
+    def fail(content):
+        content["cells"] = [c for c in content["cells"] if c["governance"] != "all"]
+        content["missing"] = {"lora.seed-0.shots-8.governance-all": "killed"}
+        content["data"]["romanised"] = ["test-0-ar"]
+
+    edit(tmp_path, fail)
+    (part,) = build(load_study([tmp_path])).parts
+    assert "Governance of the training rows" in [section.title for section in part.sections]
+    assert "Cut" in dict(part.findings)
+
+
+def test_of_many_methods_only_what_is_told_apart_is_described(tmp_path):
+    make_run(tmp_path, seeds=(0,), shots=(8, 32), ablated=(), recipes=("upper_case",), dev=False)
+
+    def more(content):
+        for kind, method in (("lora", "lora"), ("hybrid", "hybrid")):
+            own = [cell for cell in content["cells"] if cell["method"] == kind]
+            names = [f"{kind}-{i}" for i in range(4)]
+            content["cells"] += [cell | {"method": name, "label": name} for name in names for cell in own]
+            content["config"]["methods"] += [{"name": name, "method": method} for name in names]
+            content["methods"] += [{"name": name, "footprint": None} for name in names]
+
+    edit(tmp_path, more)
+    topics = dict(build(load_study([tmp_path])).parts[0].findings)
+    assert "others" in topics["Accuracy"] and "lora-1" not in topics["Accuracy"]
+    assert topics["Where the hybrid does not win"].count("hybrid-") == 0
+    assert re.search(
+        r" Of its ablations, \d+ comparisons are not told apart\.$", topics["Where the hybrid does not win"]
+    )
+    for topic in ("Shots", "Robustness"):
+        assert "Hybrid r = 4 + 4" in topics[topic] and "hybrid-" not in topics[topic]
+
+
+def test_what_joined_runs_do_not_share_is_said_first(tmp_path):
+    options = {"shots": (8, 32), "recipes": (), "ablated": (), "dev": False, "items": 30, "seeds": (0,)}
+    make_run(tmp_path / "a", methods=("lora", "boft"), **options)
+    make_run(tmp_path / "b", methods=("hybrid",), **options)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    (part,) = build(load_study(folders)).parts
+    assert part.findings[0][0] == "Accuracy"
+
+    def change(content):
+        content["machine"]["cpu"] = "Other CPU"
+        content["config"]["training"]["learning_rate"] = 1.0
+        content["cells"] = [cell for cell in content["cells"] if cell["shots"] == 8]
+
+    edit(tmp_path / "b", change)
+    setting = load_study(folders)[0]
+    (topic, text), *_ = build([setting]).parts[0].findings
+    assert topic == "Not alike" and "differ in their settings of training" in text
+    assert "They ran on Some CPU and Other CPU" in text
+    labels = [one.label for one in cost.footprint_table(setting).rows]
+    assert labels[0] == "LoRA r = 8 · PEFT, Some CPU" and labels[-1].endswith("this package, Other CPU")
+    edit(tmp_path / "a", lambda c: [c["cells"].append(x | {"method": "hra"}) for x in c["cells"][-1:]])
+    text = dict(build(load_study(folders)).parts[0].findings)["Not alike"]
+    assert "BOFT (hra) has no result with 8 examples a language." in text
+
+
+def test_one_cost_alone_is_no_finding(said):
+    assert "Cost" not in said(methods=("hybrid",))
+
+
+def test_the_winners_time_names_its_implementation(said):
+    topics = said(seeds=(0,), skills={"lora": 2.5, "boft": -0.3, "hybrid": -0.3})
+    assert "takes 1.00× the frozen model's time a step by this package's kernels." in topics["Cost"]
 
 
 def test_translation_says_what_copying_scores(translation_folder):
     content = json.loads((translation_folder / "results.json").read_text())
     (part,) = build(load_study([translation_folder])).parts
-    text = dict(part.findings)["Translation"]
+    topics = dict(part.findings)
+    text = topics["Translation"]
     means = {
         method: [
             sum(d["chrf"] for d in one["metrics"]["test"]["directions"].values()) / 4
@@ -116,3 +197,31 @@ def test_translation_says_what_copying_scores(translation_folder):
     assert text.startswith(f"{label} has the best mean chrF++ over directions: {sum(means[best]) / 2:.1f} ± ")
     assert "Hybrid r = 4 + 4 minus the best baseline, LoRA r = 8: +" in text
     assert "Handing in the source scores" in text
+    for metric in ("chrF++ (", "BLEU (", "bits per byte ("):
+        wins, losses = (topics.get(topic, "") for topic in STANDINGS)
+        assert (metric in wins) + (metric in losses) == 1
+
+
+def test_a_loss_in_translation_is_said_plainly(tmp_path):
+    make_translation_run(tmp_path, methods=("hybrid", "lora"), seeds=(0,))
+    topics = dict(build(load_study([tmp_path])).parts[0].findings)
+    assert "chrF++ (behind LoRA r = 8, not told apart)" in topics["Where the hybrid does not win"]
+
+
+def test_the_pretrained_model_has_no_spread_and_is_no_training(tmp_path):
+    make_translation_run(tmp_path)
+
+    def pretrained(content):
+        cells = [c for c in content["cells"] if (c["method"], c["seed"]) != ("lora", 1)]
+        content["cells"] = [c | {"train_loss": None} if c["method"] == "lora" else c for c in cells]
+
+    edit(tmp_path, pretrained)
+    (part,) = build(load_study([tmp_path])).parts
+    assert not re.search("LoRA r = 8 has [^:]*: [0-9.]+ ±", part.findings[0][1])
+    assert not re.search(r"LoRA r = 8 \([0-9.]+ ±", part.findings[0][1])
+    table = part.sections[0].blocks[0]
+    assert table.caption.startswith("Translation with 32 examples a direction")
+    report = write_report([tmp_path])
+    assert "2 methods with some-model" in report.read_text(encoding="utf-8")
+    markdown = report.with_name("report.md").read_text(encoding="utf-8")
+    assert "2 methods with some-model on sample: 2 trainings, 180 evaluation rows." in markdown

@@ -10,8 +10,10 @@ import pytest
 
 from hybrid_kernels.evaluation import write_report
 from hybrid_kernels.evaluation.report.latex import escape, latex
+from hybrid_kernels.evaluation.report.view import build
+from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables import Column, Row, Table, Value, load_study, quality
-from tests.evaluation.runs import make_run
+from tests.evaluation.runs import edit, make_run
 from tests.pages import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> | ![x](http://evil.test/x.png) `$x_1$`\n# no"
@@ -74,6 +76,16 @@ def test_sections_are_in_the_papers_order_for_each_setting(html):
     ]
 
 
+def test_methods_of_one_label_are_told_apart_everywhere(tmp_path):
+    make_run(tmp_path, shots=(8,), items=30, dev=False, recipes=(), ablated=())
+    edit(tmp_path, lambda content: [c.update(label="LoRA") for c in content["cells"]])
+    report = write_report([tmp_path])
+    markdown = report.with_name("report.md").read_text(encoding="utf-8")
+    for text in (report.read_text(encoding="utf-8"), markdown):
+        assert "LoRA (hybrid) has the highest accuracy" in text
+        assert not re.search(r"LoRA(?! \((lora|boft|hybrid)\))", text)
+
+
 def test_sections_without_data_are_left_out(tmp_path):
     make_run(
         tmp_path, methods=("lora",), seeds=(0,), shots=(8,), dev=False, recipes=(), ablated=(),
@@ -110,7 +122,7 @@ def test_numbers_agree_between_the_forms(run_folder, output, html):
     tex = (output / "tables" / "main_1.tex").read_text(encoding="utf-8")
     low, high = interval.strip("[]").split(", ")
     written = number.replace("±", r"$\pm$")
-    assert f"\\textbf{{{written}}} {{\\scriptsize {{[}}{low}, {high}{{]}}}}" in tex
+    assert f"\\textbf{{{written}}} \\\\[-2pt] {{\\scriptsize {{[}}{low}, {high}{{]}}}}" in tex
 
 
 def test_every_number_of_a_cell_names_its_folders(run_folder, translation_folder, output, html):
@@ -148,6 +160,26 @@ def test_page_is_self_contained_and_images_have_alternative_text(html):
     assert images == 4 + 2 * 3
     assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
     assert len(anchors) == sum("id" in attributes for _, attributes in page.elements)
+
+
+def test_captions_are_outside_of_what_scrolls_and_name_their_tables(html):
+    assert "<caption" not in html
+    page = Page(html)
+    captions = {attributes["id"] for tag, attributes in page.elements if tag == "p" and "id" in attributes}
+    named = {
+        attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes
+    }
+    assert captions == named and "caption-main_1" in named
+
+
+def test_the_glossary_explains_what_there_is(html, run_folder, translation_folder):
+    for folders, words in (
+        ([run_folder], {"Accuracy"}),
+        ([translation_folder], {"chrF++", "BLEU", "Bits per byte"}),
+    ):
+        view = build(load_study(folders))
+        assert {"Accuracy", "chrF++", "BLEU", "Bits per byte"} & {name for name, _ in view.glossary} == words
+    assert "Parity gap" in html and "<dt>Bits per byte</dt>" in html
 
 
 def test_hostile_text_is_shown_and_not_run(run_folder, tmp_path):
@@ -214,12 +246,27 @@ def test_latex_escapes_and_is_well_formed():
     assert r" & \multicolumn{2}{c}{A \& B} & \multicolumn{1}{c}{} \\" in lines
     assert r"\cmidrule(lr){2-3}" in lines and r"\label{tab:my-table}" in lines
     assert lines.count(r"\midrule") == 2
-    for line in lines:
-        code = re.sub(r"(?<!\\)%.*", "", line)
-        assert re.sub(r"\\[{}]", "", code).count("{") == re.sub(r"\\[{}]", "", code).count("}")
+    code = re.sub(r"\\[{}]", "", re.sub(r"(?<!\\)%.*", "", text))
+    assert code.count("{") == code.count("}")
     assert escape('a "b" ~ ^ <c>') == (
         r"a ''b'' \textasciitilde{} \textasciicircum{} \textless{}c\textgreater{}"
     )
+
+
+def test_latex_divides_a_wide_table():
+    columns = [Column(f"A method of the long name {i}", "%", top="Drop" if i > 3 else "") for i in range(7)]
+    values = [
+        Value(0.01 * i, interval=Interval(0, 0.5, 1), detail="d", sources=(f"cell{i}",)) for i in range(7)
+    ]
+    text = latex(Table("wide", "All", "Method", columns, [Row("x", values)], "The note."))
+    first, second = text.split("\\begin{table*}")[1:]
+    assert "All (1 of 2)." in first and "All (2 of 2)." in second and "\\addtocounter{table}{-1}" in second
+    assert first.count("\\label") == 1 and "\\label" not in second
+    assert "The note." in second and "The note." not in first
+    assert [f"cell{i}" in first for i in range(7)] == [True] * 5 + [False] * 2
+    assert [f"cell{i}" in second for i in range(7)] == [False] * 5 + [True] * 2
+    assert "\\multicolumn{1}{c}{Drop}" in first and "\\multicolumn{2}{c}{Drop}" in second
+    assert r"0.0 \\[-2pt] {\scriptsize {[}50.0, 100.0{]}} \\[-2pt] {\scriptsize d}" in first
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
@@ -227,7 +274,7 @@ def test_latex_compiles(output, tmp_path):
     names = sorted(path for path in (output / "tables").glob("*.tex"))
     inputs = "\n".join(f"\\input{{{path}}}\n\\clearpage" for path in names)
     (tmp_path / "all.tex").write_text(
-        "\\documentclass[twocolumn]{article}\\usepackage{booktabs}\\begin{document}\n"
+        "\\documentclass[twocolumn]{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
         + inputs
         + "\n\\end{document}\n"
     )
@@ -240,6 +287,7 @@ def test_latex_compiles(output, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "Float too large" not in done.stdout
 
 
 def test_tables_of_a_former_report_are_removed(run_folder, tmp_path):

@@ -288,6 +288,11 @@ def test_intervals_stay_in_the_range_of_the_metric():
     found = bootstrap({"a": [run]}, resamples=500)
     for metric in ("ece", "gap"):
         assert 0 <= found.interval("a", metric).low <= found.interval("a", metric).high <= 1
+    # Two seeds that vary have a t with one degree of freedom, whose interval is wide.
+    seeds = [trained(*items(30, 0), seed=seed, skill=skill) for seed, skill in ((1, 3.0), (2, -SKILL))]
+    found = bootstrap({"a": seeds, "b": seeds[::-1]}, resamples=500)
+    difference, _ = found.difference("a", "b", "accuracy")
+    assert (difference.low, difference.high) == (-1, 1)
 
 
 def test_holm_rejects_what_the_step_down_procedure_rejects():

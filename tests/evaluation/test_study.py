@@ -100,6 +100,22 @@ def test_main_shots_are_those_of_most_methods_and_the_others_are_named(tmp_path)
     assert "Not trained with 32 examples a language: HRA. " in note
 
 
+def test_baselines_on_this_packages_kernels_are_baselines(tmp_path):
+    make_run(
+        tmp_path, methods=("lora", "boft", "hra", "hybrid"), shots=(8,), ablated=(), recipes=(), dev=False
+    )
+
+    def accelerate(content):
+        for one in content["cells"]:
+            one["backend"] = "peft" if one["method"] == "lora" else "hybrid-kernels"
+        for place, kind in ((1, "boft"), (2, "lora_ga"), (3, "hybrid")):
+            content["config"]["methods"][place] = {"name": content["methods"][place]["name"], "method": kind}
+
+    edit(tmp_path, accelerate)
+    (setting,) = load_study([tmp_path])
+    assert setting.baselines == ["lora", "boft", "hra"] and setting.own == ["hybrid"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -139,7 +155,7 @@ def test_notes_of_translations_say_what_is_absent_and_differs(tmp_path):
     edit(tmp_path / "b", lambda content: [cell.update(shots=8) for cell in content["cells"]])
     (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
     note = translation.direction_tables(translation.translations(setting))[0].note
-    assert "Not trained with 32 examples a language: Hybrid r = 4 + 4. " in note
+    assert "Not trained with 32 examples a direction: Hybrid r = 4 + 4. " in note
     assert "differ in their settings of budget. " in note
 
 

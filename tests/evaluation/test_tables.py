@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hybrid_kernels.evaluation import (
     apply_temperature,
@@ -14,7 +15,7 @@ from hybrid_kernels.evaluation import (
     macro_average,
     per_language_metrics,
 )
-from hybrid_kernels.evaluation.report import findings
+from hybrid_kernels.evaluation.report import figures, findings
 from hybrid_kernels.evaluation.tables import (
     Column,
     Row,
@@ -28,7 +29,7 @@ from hybrid_kernels.evaluation.tables import (
     training,
     translation,
 )
-from hybrid_kernels.evaluation.tables.table import best_in_rows, with_best
+from hybrid_kernels.evaluation.tables.table import best_in_rows, over_seeds, with_best
 from hybrid_kernels.training.files import load_predictions
 from tests.evaluation.runs import edit, make_run, make_translation_run
 
@@ -248,6 +249,21 @@ def test_robustness_of_too_few_rows_says_why_there_are_no_intervals(tmp_path):
     assert table.rows[0].values[0].interval is None
 
 
+def test_the_hybrids_drop_is_compared_with_that_of_the_most_accurate_baseline(run_folder, setting):
+    found = robustness.robustness(setting)
+    baseline, interval = robustness.excess_drops(found)["romanisation"]
+    assert baseline == "boft"
+    ours, theirs = (np.mean(changed_rows(run_folder, method)[0]) for method in ("hybrid", "boft"))
+    assert interval.estimate == pytest.approx(ours - theirs)
+    assert interval.low < interval.estimate < interval.high
+
+
+def test_the_worst_drop_is_written_as_all_numbers_are():
+    for drop, text in ((-0.083, "x y −8.3"), (0.0001, "x y 0.0"), (0.5, "x y +50.0")):
+        seeds = [{"per_language": {"ar": {"x_y": {"accuracy_drop": drop, "n": 3}}}}]
+        assert robustness._worst(seeds, "per_language", "ar").startswith(text)
+
+
 def changed_rows(run_folder, method):
     """Of each seed: drop and consistency with romanisation, means over ar and sw; and the drop in sw."""
     drops, same, swahili = [], [], []
@@ -381,12 +397,49 @@ def test_costs_are_traced_to_the_run_that_measured_them(tmp_path):
 def test_footprint_divides_by_the_stock_implementation(setting):
     table = cost.footprint_table(setting)
     names = [(column.top, column.name) for column in table.columns]
-    assert ("", "Energy") not in names  # nothing could be read
+    assert ("", "Energy") not in names and "whole machine" not in table.note  # nothing could be read
+    assert "Tokens: without padding. Trainable: with the head" in table.note
     stock, ours = (row(table, f"LoRA r = 8 · {who}").values for who in ("PEFT", "this package's kernels"))
     time, memory = names.index(("Against stock", "Time")), names.index(("Against stock", "Memory"))
     assert (ours[0].value, stock[0].value) == (pytest.approx(10), pytest.approx(20))
     assert (ours[time].value, ours[memory].value) == (0.5, 0.75)
     assert stock[time].value is None and row(table, "Hybrid").values[time].value is None
+
+
+def test_what_one_cell_gives_has_no_deviation_however_often_it_stands():
+    assert over_seeds([0.5, 0.5], ["a", "a"]).std is None
+    assert over_seeds([0.5, 0.7], ["a", "b"]).std == pytest.approx(0.02**0.5)
+
+
+def test_an_implementation_is_named_without_that_of_the_training(run_folder, tmp_path):
+    def accelerate(content):
+        for one in content["cells"]:
+            if one["method"] != "hybrid":
+                one["label"] = "BOFT, accelerated" if one["method"] == "boft" else "LoRA"
+        content["methods"][0]["footprint"][0]["implementation"] = "transformers"
+
+    shutil.copytree(run_folder, tmp_path / "run")
+    edit(tmp_path / "run", accelerate)
+    (setting,) = load_study([tmp_path / "run"])
+    found = quality.main_quality(setting)
+    for table in (cost.footprint_table(setting), cost.frontier_table(found)):
+        assert [one.label for one in table.rows[:4]] == [
+            "LoRA · Transformers",
+            "LoRA · this package's kernels",
+            "BOFT · PEFT",
+            "BOFT · this package's kernels",
+        ]
+    _, text = findings.cost_finding(setting, None)
+    assert "80 ms (BOFT, PEFT)" in text and "and BOFT 0.50" in text
+
+
+def test_points_of_the_front_are_ringed(found):
+    axes = Figure().subplots()
+    points = cost.frontier(found, "step_seconds")
+    figures._front(axes, points, 1e-3)
+    (rings,) = axes.collections
+    front = sorted((1000 * point.cost, point.quality) for point in points if point.front)
+    assert np.asarray(rings.get_offsets()) == pytest.approx(np.array(front))
 
 
 def test_pareto_front_holds_what_no_other_beats(found):
@@ -405,6 +458,23 @@ def test_pareto_front_holds_what_no_other_beats(found):
         ("lora", "accelerated"),
         ("hybrid", "hybrid-kernels"),
     }
+
+
+def test_curves_of_more_methods_than_colours_are_told_apart(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    names = [f"m{i}" for i in range(12)]
+
+    def more(content):
+        first = next(c for c in content["cells"] if c["shots"] == 32)
+        content["cells"] = [first | {"method": name, "label": name} for name in names]
+        content["methods"] = [{"name": name, "footprint": None} for name in names]
+
+    edit(tmp_path / "run", more)
+    (setting,) = load_study([tmp_path / "run"])
+    axes = Figure().subplots()
+    figures._draw(axes, setting, training.loss_curves(setting), "loss")
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 12
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 12
 
 
 def test_curves_are_means_over_seeds(setting):
@@ -540,7 +610,7 @@ def test_the_pretrained_model_stands_beside_every_seed_and_number_of_shots(run_f
     assert value.value == pytest.approx(
         np.mean(list(accuracies(arrays(run_folder, "lora", 0, 8)["test"]).values()))
     )
-    assert value.std == 0 and len(value.sources) == 1
+    assert value.std is None and len(value.sources) == 1
     difference = found.resampled.difference("hybrid", "none", "accuracy")[0]
     assert difference.estimate == pytest.approx(
         row(quality.main_table(found), "Hybrid").values[0].value - value.value

@@ -15,7 +15,7 @@ from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import make_plan
 from hybrid_kernels.training.prepare import perturbed_parts, prepare
-from hybrid_kernels.training.results import training_steps
+from hybrid_kernels.training.results import plan_table, training_steps
 from hybrid_kernels.training.run import run
 from hybrid_kernels.training.tasks import task_of
 from tests.training.support import HRA
@@ -250,6 +250,16 @@ def test_a_recipe_that_changes_no_row_is_named(values, tmp_path):
     assert set(parts) == {"test", "perturbed/upper_case"}
 
 
+def test_methods_of_one_label_are_told_apart(values, tmp_path):
+    lora = values["methods"][0]
+    values["methods"] = [lora, lora | {"name": "fast", "learning_rate": 1.0}, HRA]
+    values["output"] = str(tmp_path)
+    plan = plan_of(values, tmp_path)
+    labels = ["LoRA r = 4 (lora)", "LoRA r = 4 (fast)", "HRA r = 4"]
+    assert [plan.describe(cell) for cell in plan.cells] == [f"{label}, seed 0" for label in labels]
+    assert list(plan_table(plan).columns[0].cells) == [*labels, "all"]
+
+
 def test_methods_are_fitted_to_the_budget(values, monkeypatch):
     module = ModuleType("hybrid_kernels.training.budget")
 
@@ -283,6 +293,11 @@ def test_methods_are_fitted_to_the_budget(values, monkeypatch):
         (
             {"governance": {}, "governance_ablation": {"methods": ["hra"]}},
             "governance_ablation.methods has hra; the methods are lora",
+        ),
+        (
+            {"methods": [{"method": "none"}], "task": "prompt", "prompt": {}, "governance": {},
+             "governance_ablation": {"methods": ["none"]}},
+            "governance_ablation.methods has none, which does not train",
         ),
         ({"evaluation": {"robustness": {"shots": 32}}}, r"robustness.shots is 32; data.shots has \['all'\]"),
         ({"budget": 0}, "budget: input should be greater than or equal to 1"),

@@ -1,9 +1,13 @@
+import re
 from pathlib import Path
+from typing import get_args
 
+import pydantic
 import pytest
 
 from hybrid_kernels.training.cells import expand
 from hybrid_kernels.training.config import DEMO_CONFIG, RunConfig, example_configs
+from hybrid_kernels.training.method_config import TAGS, AnyMethod, Method
 from hybrid_kernels.training.prepare import perturbed_parts
 from hybrid_kernels.training.tasks import task_of
 from tests.training.support import DATA, HYBRID
@@ -86,6 +90,11 @@ def test_demo_names_every_key():
     optional = {"name", "learning_rate"}
     for method, values in zip(config.methods, written["methods"], strict=True):
         assert set(values) == set(type(method).model_fields) - optional, method.method
+    text = DEMO_CONFIG.read_text()
+    keys = {key for kind in get_args(AnyMethod) for key in kind.model_fields}
+    assert not [name for name in {*keys, *TAGS} if not re.search(rf"\b{name}\b", text)]
+    for one in re.findall(r"`(\{method: .*?\})`", text):
+        pydantic.TypeAdapter(Method).validate_python(yaml.safe_load(one))
 
 
 def test_overrides(values, write_config):

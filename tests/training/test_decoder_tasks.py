@@ -266,7 +266,7 @@ def test_bleu_over_characters_is_in_no_mean(translation_values, monkeypatch, tmp
     assert task.columns(result["evaluation"])["BLEU"] == "–" and "bleu" not in result["spread"]
 
 
-def test_governance_of_pairs_by_variant(translation_values, parallel, tmp_path):
+def test_governance_of_pairs(translation_values, parallel, tmp_path):
     """A sentence that is there twice is found in each two languages."""
     for language in ("en", "de", "fr"):
         path = parallel / "train" / f"train.{language}"
@@ -274,21 +274,13 @@ def test_governance_of_pairs_by_variant(translation_values, parallel, tmp_path):
     translation_values |= {
         "methods": [LORA],
         "governance": {"language": {"enabled": False}},
-        "governance_ablation": {"methods": ["lora"], "shots": 3},
     }
-    config = RunConfig.model_validate(translation_values)
-    rows = prepare(config, tmp_path, QUIET)
-    kept = {name: len(pairs) for name, pairs in rows.kept.items()}
-    assert set(kept) == {"all", "none", "only-quality", "only-duplicates"}
-    assert kept == {"all": 22, "none": 24, "only-quality": 24, "only-duplicates": 22}
-    for name, summary in rows.summaries.items():
-        if summary is not None:
-            assert (
-                summary["kept"] == kept[name] == sum(one["kept"] for one in summary["by_language"].values())
-            )
-            assert summary["rejected"] == sum(step["rejected"] for step in summary["by_step"].values())
-            assert (tmp_path / "governance" / name / "de-en" / "kept.jsonl").is_file()
-    assert {cell.governance for cell in expand(config)} == set(kept)
+    rows = prepare(RunConfig.model_validate(translation_values), tmp_path, QUIET)
+    assert {name: len(pairs) for name, pairs in rows.kept.items()} == {"all": 22}
+    summary = rows.summaries["all"]
+    assert summary["kept"] == 22 == sum(one["kept"] for one in summary["by_language"].values())
+    assert summary["rejected"] == 2 == sum(step["rejected"] for step in summary["by_step"].values())
+    assert (tmp_path / "governance" / "all" / "de-en" / "kept.jsonl").is_file()
 
 
 def test_decoding_goes_on_where_it_was(translation_values, monkeypatch):
@@ -349,14 +341,16 @@ def test_seeds_choose_other_sentences_and_more_hold_fewer(translation_values):
         ({"prompt": {}}, "task is 'translation'; it has no section `prompt`"),
         ({"source_stage": {"steps": 1}}, "source_stage is for classification and prompt"),
         ({"data": {"languages": None}}, "data.languages is null; translation needs the languages"),
-        ({"data": {"shots": [0, 3]}}, "0 shots are no training; the pretrained model itself is the method"),
+        ({"data": {"shots": 0}}, "0 shots are no training; the pretrained model itself is the method"),
         ({"evaluation": {"languages": ["de"]}}, "give translation.directions"),
         ({"evaluation": {"reference_language": "de"}}, "the balance of translation is with 'en'"),
         ({"translation": {"directions": ["de-xx"]}}, "direction 'de-xx' must be SOURCE-TARGET"),
+        ({"data": {"shots": [3, 6]}}, r"data.shots is \[3, 6\]; translation takes one number, or 'all'"),
         (
-            {"governance": {}, "governance_ablation": {"methods": ["none"]}},
-            "governance_ablation.methods has none, which does not train",
+            {"governance": {}, "governance_ablation": {"methods": ["lora"]}},
+            "governance_ablation is for classification and prompt; translation takes null",
         ),
+        ({"evaluation": {"robustness": {}}}, "evaluation.robustness is for classification and prompt"),
     ],
 )
 def test_translation_that_is_not_possible(translation_values, change, message):

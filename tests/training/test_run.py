@@ -226,7 +226,11 @@ def test_evaluation_rows_are_the_same_items_in_each_language(values):
     [
         ("data", {"train_split": "dev"}, "data.train_split is 'dev', but .* has only test, train"),
         ("data", {"languages": ["en", "sw"]}, "no rows in sw; it has de, en"),
-        ("data", {"languages": ["de"]}, "no evaluation rows in en; there are rows in de"),
+        (
+            "data",
+            {"languages": ["de"]},
+            r"no evaluation rows in en, of evaluation.reference_language \('en'\) or .*; there are rows in de",
+        ),
         ("evaluation", {"reference_language": "fr"}, "no evaluation rows in fr"),
     ],
 )

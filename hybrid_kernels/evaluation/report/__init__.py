@@ -13,7 +13,7 @@ def write_report(
     """Write `report.html`, `report.md` and `tables/*.tex`, and return the path of the first.
 
     The page loads nothing from anywhere. Each file is complete or untouched, also when writing is interrupted. LaTeX
-    tables need the package booktabs; those of a former report that this one lacks are removed.
+    tables need the packages booktabs and graphicx; those of a former report that this one lacks are removed.
 
     Args:
         folders: of runs. Those with one task, model and evaluation rows share tables, others follow one another.

@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from hybrid_kernels.chart_style import GRID, SOFT, STYLE, colour, marker, svg
+from hybrid_kernels.chart_style import GRID, SOFT, STYLE, colour, line_style, marker, svg
 from hybrid_kernels.evaluation.tables import training
-from hybrid_kernels.evaluation.tables.cost import Cost, Point, frontier
+from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, Cost, Point, frontier, named
 from hybrid_kernels.evaluation.tables.quality import Quality, name_and_code, reliability
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
@@ -136,8 +136,8 @@ def shots_figure(found: FewShot) -> Figure:
         ]
         xs, seeds = [x for x, _ in there], [values for _, values in there]
         axes.plot(
-            xs, [fmean(one) for one in seeds], color=colour(index), marker=marker(index), linewidth=1.6,
-            label=found.setting.label(name),
+            xs, [fmean(one) for one in seeds], line_style(index), color=colour(index), marker=marker(index),
+            linewidth=1.6, label=found.setting.label(name),
         )  # fmt: skip
         axes.fill_between(
             xs, [min(one) for one in seeds], [max(one) for one in seeds], color=colour(index), alpha=0.15
@@ -157,7 +157,7 @@ def shots_figure(found: FewShot) -> Figure:
 
 @_svg
 def frontier_figure(found: Quality) -> Figure | None:
-    """Accuracy against time per step and against peak memory; the Pareto front as a line."""
+    """Accuracy against time per step and against peak memory; the Pareto front as a line through ringed points."""
     kinds: list[tuple[Cost, float, str]] = [
         ("step_seconds", 1e-3, "time per training step, ms"),
         ("peak_memory_bytes", 2**20, "peak memory, MiB"),
@@ -171,7 +171,7 @@ def frontier_figure(found: Quality) -> Figure | None:
         _front(axes, points, unit)
         for point in points:
             index = found.setting.place(point.method)
-            stock = point.implementation == "peft"
+            stock = point.implementation in ("peft", "transformers")
             axes.scatter(
                 point.cost / unit,
                 point.quality,
@@ -181,7 +181,8 @@ def frontier_figure(found: Quality) -> Figure | None:
                 edgecolors=colour(index),
                 linewidths=1.6,
                 zorder=3,
-                label=f"{found.setting.label(point.method)}{' · PEFT' if stock else ''}",
+                label=named(found.setting, point.method)
+                + (f" · {IMPLEMENTATIONS[point.implementation]}" if stock else ""),
             )
         axes.set_xlabel(name)
         axes.grid(**GRID)
@@ -196,6 +197,7 @@ def _front(axes: Axes, points: Sequence[Point], unit: float) -> None:
     front = sorted((p.cost / unit, p.quality) for p in points if p.front)
     xs, ys = [x for x, _ in front], [y for _, y in front]
     axes.step(xs, ys, where="post", color=SOFT, linewidth=1.2, linestyle="--", label="Pareto front", zorder=1)
+    axes.scatter(xs, ys, s=170, facecolors="none", edgecolors=SOFT, linewidths=1, zorder=2)
 
 
 @_svg
@@ -248,7 +250,7 @@ def _draw(
         style: dict[str, Any] = {"color": colour(index), "linewidth": 1.4}
         if len(curve.steps) < 30:
             style |= {"marker": marker(index), "markersize": 4}
-        axes.plot(curve.steps, curve.mean, **style, label=setting.label(curve.method))
+        axes.plot(curve.steps, curve.mean, line_style(index), **style, label=setting.label(curve.method))
         axes.fill_between(curve.steps, curve.low, curve.high, color=colour(index), alpha=0.15, linewidth=0)
     if logarithmic:
         axes.set_yscale("log", nonpositive="mask")

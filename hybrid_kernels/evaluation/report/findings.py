@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from statistics import fmean, stdev
+from collections.abc import Iterable, Mapping
 
-from hybrid_kernels.evaluation.report.rendering import MARKS, number, p_value
-from hybrid_kernels.evaluation.resampling import DIRECTIONS
-from hybrid_kernels.evaluation.significance import Interval, Mark
+from hybrid_kernels.evaluation.report.rendering import MARKS, p_value
+from hybrid_kernels.evaluation.resampling import DIRECTIONS, Directions
+from hybrid_kernels.evaluation.significance import Comparison, Interval, Mark
 from hybrid_kernels.evaluation.tables import Column, translation
-from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints
+from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, footprints, named
 from hybrid_kernels.evaluation.tables.governance import Ablation
 from hybrid_kernels.evaluation.tables.quality import COMPARED, Quality
-from hybrid_kernels.evaluation.tables.robustness import Robustness
+from hybrid_kernels.evaluation.tables.robustness import Robustness, excess_drops
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
-from hybrid_kernels.evaluation.tables.study import Setting
+from hybrid_kernels.evaluation.tables.study import Setting, differing_settings
+from hybrid_kernels.evaluation.tables.table import number
 from hybrid_kernels.evaluation.tables.translation import Translations
 
 _SUPERLATIVES = {
@@ -24,6 +24,8 @@ _SUPERLATIVES = {
 }
 _NAMES = {"accuracy": "accuracy", "ece": "calibration error", "gap": "parity gap"}
 _POINTS = Column("", "points")
+#: comparisons of a metric that are all described; of more, those that are not told apart are counted
+_IN_FULL = 4
 Finding = tuple[str, str]
 
 
@@ -34,51 +36,76 @@ def quality_findings(found: Quality) -> list[Finding]:
     texts = [(_NAMES[m].capitalize(), _best(found, m)) for m in COMPARED if m in found.resampled.estimates]
     texts[0] = (texts[0][0], f"{texts[0][1]} {_guessing(found)}")
     if found.comparisons:
-        texts += _standing(found)
+        texts += _standing(found.setting, found.comparisons, _NAMES, DIRECTIONS)
         texts.append(("Certainty", _certainty(found)))
     return texts
 
 
+def unlike_finding(setting: Setting) -> Finding | None:
+    """What keeps a comparison of methods from being one of the methods alone."""
+    sentences = []
+    if differing := differing_settings(setting.runs):
+        sentences.append(
+            f"The runs differ in their settings of {listing(differing)}: what tells their methods apart may be that."
+        )
+    if setting.machines[1:]:
+        sentences.append(f"They ran on {listing(setting.machines)}: times of one are not those of the other.")
+    here = setting.by_method()
+    if here and (absent := [setting.label(name) for name in setting.methods if name not in here]):
+        sentences.append(
+            f"{listing(absent)} {'have' if absent[1:] else 'has'} no result with {setting.shown_shots}."
+        )
+    return ("Not alike", " ".join(sentences)) if sentences else None
+
+
 def few_shot_finding(found: FewShot) -> Finding | None:
-    """How this project's methods stand against the best baseline at each number of shots."""
+    """How the hybrid stands against the best baseline at each number of shots; its ablations are in the table."""
     setting = found.setting
     if not setting.own or setting.baselines == list(setting.methods):
         return None
-    sentences = []
-    for name in setting.own:
-        parts = []
-        for shots, quality in found.by_shots.items():
-            baselines = [one for one in setting.baselines if one in quality.cells]
-            if name not in quality.cells or not baselines or quality.resampled is None:
-                continue
-            best = quality.resampled.best(baselines, "accuracy")
-            interval, _ = quality.resampled.difference(name, best, "accuracy")
-            parts.append(f"{shots_name(shots)} {_points(interval)}")
-        if parts:
-            sentences.append(
-                f"{setting.label(name)} minus the best baseline, points of accuracy: {'; '.join(parts)}."
-            )
-    return ("Shots", " ".join(sentences)) if sentences else None
+    name, parts = setting.own[0], []
+    for shots, quality in found.by_shots.items():
+        baselines = [one for one in setting.baselines if one in quality.cells]
+        if name not in quality.cells or not baselines or quality.resampled is None:
+            continue
+        best = quality.resampled.best(baselines, "accuracy")
+        interval, _ = quality.resampled.difference(name, best, "accuracy")
+        doubt = "" if _real(interval) else ", not told from none"
+        parts.append(f"{shots_name(shots)} {_points(interval)}{doubt}")
+    if not parts:
+        return None
+    return "Shots", f"{setting.label(name)} minus the best baseline, points of accuracy: {'; '.join(parts)}."
 
 
-def translation_finding(found: Translations) -> Finding:
-    """The ranking by chrF++, what can be told from the best baseline, and whether copying the source does as well."""
+def translation_findings(found: Translations) -> list[Finding]:
+    """The ranking, and where this project's methods stand in each metric."""
+    texts = [("Translation", _ranking(found))]
+    if found.resampled is not None:
+        names = {"chrf": "chrF++", "bleu": "BLEU", "bits_per_byte": "bits per byte"}
+        texts += _standing(found.setting, found.comparisons, names, found.resampled.directions)
+    return texts
+
+
+def _ranking(found: Translations) -> str:
+    """By chrF++; what can be told from the best baseline, and whether copying the source does as well."""
     setting, metric = found.setting, translation.lead_metric(found)
     name, higher = ("chrF++", True) if metric == "chrf" else ("bits per byte", False)
     column = Column("", decimals=1 if higher else 3)
-    means = {method: found.means(method, metric) for method in found.cells}
-    ordered = sorted(means, key=lambda method: fmean(means[method]), reverse=higher)
+    values = {method: found.mean(method, metric) for method in found.cells}
+    means = {method: float(value.value) for method, value in values.items()}  # type: ignore[arg-type]
+    ordered = sorted(means, key=means.__getitem__, reverse=higher)
     best = ordered[0]
 
     def value(method: str) -> str:
-        text = f"{fmean(means[method]):.{column.decimals}f}"
-        return f"{text} ± {stdev(means[method]):.{column.decimals}f}" if means[method][1:] else text
+        std = values[method].std
+        text = number(means[method], column)
+        return text if std is None else f"{text} ± {number(std, column)}"
 
     others = listing(f"{setting.label(m)} ({value(m)})" for m in ordered[1:]) if ordered[1:] else ""
     text = f"{setting.label(best)} has the best mean {name} over directions: {value(best)}"
     text += f", before {others}." if others else "."
     for comparison in found.comparisons:
-        if comparison.metric != metric or comparison.method not in (best, *setting.own):
+        if comparison.metric != metric or comparison.method not in (best, *setting.own[:1]):
             continue
         low, high = (number(end, column, signed=True) for end in _ends(comparison.difference))
         text += (
@@ -86,15 +113,15 @@ def translation_finding(found: Translations) -> Finding:
             f"{number(comparison.difference.estimate, column, signed=True)} [{low}, {high}], "
             f"{comparison.mark.replace('distinguishable', 'told apart')} ({p_value(comparison.p_holm)})."
         )
-    if not all(seeds[1:] for seeds in means.values()):
+    if not all(own[1:] for own in found.cells.values()):
         text += " With one seed nothing is known of how much another would change this."
     copies = [d["copy"]["chrf"] for d in found.directions.values() if "copy" in d]
     if copies and higher:
         copied = sum(copies) / len(copies)
-        below = [setting.label(m) for m in ordered if fmean(means[m]) < copied]
+        below = [setting.label(m) for m in ordered if means[m] < copied]
         text += f" Handing in the source scores {copied:.1f}"
         text += f", more than {listing(below)}." if below else "."
-    return "Translation", text
+    return text
 
 
 def _ends(interval: Interval) -> tuple[float, float]:
@@ -102,9 +129,14 @@ def _ends(interval: Interval) -> tuple[float, float]:
 
 
 def robustness_finding(found: Robustness) -> Finding:
-    """The recipe that costs each method most, and whether that can be told from no cost."""
+    """The recipe that costs a method most, and whether the hybrid loses less than the best baseline.
+
+    Ablations are left to the table.
+    """
     parts = []
     for name, seeds in found.tables.items():
+        if name in found.setting.own[1:]:
+            continue
         drops = {
             recipe: sum(
                 table[recipe]["accuracy_drop"]
@@ -124,7 +156,29 @@ def robustness_finding(found: Robustness) -> Finding:
         )
         doubt = "" if interval is None or _real(interval) else ", not told from none"
         parts.append(f"{found.setting.label(name)}: {worst.replace('_', ' ')}, {drop}{doubt}")
-    return "Robustness", f"The recipe that costs most accuracy: {'; '.join(parts)}."
+    text = f"The recipe that costs most accuracy: {'; '.join(parts)}."
+    return "Robustness", " ".join([text, *_more_robust(found)])
+
+
+def _more_robust(found: Robustness) -> list[str]:
+    """A sentence, where there are baselines."""
+    differences = excess_drops(found)
+    if not differences:
+        return []
+    sides: dict[str, list[str]] = {"loses less": [], "loses more": []}
+    for recipe, (baseline, interval) in differences.items():
+        if _real(interval):
+            side = sides["loses less" if interval.estimate < 0 else "loses more"]
+            label = found.setting.label(baseline)
+            side.append(f"{recipe.replace('_', ' ')} ({_points(interval)} points of {label})")
+    level = len(differences) - sum(map(len, sides.values()))
+    told = [f"{verdict} with {listing(recipes)}" for verdict, recipes in sides.items() if recipes]
+    if level:
+        told.append(f"cannot be told apart with {level} of {len(differences)} recipes")
+    return [
+        f"{found.setting.label(found.setting.own[0])}, against the baseline that is most accurate on the rows as they "
+        f"are, {'; '.join(told)} (95 % intervals, not corrected for their number)."
+    ]
 
 
 def governance_finding(found: list[Ablation]) -> Finding | None:
@@ -166,13 +220,15 @@ def cost_finding(setting: Setting, best: str | None) -> Finding | None:
         if own:
             cheapest = min(own, key=lambda one: one.step_seconds)
             text += f" and takes {cheapest.step_time_ratio:.2f}× the frozen model's time a step"
+            if own[1:]:
+                text += f" by {IMPLEMENTATIONS.get(cheapest.implementation, cheapest.implementation)}"
         sentences.append(f"{text}.")
     ordered = sorted(found, key=lambda pair: pair[1].step_seconds)
 
     def described(pair: tuple[str, object]) -> str:
         name, one = pair
         implementation = str(getattr(one, "implementation"))  # noqa: B009
-        return f"{setting.label(name)}, {IMPLEMENTATIONS.get(implementation, implementation)}"
+        return f"{named(setting, name)}, {IMPLEMENTATIONS.get(implementation, implementation)}"
 
     if len(ordered) > 1:
         first, last = ordered[0], ordered[-1]
@@ -189,12 +245,12 @@ def cost_finding(setting: Setting, best: str | None) -> Finding | None:
                 or one.step_time_spread[0] > stock.step_time_spread[1]
             )
             doubt = "" if apart else " (quartiles overlap)"
-            ratios.append(f"{setting.label(name)} {one.step_seconds / stock.step_seconds:.2f}{doubt}")
+            ratios.append(f"{named(setting, name)} {one.step_seconds / stock.step_seconds:.2f}{doubt}")
     if ratios:
         sentences.append(
             f"This package's kernels take, of the stock implementation's time: {listing(ratios)}."
         )
-    return "Cost", " ".join(sentences)
+    return ("Cost", " ".join(sentences)) if sentences else None
 
 
 def cut_finding(setting: Setting) -> Finding | None:
@@ -242,12 +298,19 @@ def _best(found: Quality, metric: str) -> str:
             f" The best baseline is {found.setting.label(baseline)}, {100 * reached:.1f} {unit}; against it"
         )
     groups: dict[Mark, list[str]] = {mark: [] for mark in MARKS}
+    level_count = 0
     for comparison in own:
+        told_apart = comparison.mark != "not distinguishable"
+        if len(own) > _IN_FULL and not told_apart and comparison.method not in found.setting.own[:1]:
+            level_count += 1
+            continue
         described = (
             f"{found.setting.label(comparison.method)} ({_points(comparison.difference)} points, "
             f"{p_value(comparison.p_holm)})"
         )
         groups[comparison.mark].append(described)
+    if level_count:
+        groups["not distinguishable"].append(f"{level_count} others")
     parts = [
         f" {mark.replace('distinguishable', 'told apart')}: {listing(members)}"
         for mark, members in groups.items()
@@ -256,31 +319,43 @@ def _best(found: Quality, metric: str) -> str:
     return text + ";".join(parts) + "."
 
 
-def _standing(found: Quality) -> list[Finding]:
-    """Plainly, whether this project's methods win or not; two topics, the second where they do not."""
+def _standing(
+    setting: Setting, comparisons: Iterable[Comparison], names: Mapping[str, str], directions: Directions
+) -> list[Finding]:
+    """Plainly, whether this project's methods win or not; two topics, the second where they do not.
+
+    Of the hybrid itself in full, of its ablations what is told apart.
+    """
+    level_count = 0
     wins: dict[str, list[str]] = {}
     losses: dict[str, list[str]] = {}
-    for comparison in found.comparisons:
-        if comparison.method not in found.setting.own or comparison.baseline in found.setting.own:
+    for comparison in comparisons:
+        if comparison.method not in setting.own or comparison.baseline in setting.own:
             continue
-        label, baseline = (found.setting.label(name) for name in (comparison.method, comparison.baseline))
+        if comparison.method != setting.own[0] and comparison.mark == "not distinguishable":
+            level_count += 1
+            continue
+        label, baseline = (setting.label(name) for name in (comparison.method, comparison.baseline))
         difference = comparison.difference.estimate
-        ahead = (difference > 0) == DIRECTIONS[comparison.metric][0]
+        ahead = (difference > 0) == directions[comparison.metric][0]
         verdict = f"{'ahead of' if ahead else 'behind'} {baseline}, not told apart"
         if _same(difference, 0.0):
             verdict = f"level with {baseline}"
         if comparison.mark != "not distinguishable":
             verdict = f"{comparison.mark} than {baseline}"
         side = wins if comparison.mark == "significantly better" else losses
-        side.setdefault(label, []).append(f"{_NAMES[comparison.metric]} ({verdict})")
-    return [
-        (topic, " ".join(f"{label}: {'; '.join(texts)}." for label, texts in side.items()))
+        side.setdefault(label, []).append(f"{names[comparison.metric]} ({verdict})")
+    said = {
+        topic: " ".join(f"{label}: {'; '.join(texts)}." for label, texts in side.items())
         for topic, side in (
             ("Where the hybrid wins", wins),
             ("Where the hybrid does not win", losses),
         )
-        if side
-    ]
+    }
+    if level_count:
+        what = "comparison is" if level_count == 1 else "comparisons are"
+        said["Where the hybrid does not win"] += f" Of its ablations, {level_count} {what} not told apart."
+    return [(topic, text.strip()) for topic, text in said.items() if text]
 
 
 def _certainty(found: Quality) -> str:

@@ -1,12 +1,18 @@
-"""Tables in LaTeX, for the package booktabs; with the folders behind each line as a comment."""
+"""Tables in LaTeX, for the packages booktabs and graphicx; with the folders behind each line as a comment."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from textwrap import wrap
 
 from hybrid_kernels.evaluation.report.rendering import NOTHING, heading, interval_of, text_of, tops
 from hybrid_kernels.evaluation.tables import Column, Row, Table, Value
 
+#: in one tabular; with intervals, more do not fit beside each other
+COLUMNS = 5
+#: characters in a line of a heading, and of a row's label
+HEAD, LABEL = 20, 36
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -27,17 +33,37 @@ def escape(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table*` environment with caption and label `tab:NAME`; the table's note is under it."""
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table*}[t]",
-        "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
-        f"\\caption{{{escape(table.caption)}.}}",
-        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}",
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        "\\toprule",
-    ]
-    if upper := tops(table.columns):
+    """A `table*` environment for every `COLUMNS` columns, each with the rows' labels; the note is under the last one.
+
+    They are one table to LaTeX: of one number, and with the label `tab:NAME`. What is wider than the text is made
+    smaller.
+    """
+    starts = range(0, len(table.columns), COLUMNS) or range(1)
+    lines = ["% needs \\usepackage{booktabs,graphicx}"]
+    for number, start in enumerate(starts, 1):
+        caption = escape(table.caption)
+        lines += ["\\begin{table*}[tp]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+        if len(starts) > 1:
+            caption += f" ({number} of {len(starts)})"
+        if number > 1:
+            lines.append("\\addtocounter{table}{-1}")
+        lines.append(f"\\caption{{{caption}.}}")
+        if number == 1:
+            lines.append(f"\\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}")
+        lines.append("\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%")
+        lines += [*_tabular(table, slice(start, start + COLUMNS)), "}"]
+        if table.note and number == len(starts):
+            note = f"\\footnotesize {escape(table.note)}"
+            lines.append(f"\\par\\medskip\\begin{{minipage}}{{\\textwidth}}{note}\\end{{minipage}}")
+        lines.append("\\end{table*}")
+    return "\n".join([*lines, ""])
+
+
+def _tabular(table: Table, part: slice) -> list[str]:
+    """Some columns, and the rows' labels before them."""
+    columns = table.columns[part]
+    lines = [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
+    if upper := tops(columns):
         cells, rules, place = [""], [], 2
         for top, span in upper:
             cells.append(f"\\multicolumn{{{span}}}{{c}}{{{escape(top)}}}")
@@ -45,27 +71,35 @@ def latex(table: Table) -> str:
                 rules.append(f"\\cmidrule(lr){{{place}-{place + span - 1}}}")
             place += span
         lines += [" & ".join(cells) + r" \\", "".join(rules)]
-    lines.append(" & ".join(escape(one) for one in (table.first, *map(heading, table.columns))) + r" \\")
-    lines.append("\\midrule")
+    heads = [_stack(map(escape, wrap(heading(column), HEAD)), "b") for column in columns]
+    lines += [" & ".join([escape(table.first), *heads]) + r" \\", "\\midrule"]
     group = table.rows[0].group if table.rows else ""
     for row in table.rows:
         if row.group != group:
             lines.append("\\midrule")
             group = row.group
-        values = [_cell(value, column, row) for value, column in zip(row.values, table.columns, strict=True)]
-        sources = dict.fromkeys(" ".join(source.split()) for value in row.values for source in value.sources)
-        lines.append(f"{' & '.join([escape(row.label), *values])} \\\\ % {'; '.join(sources)}")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    if table.note:
-        lines.append(
-            f"\\par\\medskip\\begin{{minipage}}{{\\textwidth}}\\footnotesize {escape(table.note)}\\end{{minipage}}"
-        )
-    return "\n".join([*lines, "\\end{table*}", ""])
+        own = row.values[part]
+        values = [_cell(value, column, row) for value, column in zip(own, columns, strict=True)]
+        sources = dict.fromkeys(" ".join(source.split()) for value in own for source in value.sources)
+        label = _stack(map(escape, wrap(row.label, LABEL)), "t", "l")
+        lines.append(f"{' & '.join([label, *values])} \\\\ % {'; '.join(sources)}")
+    return [*lines, "\\bottomrule", "\\end{tabular}"]
 
 
 def _cell(value: Value, column: Column, row: Row) -> str:
-    text = escape(text_of(value, column, row))
+    """The number, and below it in small print its interval and detail."""
+    text = text_of(value, column, row)
+    lines = [escape(line) for line in wrap(text, LABEL)] if isinstance(value.value, str) else [escape(text)]
     if value.best and text != NOTHING:
-        text = f"\\textbf{{{text}}}"
-    small = escape(" ".join(part for part in (interval_of(value, column, row), value.detail) if part))
-    return f"{text} {{\\scriptsize {small}}}" if small else text
+        lines = [f"\\textbf{{{line}}}" for line in lines]
+    small = [part for part in (interval_of(value, column, row), *wrap(value.detail, HEAD)) if part]
+    return _stack([*lines, *(f"{{\\scriptsize {escape(part)}}}" for part in small)], "t")
+
+
+def _stack(lines: Iterable[str], position: str, side: str = "r") -> str:
+    """Lines below one another in one cell."""
+    first, *others = lines
+    if not others:
+        return first
+    body = r" \\[-2pt] ".join([first, *others])
+    return f"\\begin{{tabular}}[{position}]{{@{{}}{side}@{{}}}}{body}\\end{{tabular}}"

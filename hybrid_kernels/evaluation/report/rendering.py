@@ -9,6 +9,7 @@ from typing import Any
 from hybrid_kernels.chart_style import colour
 from hybrid_kernels.evaluation.significance import Mark
 from hybrid_kernels.evaluation.tables import Column, Row, Value
+from hybrid_kernels.evaluation.tables.table import number
 
 NOTHING = "–"
 EXAMPLE_LENGTH = 320
@@ -17,14 +18,6 @@ MARKS: dict[Mark, str] = {
     "significantly worse": "▼",
     "not distinguishable": "",
 }
-
-
-def number(value: float, column: Column, *, signed: bool = False) -> str:
-    """In the column's unit, with a true minus sign; what rounds to 0 has no sign."""
-    # Adding 0 makes −0 a 0.
-    scaled = round(column.scale * value, column.decimals) + 0.0
-    sign = "+" if scaled and (signed or column.signed) else ""
-    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−").replace("inf", "∞")
 
 
 def text_of(value: Value, column: Column, row: Row) -> str:
@@ -61,6 +54,10 @@ def title_of(value: Value) -> str:
 
 def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def heading(column: Column) -> str:
@@ -108,6 +105,7 @@ def environment(*, html: bool) -> Any:
         "tops": tops,
         "shade": shade,
         "colour": colour,
+        "counted": counted,
     }
     made.filters |= {
         "data_uri": _data_uri,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hybrid_kernels.evaluation.report import figures, findings
 from hybrid_kernels.evaluation.results import Rejection
@@ -40,6 +40,20 @@ GLOSSARY = (
         "Parity gap",
         "Accuracy in the reference language minus accuracy in the worst one, in percentage points. Lower is more even.",
     ),
+)
+
+
+TRANSLATION_GLOSSARY = (
+    (
+        "BLEU",
+        "Precision of word n-grams with a penalty for brevity, 0 to 100, by sacrebleu; see its signature.",
+    ),
+    ("chrF++", "F-score of character and word n-grams, 0 to 100, by sacrebleu. It needs no tokens."),
+    (
+        "Bits per byte",
+        "−log₂ of the reference translation's probability given the prompt, per byte of its UTF-8. Lower is better.",
+    ),
+    ("Directional balance", "The score of translating into English minus that of translating from English."),
 )
 
 
@@ -84,8 +98,8 @@ class View:
 
     title: str
     parts: list[Part]
-    glossary: tuple[tuple[str, str], ...] = GLOSSARY
-    tables: dict[str, Table] = field(default_factory=dict)
+    glossary: tuple[tuple[str, str], ...]
+    tables: dict[str, Table]
 
 
 def build(study: list[Setting]) -> View:
@@ -100,20 +114,26 @@ def build(study: list[Setting]) -> View:
                         name += "_"
                     section.blocks[i] = tables[name] = replace(block, name=name)
     title = " and ".join(dict.fromkeys(run.results.title for part in parts for run in part.setting.runs))
-    return View(title, parts, tables=tables)
+    kinds = {setting.translates for setting in study}
+    glossary = (GLOSSARY if False in kinds else ()) + (TRANSLATION_GLOSSARY if True in kinds else ())
+    return View(title, parts, glossary, tables)
 
 
 def _part(setting: Setting) -> Part:
     translating = setting.translates
-    found = None if translating else quality.main_quality(setting)
+    # Of a run whose own governance has no cell with a result, all that there is may be an ablation's.
+    there = bool(setting.by_method())
+    found = quality.main_quality(setting) if there and not translating else None
     few = None if found is None else shots.few_shot(setting, found)
-    translated = translations.translations(setting) if translating else None
+    translated = translations.translations(setting) if there and translating else None
     varied = None if translating else robustness.robustness(setting)
     ablated = [] if translating else governance.ablations(setting)
 
-    said = [] if found is None else findings.quality_findings(found)
+    unlike = findings.unlike_finding(setting)
+    said = [] if unlike is None else [unlike]
+    said += [] if found is None else findings.quality_findings(found)
+    said += [] if translated is None else findings.translation_findings(translated)
     optional = [
-        None if translated is None else findings.translation_finding(translated),
         None if few is None else findings.few_shot_finding(few),
         None if varied is None else findings.robustness_finding(varied),
         findings.governance_finding(ablated),
@@ -225,13 +245,14 @@ def _frontier(found: Quality) -> Figure | None:
     return _figure(
         drawn,
         "Accuracy against time per step and against peak memory, a point for each implementation of a method.",
-        "Up and to the left is better. Hollow: PEFT's own implementation; filled: this package's. On the dashed "
-        "line: no other is at least as accurate and at least as cheap.",
+        "Up and to the left is better. Hollow: PEFT's or Transformers' own implementation; filled: this package's. "
+        "Ringed, where the dashed line turns: the front, of which no other is at least as accurate and at least as "
+        "cheap. A point on the line elsewhere is as accurate as one that is cheaper.",
     )
 
 
 def _training(setting: Setting) -> list[Block | None]:
-    seeds = max(len(cells) for cells in setting.by_method().values())
+    seeds = max((len(cells) for cells in setting.by_method().values()), default=0)
     which = "Mean over seeds, with their range as a band" if seeds > 1 else "One seed"
     curves, inside = figures.training_curves(setting), figures.inside_curves(setting)
     blocks: list[Block | None] = [

@@ -9,9 +9,11 @@ from hybrid_kernels.evaluation.results import Footprint
 from hybrid_kernels.evaluation.tables.quality import Quality
 from hybrid_kernels.evaluation.tables.study import Run, Setting
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, with_best
+from hybrid_kernels.training.method_config import distinct_labels
 
 IMPLEMENTATIONS = {
     "peft": "PEFT",
+    "transformers": "Transformers",
     "accelerated": "this package's kernels",
     "hybrid-kernels": "this package",
 }
@@ -33,6 +35,12 @@ class Point:
     quality: float
     front: bool
     source: str
+
+
+def named(setting: Setting, method: str) -> str:
+    """A method's label, but for what it says of its training's implementation: others of it are measured too."""
+    labels = {name: one.label.replace(", accelerated", "") for name, one in setting.methods.items()}
+    return distinct_labels(labels)[method]
 
 
 def footprints(setting: Setting) -> list[tuple[Run, str, list[Footprint]]]:
@@ -88,7 +96,9 @@ def footprint_table(setting: Setting) -> Table | None:
                 Value(joules, sources=sources),
                 *ratios,
             ]
-            label = f"{setting.label(name)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+            label = f"{named(setting, name)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+            if setting.machines[1:]:
+                label += f", {run.machine}"
             rows.append(Row(label, values, setting.place(name)))
     # A column that nothing could be read for, as energy on most machines, is left out.
     full = [i for i in range(len(columns)) if any(row.values[i].value is not None for row in rows)]
@@ -96,7 +106,9 @@ def footprint_table(setting: Setting) -> Table | None:
     rows = [Row(row.label, [row.values[i] for i in full], row.method) for row in rows]
     notes = dict.fromkeys(run.results.step_time_note for run, _, _ in found)
     note = (
-        f"{' '.join(notes)} Below the ratio: quartiles. Stock: PEFT's own implementation of the same method."
+        f"{' '.join(notes)} Below the ratio: quartiles. Stock: PEFT's own implementation of the same method. Tokens: "
+        "without padding. Trainable: with the head, which no budget counts."
+        + (" Energy: of the whole machine." if any(c.name == "Energy" for c in columns) else "")
     )
     return Table(
         "footprint", "Training footprint", "Method · implementation", columns, with_best(columns, rows), note
@@ -155,7 +167,9 @@ def frontier_table(found: Quality) -> Table | None:
             Value("on the front" if one.front else "dominated", sources=both),
             Value("on the front" if other.front else "dominated", sources=both),
         ]
-        label = f"{setting.label(one.method)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+        label = (
+            f"{named(setting, one.method)} · {IMPLEMENTATIONS.get(one.implementation, one.implementation)}"
+        )
         rows.append(Row(label, values, setting.place(one.method)))
     note = (
         "On the front: no other is at least as accurate and at least as cheap, and better in one. Estimates are taken "

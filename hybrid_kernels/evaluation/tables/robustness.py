@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +15,8 @@ from hybrid_kernels.evaluation.robustness import robustness_metrics, romanised_m
 from hybrid_kernels.evaluation.robustness.metrics import script_code
 from hybrid_kernels.evaluation.significance import Interval
 from hybrid_kernels.evaluation.tables.quality import name_and_code, resample
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, shots_in_words
-from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, seeds_of, shots_in_words
+from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, number, over_seeds
 
 PREFIX = "perturbed/"
 _TOPS = ("Accuracy drop", "Consistency")
@@ -142,7 +142,7 @@ def romanised_table(setting: Setting) -> Table | None:
     """Languages × methods: rows that their writers romanised against the others; None where there is no such row."""
     ids = {one for run in setting.runs for one in run.results.data.romanised}
     cells = setting.by_method()
-    if not ids:
+    if not ids or not cells:
         return None
     columns: list[Column] = []
     found: dict[str, list[dict[str, dict[str, Any]]]] = {}
@@ -201,7 +201,8 @@ def _worst(seeds: Sequence[dict[str, Any]], by: str, place: str) -> str:
     }
     worst = max(means, key=means.__getitem__)
     n = seeds[0][by][place][worst]["n"]
-    return f"{worst.replace('_', ' ')} {100 * means[worst]:+.1f}, {n:,} rows"
+    drop = number(means[worst], Column("", "points", signed=True))
+    return f"{worst.replace('_', ' ')} {drop}, {n:,} rows"
 
 
 def _parts(cell: Cell) -> list[str]:
@@ -320,3 +321,49 @@ def _table(
 
 def _codes(codes: Sequence[str]) -> str:
     return ", ".join(codes) if len(codes) <= 6 else f"{len(codes)} languages"
+
+
+def excess_drops(found: Robustness) -> dict[str, tuple[str, Interval]]:
+    """recipe → (baseline, the hybrid's accuracy drop minus the baseline's); without recipes of which there are none.
+
+    The baseline is that which is most accurate on the rows as they are: one that guesses has no accuracy to lose.
+    """
+    setting, cells = found.setting, found.cells
+    own = next((name for name in setting.own if name in cells), None)
+    baselines = [name for name in setting.baselines if name in cells and name != own]
+    if own is None or not baselines:
+        return {}
+    seeds = seeds_of(cells)
+    differences = {}
+    for recipe in found.recipes:
+        pairs = {name: [_pair(cell, PREFIX + recipe) for cell in cells[name]] for name in (own, *baselines)}
+        means = {name: fmean(_macro_accuracy(clean) for clean, _ in pairs[name]) for name in baselines}
+        best = max(means, key=means.__getitem__)
+        both = {
+            f"{kind}/{name}": [pair[place] for pair in pairs[name]]
+            for place, kind in enumerate(("clean", "changed"))
+            for name in (own, best)
+        }
+        names = {key: seeds[key.partition("/")[2]] for key in both}
+        resampled, _ = resample(both, ("accuracy",), setting.reference, names)
+        if resampled is None:
+            continue
+        drops = replace(
+            resampled,
+            estimates={"drop": _lost(resampled.estimates["accuracy"], (own, best))},
+            resampled={"drop": _lost(resampled.resampled["accuracy"], (own, best))},
+            seeds={name: seeds[name] for name in (own, best)},
+            directions={"drop": (False, (-1.0, 1.0))},
+        )
+        differences[recipe] = best, drops.difference(own, best, "drop")[0]
+    return differences
+
+
+def _macro_accuracy(predictions: Predictions) -> float:
+    right = predictions.probabilities.argmax(1) == predictions.labels
+    return fmean(float(right[predictions.languages == code].mean()) for code in set(predictions.languages))
+
+
+def _lost(accuracies: dict[str, np.ndarray], methods: Sequence[str]) -> dict[str, np.ndarray]:
+    """method → its accuracy on the rows as they are minus that on the changed ones."""
+    return {name: accuracies[f"clean/{name}"] - accuracies[f"changed/{name}"] for name in methods}

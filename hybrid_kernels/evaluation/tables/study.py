@@ -14,6 +14,7 @@ import numpy as np
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.results import CellResult, Results, parse_results
 from hybrid_kernels.training.files import load_predictions, read_json
+from hybrid_kernels.training.method_config import distinct_labels
 
 Shots = int | Literal["all"]
 
@@ -77,6 +78,10 @@ class Run:
         return [Cell(one, self.folder / one.folder) for one in self.results.cells]
 
     @property
+    def machine(self) -> str:
+        return self.results.machine.gpu or self.results.machine.cpu
+
+    @property
     def main_variant(self) -> str:
         return "none" if self.results.governance is None else "all"
 
@@ -101,7 +106,8 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it"
+            f"{str(folder)!r} has no results.json; `hybrid-kernels run` or `train` writes it at the end, the same with "
+            "--seed N after that seed's cells alone; those that are done are not repeated"
         )
     try:
         content = read_json(path)
@@ -177,19 +183,33 @@ class Setting:
         """The method's index, by which it has its colour."""
         return list(self.methods).index(method)
 
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The methods' labels by name."""
+        return distinct_labels({name: one.label for name, one in self.methods.items()})
+
     def label(self, method: str) -> str:
-        return self.methods[method].label
+        return self.labels[method]
 
     @property
     def own(self) -> list[str]:
-        """This project's methods: the hybrid and its ablations."""
-        return [name for name, method in self.methods.items() if method.backend == "hybrid-kernels"]
+        """This project's methods: the hybrid and its ablations.
+
+        By what the configuration says they are: a baseline on this package's kernels remains a baseline.
+        """
+        kinds = {name: one["method"] for run in self.runs for name, one in _methods(run).items()}
+        return [name for name in self.methods if kinds.get(name) == "hybrid"]
 
     @property
     def baselines(self) -> list[str]:
         """What the others are compared with: all that is not this project's, or all methods if that is none or all."""
         others = [name for name in self.methods if name not in self.own]
         return others or list(self.methods)
+
+    @property
+    def machines(self) -> list[str]:
+        """Those that the runs were made on."""
+        return list(dict.fromkeys(run.machine for run in self.runs))
 
     def by_method(self, shots: Shots | None = None, variant: str | None = None) -> dict[str, list[Cell]]:
         """The cells of each method that has any, by ascending seed.
@@ -222,13 +242,13 @@ class Setting:
 
     @property
     def shown_shots(self) -> str:
-        return shots_in_words(self.main_shots)
+        return shots_in_words(self.main_shots, "direction" if self.translates else "language")
 
 
-def shots_in_words(shots: Shots) -> str:
+def shots_in_words(shots: Shots, each: str = "language") -> str:
     if shots == "all":
         return "all training rows"
-    return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a language"
+    return "no examples (the source stage alone)" if shots == 0 else f"{shots} examples a {each}"
 
 
 def seeds_of(cells: dict[str, list[Cell]]) -> dict[str, list[int]]:

@@ -88,10 +88,23 @@ class Table:
     folded: bool = False
 
 
+def number(value: float, column: Column, *, signed: bool = False) -> str:
+    """In the column's unit, with a true minus sign; what rounds to 0 has no sign."""
+    # Adding 0 makes −0 a 0.
+    scaled = round(column.scale * value, column.decimals) + 0.0
+    sign = "+" if scaled and (signed or column.signed) else ""
+    return f"{scaled:{sign},.{column.decimals}f}".replace("-", "−").replace("inf", "∞")
+
+
 def over_seeds(values: Sequence[float], sources: Sequence[str] = (), **other: object) -> Value:
-    """The mean over seeds, with the sample standard deviation (n − 1) where there are two or more."""
-    std = stdev(values) if len(values) > 1 else None
-    return Value(fmean(values), std, sources=tuple(dict.fromkeys(sources)), **other)  # type: ignore[arg-type]
+    """The mean over seeds, with the sample standard deviation (n − 1) where there are two or more.
+
+    Args:
+        sources: of each value; those of one source, as the pretrained model beside every seed, do not deviate.
+    """
+    distinct = tuple(dict.fromkeys(sources))
+    std = stdev(values) if len(values) > 1 and len(distinct) != 1 else None
+    return Value(fmean(values), std, sources=distinct, **other)  # type: ignore[arg-type]
 
 
 def with_best(columns: Sequence[Column], rows: Sequence[Row]) -> list[Row]:

@@ -80,7 +80,8 @@ class Inference:
         there = {row["language"] for row in test}
         if missing := sorted({reference, *(config.evaluation.languages or ())} - there):
             raise ValueError(
-                f"no evaluation rows in {', '.join(missing)}; there are rows in {', '.join(sorted(there))}"
+                f"no evaluation rows in {', '.join(missing)}, of evaluation.reference_language ({reference!r}) or "
+                f"evaluation.languages; there are rows in {', '.join(sorted(there))}"
             )
         first_rows: list[Row] = []
         if (first := config.source_stage) is not None:
