@@ -43,6 +43,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Govern the rows and say what would be trained; train nothing.")
     ] = False,
+    footprint: Annotated[
+        bool,
+        typer.Option(
+            " /--no-footprint", help="Leave out time per step, memory and energy.", show_default=False
+        ),
+    ] = True,
 ) -> None:
     """Govern, train and evaluate every method, measure the footprint, write the report.
 
@@ -56,7 +62,7 @@ def run(
 
         plan_only(settings, console=cli.console)
     else:
-        _run(settings, workers=workers)
+        _run(settings, workers=workers, footprint=footprint)
 
 
 @cli.app.command()

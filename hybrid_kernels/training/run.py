@@ -8,7 +8,7 @@ The run's folder:
     data/                                the rows before the choice of shots, and those of each part that is predicted
     cells/METHOD.seed-N.shots-N.governance-VARIANT/
                                          adapter/, predictions.npz, result.json (written last); see `plan.run_cell`
-    footprint.json                       time per step, peak memory, energy
+    footprint.json                       time per step, peak memory, energy; footprint_error.txt if that failed
     results.json, report.html, report.md, tables/NAME.tex
 
 Each stage is skipped when its result is there and was made from the same content: configuration, rows, model, version.
@@ -17,6 +17,7 @@ Each stage is skipped when its result is there and was made from the same conten
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -69,7 +70,7 @@ def run(
         config: what to do.
         output: the run's folder; the configuration's by default.
         workers: cells at a time, in processes of their own if more than 1.
-        footprint: measure time per step, memory and energy; without, the results hold None there.
+        footprint: measure time per step, memory and energy; without, or where that fails, the results hold None there.
         report: write `report.html`, `report.md` and `tables/`.
 
     Returns:
@@ -169,7 +170,9 @@ def _results(
     model, _ = plan.task.load_model(tokenizer, 0)
     parameters = model.num_parameters()
     del model
-    measured = _footprint(plan, tokenizer, console) if footprint else {}
+    found = method_results(plan, cells)
+    done = [one["name"] for one in found if plan.methods[one["name"]].trains]
+    measured = _footprint_or_none(plan, done, tokenizer, console) if footprint and done else {}
     train_rows = rows.kept[main_variant(config)]
     results = {
         "title": config.title,
@@ -192,8 +195,8 @@ def _results(
         "governance_variants": {
             name: {"kept": len(kept), "summary": rows.summaries[name]} for name, kept in rows.kept.items()
         },
-        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in method_results(plan, cells)],
-        "step_time_note": step_time_note(config) if footprint else "Not measured.",
+        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in found],
+        "step_time_note": step_time_note(config) if measured else "Not measured.",
         "cells": cells,
         "missing": missing,
     }
@@ -223,10 +226,32 @@ def _romanised(config: RunConfig, rows: list[Row]) -> list[str]:
     return [row["id"] for row, found in zip(known, natural_romanised(known), strict=True) if found]
 
 
-def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:
+def _footprint_or_none(
+    plan: Plan, names: list[str], tokenizer: Any, console: Console
+) -> dict[str, dict[str, Any]]:
+    """Nothing where it cannot be measured, such as for want of memory: the results are there without it."""
+    error_file = plan.folder / "footprint_error.txt"
+    try:
+        found = _footprint(plan, names, tokenizer, console)
+    except Exception:
+        text = traceback.format_exc()
+        write_file(error_file, text)
+        console.print(
+            f"footprint: not measured: {text.strip().splitlines()[-1]} (traceback: {error_file})",
+            markup=False,
+            highlight=False,
+        )
+        return {}
+    error_file.unlink(missing_ok=True)
+    return found
+
+
+def _footprint(plan: Plan, names: list[str], tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:
+    """Of these methods, which train."""
     from hybrid_kernels.training.footprint import measure
 
     config = plan.config
+    measured = [plan.methods[name].model_dump() for name in names]
     rows = plan.task.training_rows(plan.rows.kept[main_variant(config)], "all", 0)
     rows = rows[: config.training.batch_size]
     key = content_key(
@@ -237,11 +262,12 @@ def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[s
         None if config.prompt is None else config.prompt.prompts,
         config.model.max_length,
         config.training.precision,
-        [method.model_dump() for method in plan.methods.values()],
+        measured,
         rows,
     )
+    # An ablation may be of a method that is not measured.
     fitted = RunConfig.model_validate(
-        config.model_dump() | {"methods": [method.model_dump() for method in plan.methods.values()]}
+        config.model_dump() | {"methods": measured, "governance_ablation": None}
     )
     result, there = stage(plan.folder / "footprint.json", key, lambda: measure(fitted, tokenizer, rows))
     if there:
