@@ -179,6 +179,40 @@ def test_one_split_is_divided(values, tiny_data, tmp_path):
     assert not {row["premise"] for row in parts.dev} & {row["premise"] for row in parts.test}
 
 
+def write_translations(path: Path, languages, items=40, **fields):
+    """Aligned pairs, one language after another, each premise in two pairs."""
+    rows = [
+        {
+            "language": language,
+            "premise": f"{language} premise {item // 2}",
+            "hypothesis": f"{language} {item}",
+        }
+        | {"label": item % 3}
+        | {name: make(item) for name, make in fields.items()}
+        for language in languages
+        for item in range(items)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_source_stage_trains_on_no_translation_of_what_is_predicted(values, tmp_path):
+    """In a language that is not evaluated, and of pairs that a sample of the evaluation rows leaves out."""
+    write_translations(tmp_path / "dev.jsonl", ("en", "fr", "de"), item=str)
+    values["data"] = {"source": str(tmp_path), "train_split": "dev", "evaluation_split": "dev"}
+    values["data"] |= {"languages": ["en", "fr"], "dev_fraction": 0.5}
+    values["source_stage"] = {"split": "dev", "languages": ["de"], "steps": 1}
+    values["evaluation"] = {"max_rows_per_language": 5}
+    loaded = task_of(RunConfig.model_validate(values)).load_data()
+    held_out = {int(row["item"]) // 2 for row in loaded.test + loaded.dev}
+    assert len(loaded.test) == len(loaded.dev) == 10
+    source = {row["item"] for row in loaded.source}
+    assert source == {str(item) for item in range(40) if item // 2 not in held_out}
+    # Items of another split are other pairs.
+    write_translations(tmp_path / "train.jsonl", ("de",), item=str)
+    values["source_stage"]["split"] = "train"
+    assert len(task_of(RunConfig.model_validate(values)).load_data().source) == 40
+
+
 def test_dev_rows_of_a_split_of_their_own(values, tiny_data, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -16,6 +16,7 @@ from hybrid_kernels.training.data import (
     NliData,
     Row,
     available_splits,
+    clusters,
     load_nli,
     sample_shots,
     split_by_premise,
@@ -86,13 +87,17 @@ class Inference:
         first_rows: list[Row] = []
         if (first := config.source_stage) is not None:
             first_rows = load(first.source or data.source, first.split, first.languages or [reference], None)
-            # No premise of the evaluation rows, where both come from one split.
-            held_out = {(row["language"], row["premise"]) for row in (*test, *dev)}
-            first_rows = [row for row in first_rows if (row["language"], row["premise"]) not in held_out]
+            place = (first.source or data.source, first.split)
+            for part, split in (
+                (test, data.evaluation_split),
+                (dev, data.dev_split or data.evaluation_split),
+            ):
+                first_rows = _apart(first_rows, part, same_items=place == (evaluation_source, split))
             first_rows = sample_shots(first_rows, first.rows_per_language, data.seed)
             if not first_rows:
                 raise ValueError(
-                    f"source_stage: every row of split {first.split!r} shares a premise with the evaluation rows"
+                    f"source_stage: every row of split {first.split!r} shares a premise or an item with the evaluation "
+                    "rows"
                 )
         return Loaded(train, test, dev, first_rows, malformed)
 
@@ -198,3 +203,15 @@ class Inference:
 def deviations(values: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
     """The standard deviation of each metric over seeds; None of one seed."""
     return {name: statistics.stdev(seeds) if len(seeds) > 1 else None for name, seeds in values.items()}
+
+
+def _apart(rows: list[Row], held_out: list[Row], *, same_items: bool) -> list[Row]:
+    """The rows in no group (`data.clusters`, by premise) with one that is held out, be it in another language.
+
+    Args:
+        same_items: whether both come from one split, in which an item's name means one pair.
+    """
+    own = rows if same_items else [row | {"item": f"of another split: {row['item']}"} for row in rows]
+    names = clusters([*own, *held_out], "premise")
+    held = set(names[len(rows) :])
+    return [row for row, name in zip(rows, names, strict=False) if name not in held]
