@@ -213,6 +213,39 @@ def test_the_source_stage_trains_on_no_translation_of_what_is_predicted(values, 
     assert len(task_of(RunConfig.model_validate(values)).load_data().source) == 40
 
 
+@pytest.mark.parametrize("divided", ["train", "dev", "source stage"])
+def test_a_split_without_items_is_not_divided(values, tmp_path, divided):
+    """Lines of one file are no translations of each other that anything could tell."""
+    write_translations(tmp_path / "dev.jsonl", ("en", "de"))
+    write_translations(tmp_path / "train.jsonl", ("en", "de"))
+    values["data"] = {"source": str(tmp_path), "train_split": "train", "evaluation_split": "dev"}
+    if divided == "source stage":
+        values["source_stage"] = {"split": "dev", "languages": ["de"], "steps": 1}
+        values["evaluation"] = {"languages": ["en"], "max_rows_per_language": 5}
+    else:
+        values["data"] |= {"train_split": "dev"} if divided == "train" else {"dev_fraction": 0.5}
+
+    def load(**changes):
+        return task_of(RunConfig.model_validate(values | changes)).load_data()
+
+    with pytest.raises(
+        ValueError, match=r"split 'dev' is divided, .* several languages \(de, en\) without a field"
+    ):
+        load()
+    if divided != "source stage":  # of one language nothing gets lost
+        assert load(data=values["data"] | {"languages": ["en"]}).test
+    write_translations(tmp_path / "dev.jsonl", ("en", "de"), item=str)
+    assert load().test
+    (tmp_path / "dev.jsonl").unlink()
+    for language in ("en", "de"):
+        write_translations(tmp_path / f"dev-{language}.jsonl", (language,))
+    assert load().test
+    # Not divided.
+    write_translations(tmp_path / "test.jsonl", ("en", "de"))
+    values["data"] |= {"train_split": "train", "evaluation_split": "test", "dev_fraction": 0.0}
+    assert load(source_stage=None).test
+
+
 def test_dev_rows_of_a_split_of_their_own(values, tiny_data, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from hybrid_kernels.training.data import (
 from hybrid_kernels.training.tasks.base import Arrays, Loaded
 
 _GOVERNED_FIELDS = ("id", "item", "language", "premise", "hypothesis", "label")
+#: source and split
+Place = tuple[str, str]
 _METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 
 
@@ -40,7 +43,7 @@ class Inference:
     def load_data(self) -> Loaded:
         config, data = self.config, self.config.data
         evaluation_source = data.evaluation_source or data.source
-        malformed: list[Row] = []
+        loaded: dict[Place, list[NliData]] = defaultdict(list)
         for name, source in (
             ("train_split", data.source),
             ("evaluation_split", evaluation_source),
@@ -51,8 +54,8 @@ class Inference:
                 raise ValueError(f"data.{name} is {split!r}, but {source!r} has only {', '.join(splits)}")
 
         def load(source: str, split: str, languages: list[str] | None, limit: int | None) -> list[Row]:
-            found: NliData = load_nli(source, split, languages, rows_per_language=limit)
-            malformed.extend(found.malformed)
+            found = load_nli(source, split, languages, rows_per_language=limit)
+            loaded[source, split].append(found)
             return found.rows
 
         limit = data.rows_per_language
@@ -99,7 +102,28 @@ class Inference:
                     f"source_stage: every row of split {first.split!r} shares a premise or an item with the evaluation "
                     "rows"
                 )
+        self._check_linked(loaded)
+        malformed = [record for found in loaded.values() for one in found for record in one.malformed]
         return Loaded(train, test, dev, first_rows, malformed)
+
+    def _check_linked(self, loaded: Mapping[Place, Sequence[NliData]]) -> None:
+        """ValueError where translations of a pair that is predicted may be trained on, as items do not tell them."""
+        data, stage = self.config.data, self.config.source_stage
+        source = data.evaluation_source or data.source
+        trained = {(data.source, data.train_split)}
+        if stage is not None:
+            trained.add((stage.source or data.source, stage.split))
+        held_out = {(source, data.evaluation_split), (source, data.dev_split or data.evaluation_split)}
+        divided = trained & held_out | ({(source, data.evaluation_split)} if data.dev_fraction else set())
+        for place in sorted(divided):
+            languages = sorted({language for one in loaded[place] for language in one.languages})
+            if len(languages) > 1 and not all(one.linked for one in loaded[place]):
+                raise ValueError(
+                    f"data source {place[0]!r}, split {place[1]!r} is divided, but translations of a pair cannot be "
+                    f"kept on one side: a file has lines in several languages ({', '.join(languages)}) without a field "
+                    "`item`; give translations of a pair one `item` and every other pair its own, or each language a "
+                    f"file with the same lines, such as {place[1]}-{languages[0]}.jsonl"
+                )
 
     def govern(
         self, policy: GovernancePolicy, records: Sequence[Row], held_out: Sequence[Row], folder: Path
