@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -169,10 +171,40 @@ def add_adapter(
             # A size that does not fit is an error, not another size.
             warnings.filterwarnings("error", message="Invalid `oft_block_size`")
             adapted = get_peft_model(model, _peft_config(method, common))
-    except (ValueError, UserWarning) as error:
+    except (ValueError, TypeError, UserWarning) as error:
         raise ValueError(f"method {method.name or method.method!r}: {error}") from error
+    except re.error as error:
+        raise ValueError(
+            f"method {method.name or method.method!r}: a regular expression of target_modules or unitary_modules: "
+            f"{error}"
+        ) from error
     accelerate_if_asked(adapted, method)
     return adapted
+
+
+def check_fits(method: AnyMethod, model: PreTrainedModel, head: list[str], task: Task | None = None) -> None:
+    """ValueError, which names method and setting, unless the method's adapter goes on the model and can start there.
+
+    Arguments are as in `add_adapter`; the model stays as it is.
+    """
+    adapted = add_adapter(skeleton(model), head, method, 0, task)
+    if gradient_aligned(method):
+        from hybrid_kernels.adapters.layers import named_adapters
+
+        r = required(method, "r")
+        least = min(min(layer.in_features, layer.out_features) for _, layer, _ in named_adapters(adapted))
+        if 2 * r > least:
+            raise ValueError(
+                f"method {method.name or method.method!r}: r is {r}; it must be at most {least // 2}, as a "
+                "gradient-aligned start takes 2 r singular vectors of each target layer"
+            )
+
+
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's structure, without memory."""
+    with torch.device("meta"):
+        bare: torch.nn.Module = type(model)(copy.deepcopy(model.config))
+    return bare  # type: ignore[return-value]
 
 
 def accelerate_if_asked(model: PreTrainedModel | PeftModel, method: AnyMethod) -> None:

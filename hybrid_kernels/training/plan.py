@@ -117,24 +117,27 @@ class Plan:
 
 
 def make_plan(config: RunConfig, folder: Path, rows: Rows) -> Plan:
-    """The plan of a run; ValueError where a method does not fit the budget."""
+    """The plan of a run; ValueError where a method does not fit the model or the budget."""
     from hybrid_kernels.training.methods import model_fingerprint
 
     return Plan(config, folder, rows, fitted_methods(config), model_fingerprint(config.model.name))
 
 
 def fitted_methods(config: RunConfig) -> dict[str, Any]:
-    """The methods by name, of the sizes that come closest to the budget."""
-    if config.budget is None:
-        return dict(config.named_methods)
-    from hybrid_kernels.training.budget import fit_budget
-    from hybrid_kernels.training.methods import load_tokenizer
+    """The methods by name, of the sizes closest to the budget; ValueError where one does not fit the model."""
+    from hybrid_kernels.training.methods import check_fits, load_tokenizer
 
-    model, head = task_of(config).load_model(load_tokenizer(config.model.name), 0)
-    return {
-        name: fit_budget(method, model, config.budget, head=head)
-        for name, method in config.named_methods.items()
-    }
+    task = task_of(config)
+    model, head = task.load_model(load_tokenizer(config.model.name), 0)
+    found = dict(config.named_methods)
+    if config.budget is not None:
+        from hybrid_kernels.training.budget import fit_budget
+
+        found = {name: fit_budget(method, model, config.budget, head=head) for name, method in found.items()}
+    for method in found.values():
+        if method.trains:  # its first cell may be hours away
+            check_fits(method, model, head, task.kind)
+    return found
 
 
 def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report: Report) -> dict[str, Any]:
