@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,18 +118,29 @@ class Plan:
 
 
 def make_plan(config: RunConfig, folder: Path, rows: Rows) -> Plan:
-    """The plan of a run; ValueError where a method does not fit the model or the budget."""
-    from hybrid_kernels.training.methods import model_fingerprint
+    """The plan of a run; ValueError where a method fits neither model nor budget, or a row no prompt."""
+    from hybrid_kernels.training.methods import load_tokenizer, model_fingerprint
 
-    return Plan(config, folder, rows, fitted_methods(config), model_fingerprint(config.model.name))
+    tokenizer = load_tokenizer(config.model.name)
+    methods = fitted_methods(config, tokenizer)
+    plan = Plan(config, folder, rows, methods, model_fingerprint(config.model.name))
+    todo = [cell for cell in plan.cells if plan.result(cell) is None]
+    # Methods train on the same rows.
+    trained = {(cell.governance, cell.shots, cell.seed): cell for cell in todo if methods[cell.method].trains}
+    plan.task.check_rows(
+        tokenizer,
+        chain.from_iterable(rows.of(config, cell) for cell in trained.values()),
+        chain.from_iterable(chain.from_iterable(rows.parts_of(config, cell).values()) for cell in todo),
+    )
+    return plan
 
 
-def fitted_methods(config: RunConfig) -> dict[str, Any]:
+def fitted_methods(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The methods by name, of the sizes closest to the budget; ValueError where one does not fit the model."""
-    from hybrid_kernels.training.methods import check_fits, load_tokenizer
+    from hybrid_kernels.training.methods import check_fits
 
     task = task_of(config)
-    model, head = task.load_model(load_tokenizer(config.model.name), 0)
+    model, head = task.load_model(tokenizer, 0)
     found = dict(config.named_methods)
     if config.budget is not None:
         from hybrid_kernels.training.budget import fit_budget

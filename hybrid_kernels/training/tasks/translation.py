@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +151,18 @@ class Translation(Decoder):
 
     def languages(self, rows: Sequence[Row]) -> list[str]:
         return sorted({code for row in rows for code in row.get("languages") or row["language"].split("-")})
+
+    def check_rows(
+        self, tokenizer: PreTrainedTokenizerBase, training: Iterable[Row], predicted: Iterable[Row]
+    ) -> None:
+        """A long row is left out, or whole all the same; prompts name their languages."""
+        from hybrid_kernels.evaluation.translation import language_name
+
+        for code in {code for direction in self.directions for code in direction}:
+            try:
+                language_name(code)
+            except ValueError as error:
+                raise ValueError(f"data.languages: {error}") from None
 
     def examples(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
