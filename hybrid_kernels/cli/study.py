@@ -82,12 +82,14 @@ def train(
 def evaluate(
     run_dir: RunFolder,
     data: Annotated[
-        str | None, typer.Option(help="Evaluate on this data instead of the run's own evaluation rows.")
+        str | None,
+        typer.Option(help="Evaluate on this data's evaluation split instead of the run's own rows."),
     ] = None,
 ) -> None:
     """Load the adapters of a run onto the pretrained model and evaluate them."""
     from rich.table import Table
 
+    from hybrid_kernels.training import distributed
     from hybrid_kernels.training.run import evaluate_run, load_run_config
     from hybrid_kernels.training.tasks import task_of
 
@@ -96,6 +98,9 @@ def evaluate(
         name: task.columns(one["evaluation"])
         for name, one in evaluate_run(run_dir, data, cli.console).items()
     }
+    distributed.stop()
+    if not distributed.is_first():
+        return
     table = Table("cells", *next(iter(found.values())), caption=task.caption)
     for name, columns in found.items():
         table.add_row(name, *columns.values())

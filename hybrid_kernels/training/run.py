@@ -278,9 +278,11 @@ def _footprint(plan: Plan, names: list[str], tokenizer: Any, console: Console) -
 def evaluate_run(folder: Path, data: str | None = None, console: Console | None = None) -> dict[str, Any]:
     """Loads every adapter of a run onto a fresh model and evaluates it.
 
+    Under torchrun or `accelerate launch` every process calls this; they share each evaluation.
+
     Args:
         folder: a run's folder.
-        data: another data source for the evaluation rows; the run's own test rows if None.
+        data: another data source, all of whose `data.evaluation_split` is evaluated; the run's own test rows if None.
 
     Returns:
         {group of cells that differ by the seed: `label`, `evaluation` and `spread` as in results.json}; also written to
@@ -290,14 +292,13 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
     from hybrid_kernels.training.trainer import predict
 
     config = load_run_config(folder)
-    console = console or Console()
+    distributed.start()
+    console = (console or Console()) if distributed.is_first() else Console(quiet=True)
     task = task_of(config)
     if data is None:
         rows, _ = read_jsonl(folder / "data" / "test.jsonl")
     else:
-        sources = {"evaluation_source" if config.data.evaluation_source else "source": data}
-        other = config.model_copy(update={"data": config.data.model_copy(update=sources)})
-        rows = task_of(other).load_data().test
+        rows = task.load_evaluation(data)
     worked_examples, _ = read_jsonl(folder / "data" / "worked_examples.jsonl")
     tokenizer = methods.load_tokenizer(config.model.name)
     found: dict[str, Any] = {}
@@ -305,7 +306,7 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
         predictions = []
         for cell in cells:
             method, own = config.named_methods[cell.method], folder / "cells" / cell.name
-            if method.trains and not (own / "adapter").is_dir():
+            if method.trains and not (own / "trained.json").is_file():
                 console.print(f"{cell.name}: not trained yet, left out")
                 continue
             console.print(f"{cell.name}: evaluating")
@@ -318,7 +319,8 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
             found[name] = {"label": label} | task.over_seeds(predictions)
     if not found:
         raise ValueError(f"run folder {str(folder)!r} has no trained adapter yet")
-    write_json(folder / "evaluation.json", found)
+    if distributed.is_first():
+        write_json(folder / "evaluation.json", found)
     return found
 
 

@@ -205,6 +205,7 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
     again = evaluate_run(Path(translation_values["output"]), console=QUIET)
     for one in results["methods"]:
         assert again[one["name"]]["evaluation"] == one["evaluation"]
+    assert task.load_evaluation(translation_values["data"]["evaluation_source"]) == rows
 
 
 def test_pairs_that_are_predicted_are_not_trained_on(translation_values, parallel):

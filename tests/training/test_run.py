@@ -137,6 +137,35 @@ def test_saved_adapters_evaluate_to_the_results(values):
             assert found[method["name"]]["evaluation"]["macro"][metric] == value
 
 
+@pytest.mark.parametrize("divided", [False, True])
+def test_other_data_needs_evaluation_rows_alone(values, tiny_data, tmp_path, divided):
+    """Of a run that divides its one split, too, all of another source's are evaluated."""
+    test = (tiny_data / "test.jsonl").read_text()
+    if divided:
+        (tmp_path / "dev.jsonl").write_text((tiny_data / "train.jsonl").read_text())
+        one_split = {
+            "source": str(tmp_path),
+            "train_split": "dev",
+            "evaluation_split": "dev",
+            "dev_fraction": 0.5,
+        }
+        values["data"] = one_split
+    results = run_quietly(values)
+    folder, other = Path(values["output"]), tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(FileNotFoundError, match="has no file named like"):
+        evaluate_run(folder, str(other), console=QUIET)
+    (other / ("dev.jsonl" if divided else "test.jsonl")).write_text(test)
+    found = evaluate_run(folder, str(other), console=QUIET)["lora"]["evaluation"]
+    assert sum(one["count"] for one in found["reliability"]) == 24
+    if not divided:
+        assert found["macro"] == results["methods"][0]["evaluation"]["macro"]
+    # A training that was cut off while its adapter was written.
+    (folder / "cells" / "lora.seed-0.shots-all.governance-none" / "trained.json").unlink()
+    with pytest.raises(ValueError, match="has no trained adapter yet"):
+        evaluate_run(folder, console=QUIET)
+
+
 def test_seeds_differ_and_are_averaged(values):
     one = run_quietly(values | {"output": values["output"] + "-one"})
     values["training"]["seeds"] = [0, 1]

@@ -76,6 +76,10 @@ class Task(Protocol):
         """The run's data; ValueError or FileNotFoundError names what does not fit."""
         ...
 
+    def load_evaluation(self, source: str) -> list[Row]:
+        """The rows of `data.evaluation_split` in another source, none of them held back."""
+        ...
+
     def govern(
         self, policy: GovernancePolicy, records: Sequence[Row], held_out: Sequence[Row], folder: Path
     ) -> tuple[list[str], dict[str, Any]]:

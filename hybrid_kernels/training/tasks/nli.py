@@ -44,27 +44,16 @@ class Inference:
         config, data = self.config, self.config.data
         evaluation_source = data.evaluation_source or data.source
         loaded: dict[Place, list[NliData]] = defaultdict(list)
-        for name, source in (
-            ("train_split", data.source),
-            ("evaluation_split", evaluation_source),
-            ("dev_split", evaluation_source),
-        ):
-            split = getattr(data, name)
-            if split is not None and split not in (splits := available_splits(source)):
-                raise ValueError(f"data.{name} is {split!r}, but {source!r} has only {', '.join(splits)}")
+        self._check_split("train_split", data.source)
+        for name in ("evaluation_split", "dev_split"):
+            self._check_split(name, evaluation_source)
 
         def load(source: str, split: str, languages: list[str] | None, limit: int | None) -> list[Row]:
             found = load_nli(source, split, languages, rows_per_language=limit)
             loaded[source, split].append(found)
             return found.rows
 
-        limit = data.rows_per_language
-        languages = config.evaluation.languages or data.languages
-
-        def evaluated(rows: list[Row]) -> list[Row]:
-            own = [row for row in rows if languages is None or row["language"] in languages]
-            return self.sample(own, config.evaluation.max_rows_per_language)
-
+        limit, languages = data.rows_per_language, self._evaluated_languages
         train = load(data.source, data.train_split, data.languages, limit)
         if data.divides_one_split:
             train, test = split_by_premise(train, data.evaluation_fraction, data.seed)
@@ -80,13 +69,9 @@ class Inference:
                 for row in load(evaluation_source, data.dev_split, languages, limit)
                 if (row["language"], row["premise"]) not in reported
             ]
-        test, dev = evaluated(test), evaluated(dev)
+        test, dev = self._evaluated(test), self._evaluated(dev)
+        self._check_languages(test)
         reference = config.evaluation.reference_language
-        there = {row["language"] for row in test}
-        if missing := sorted({reference, *(config.evaluation.languages or ())} - there):
-            raise ValueError(
-                f"no evaluation rows in {', '.join(missing)}; there are rows in {', '.join(sorted(there))}"
-            )
         first_rows: list[Row] = []
         if (first := config.source_stage) is not None:
             first_rows = load(first.source or data.source, first.split, first.languages or [reference], None)
@@ -105,6 +90,39 @@ class Inference:
         self._check_linked(loaded)
         malformed = [record for found in loaded.values() for one in found for record in one.malformed]
         return Loaded(train, test, dev, first_rows, malformed)
+
+    def load_evaluation(self, source: str) -> list[Row]:
+        data = self.config.data
+        self._check_split("evaluation_split", source)
+        found = load_nli(
+            source, data.evaluation_split, self._evaluated_languages, rows_per_language=data.rows_per_language
+        )
+        rows = self._evaluated(found.rows)
+        self._check_languages(rows)
+        return rows
+
+    @property
+    def _evaluated_languages(self) -> list[str] | None:
+        """None: all that are there."""
+        return self.config.evaluation.languages or self.config.data.languages
+
+    def _evaluated(self, rows: list[Row]) -> list[Row]:
+        languages = self._evaluated_languages
+        own = [row for row in rows if languages is None or row["language"] in languages]
+        return self.sample(own, self.config.evaluation.max_rows_per_language)
+
+    def _check_split(self, name: str, source: str) -> None:
+        split = getattr(self.config.data, name)
+        if split is not None and split not in (splits := available_splits(source)):
+            raise ValueError(f"data.{name} is {split!r}, but {source!r} has only {', '.join(splits)}")
+
+    def _check_languages(self, test: Sequence[Row]) -> None:
+        wanted = {self.config.evaluation.reference_language, *(self.config.evaluation.languages or ())}
+        there = {row["language"] for row in test}
+        if missing := sorted(wanted - there):
+            raise ValueError(
+                f"no evaluation rows in {', '.join(missing)}; there are rows in {', '.join(sorted(there))}"
+            )
 
     def _check_linked(self, loaded: Mapping[Place, Sequence[NliData]]) -> None:
         """ValueError where translations of a pair that is predicted may be trained on, as items do not tell them."""
