@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, try_to_load_from_cache
 from peft import (
     BOFTConfig,
     HRAConfig,
@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 from hybrid_kernels.cases.peft_butterflies import allow_butterflies_in_peft
 from hybrid_kernels.training.data import LABELS
+from hybrid_kernels.training.files import file_digest
 from hybrid_kernels.training.method_config import (
     AnyMethod,
     BoftMethod,
@@ -83,9 +84,16 @@ def model_folder(name: str) -> str:
 
 
 def model_fingerprint(name: str) -> list[Any]:
-    """What tells one model from another: its name, and the files of a folder by size and time."""
-    files = sorted(Path(model_folder(name)).glob("*.*"))
-    return [name, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+    """What tells one model from another, wherever it is: a folder's files by content, or a hub name and its commit.
+
+    The commit is that of the hub's cache, from which the model was loaded before; None where it is not there.
+    """
+    folder = Path(model_folder(name))
+    if folder.is_dir():
+        return [[file.name, file_digest(file)] for file in sorted(folder.iterdir()) if file.is_file()]
+    cached = try_to_load_from_cache(name, "config.json")
+    # The path of a cached file is …/snapshots/COMMIT/config.json.
+    return [name, Path(cached).parent.name if isinstance(cached, str) else None]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
