@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid_kernels._files import write_file
 from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import Cell, expand, prediction_key, source_of, training_key
+from hybrid_kernels.training.circumstances import circumstances
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.files import content_key, save_predictions, stored_result, write_json
@@ -30,13 +31,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass
 class Plan:
-    """`methods` are the configuration's by name, fitted to the budget; `model` is the pretrained one's fingerprint."""
+    """`methods` are the configuration's by name, fitted to the budget; `model` is the pretrained one's fingerprint.
+
+    `made`: on what cells are made now, which of another time may have been made on something else.
+    """
 
     config: RunConfig
     folder: Path
     rows: Rows
     methods: dict[str, Any]
     model: list[Any]
+    made: dict[str, Any]
     cells: list[Cell] = field(init=False)
     _row_keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
@@ -123,7 +128,7 @@ def make_plan(config: RunConfig, folder: Path, rows: Rows) -> Plan:
 
     tokenizer = load_tokenizer(config.model.name)
     methods = fitted_methods(config, tokenizer)
-    plan = Plan(config, folder, rows, methods, model_fingerprint(config.model.name))
+    plan = Plan(config, folder, rows, methods, model_fingerprint(config.model.name), circumstances())
     todo = [cell for cell in plan.cells if plan.result(cell) is None]
     # Methods train on the same rows.
     trained = {(cell.governance, cell.shots, cell.seed): cell for cell in todo if methods[cell.method].trains}
@@ -160,7 +165,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
 
     Returns:
         The content of result.json: the cell, `label`, `backend`, `folder` (relative to the run's), `train_rows`,
-        `seconds`, `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
+        `seconds`, `trainable_parameters`, `train_loss`, `adapter_bytes`, `metrics` of each part, and `made`.
     """
     from hybrid_kernels.training.trainer import predict, train
 
@@ -218,6 +223,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
             "train_loss": trained.train_loss,
             "adapter_bytes": trained.adapter_bytes,
             "metrics": metrics,
+            "made": plan.made,
         }
 
     result, _ = distributed.shared_stage(folder / "result.json", plan.prediction_key(cell), predictions)

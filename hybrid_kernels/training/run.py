@@ -26,7 +26,6 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-import hybrid_kernels
 from hybrid_kernels._files import write_file
 from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import main_variant
@@ -36,15 +35,12 @@ from hybrid_kernels.training.files import content_key, stage, write_json
 from hybrid_kernels.training.plan import Plan, load_model, make_plan
 from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.results import (
-    commit,
     groups,
-    machine,
     main_cells,
     method_results,
     missing_table,
     plan_table,
     results_table,
-    versions,
 )
 from hybrid_kernels.training.tasks import task_of
 
@@ -170,16 +166,14 @@ def _results(
     model, _ = plan.task.load_model(tokenizer, 0)
     parameters = model.num_parameters()
     del model
-    found = method_results(plan, cells)
-    done = [one["name"] for one in found if plan.methods[one["name"]].trains]
-    measured = _footprint_or_none(plan, done, tokenizer, console) if footprint and done else {}
+    compared = method_results(plan, cells)
+    trained = [one["name"] for one in compared if plan.methods[one["name"]].trains]
+    measured = _footprint_or_none(plan, trained, tokenizer, console) if footprint and trained else {}
     train_rows = rows.kept[main_variant(config)]
     results = {
         "title": config.title,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
+        **plan.made,
         "config": config.model_dump(mode="json"),
         "model": {"name": methods.display_name(config.model.name), "parameters": parameters},
         "data": {
@@ -195,8 +189,8 @@ def _results(
         "governance_variants": {
             name: {"kept": len(kept), "summary": rows.summaries[name]} for name, kept in rows.kept.items()
         },
-        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in found],
-        "step_time_note": step_time_note(config) if measured else "Not measured.",
+        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in compared],
+        "step_time_note": step_time_note(config, plan.made) if measured else "Not measured.",
         "cells": cells,
         "missing": missing,
     }
@@ -255,8 +249,8 @@ def _footprint(plan: Plan, names: list[str], tokenizer: Any, console: Console) -
     rows = plan.task.training_rows(plan.rows.kept[main_variant(config)], "all", 0)
     rows = rows[: config.training.batch_size]
     key = content_key(
-        hybrid_kernels.__version__,
-        machine(),
+        plan.made["versions"],
+        plan.made["machine"],
         plan.model,
         config.task,
         None if config.prompt is None else config.prompt.prompts,

@@ -1,5 +1,6 @@
 import json
 import mmap
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from rich.console import Console
 
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.run import evaluate_run, run
+from hybrid_kernels.training.run import _UNMEASURED, evaluate_run, run
 from hybrid_kernels.training.tasks import task_of
 from hybrid_kernels.training.tasks.nli import Inference
 from tests.training.support import HRA, HYBRID
@@ -338,26 +339,26 @@ def test_peak_memory_sees_an_allocation():
     assert 64 * 2**20 <= peak_rise(allocate, torch.device("cpu")) < 150 * 2**20
 
 
-def test_without_git_there_is_no_commit(monkeypatch):
-    from hybrid_kernels.training.results import commit
+def test_cells_say_what_they_were_made_on(values, monkeypatch):
+    """A later commit, and other versions, are those of the cells made then; figures of cost are measured again."""
+    from hybrid_kernels.training import footprint, plan
 
-    monkeypatch.setenv("PATH", "")
-    assert commit() is None
+    def made(commit, version):
+        machine = {"cpu": f"CPU {version}", "cores": 2, "memory_gib": 4.0, "gpu": None, "platform": "Linux"}
+        return {"commit": commit, "machine": machine, "versions": {"torch": version, "triton": None}}
 
-
-def test_a_repository_around_an_installed_package_is_not_its_own(tmp_path, monkeypatch):
-    """A package in an environment within somebody's repository does not go by that one's commit."""
-    import subprocess
-
-    from hybrid_kernels.training import results
-
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
-    installed = tmp_path / "venv" / "results.py"
-    installed.parent.mkdir()
-    installed.touch()
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
-    monkeypatch.setattr(results, "__file__", str(installed))
-    assert results.commit() is None
-    subprocess.run([*git, "add", "-A"], check=True)
-    assert len(results.commit()) == 40
+    measured, now = [], {}
+    monkeypatch.setattr(footprint, "measure", lambda *arguments: measured.append(1) or {"lora": _UNMEASURED})
+    monkeypatch.setattr(plan, "circumstances", lambda: dict(now))
+    for commit, version in (("first", "1.0"), ("second", "1.0"), ("third", "2.0")):
+        now = made(commit, version)
+        if commit == "third":
+            values["methods"].append(HRA)
+        results = run(RunConfig.model_validate(values), console=QUIET)
+        assert results["commit"] == commit
+        assert len(measured) == (2 if commit == "third" else 1)
+    assert [cell["made"] for cell in results["cells"]] == [made("first", "1.0"), made("third", "2.0")]
+    assert "on CPU 2.0 with torch 2.0" in results["step_time_note"]
+    for report in ("report.md", "report.html"):
+        shown = re.findall(r"Commit(?: \| |</dt><dd>)(\w+)", (Path(values["output"]) / report).read_text())
+        assert shown == ["first", "third"]
