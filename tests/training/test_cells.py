@@ -18,7 +18,7 @@ from hybrid_kernels.training.prepare import perturbed_parts, prepare
 from hybrid_kernels.training.results import plan_table, training_steps
 from hybrid_kernels.training.run import run
 from hybrid_kernels.training.tasks import task_of
-from tests.training.support import HRA
+from tests.training.support import HRA, HYBRID
 
 QUIET = Console(quiet=True)
 POLICY = {"language": {"enabled": False}, "quality": {"reject_truncated": False}}
@@ -278,6 +278,45 @@ def test_methods_are_fitted_to_the_budget(values, monkeypatch):
     head = 32 * 32 + 32 + 3 * 32 + 3
     assert method["trainable_parameters"] == results["cells"][0]["trainable_parameters"] == 6 * 256 + head
     assert results["config"]["methods"][0]["r"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"method": "oft", "block_size": 5}, r"Invalid `oft_block_size` \(5\)"),
+        ({"method": "boft", "block_size": 6}, r"in_features \(32\) must be divisible by boft_block_size \(6\)"),
+        ({"method": "lora_ga", "r": 17, "alpha": 1}, "r is 17; it must be at most 16, as a gradient-aligned start"),
+        (HYBRID | {"r": 17}, "r is 17; it must be at most 16"),
+        (HYBRID | {"unitary_modules": ["vlaue"]}, r"unitary_modules is \{'vlaue'\} but matches none of the target"),
+        (HYBRID | {"unitary_modules": ["value"], "unitary_block_size": 5}, "block_size is 5; it must be at least 2"),
+        (HRA | {"target_modules": ["kwery"]}, "No modules were targeted .* `target_modules`"),
+        (HRA | {"target_modules": "(["}, "a regular expression of target_modules or unitary_modules: untermin"),
+        ({"method": "urnn", "target_modules": ["word_embeddings"]}, "word_embeddings is a Embedding"),
+    ],
+)  # fmt: skip
+def test_methods_that_do_not_fit_the_model_are_found_while_planning(values, tmp_path, method, message):
+    """Whatever comes before them in the run, with a budget or without."""
+    values["methods"].append({"name": "own", "target_modules": ["query", "value"]} | method)
+    with pytest.raises(ValueError, match=f"^method 'own': .*{message}"):
+        plan_of(values, tmp_path)
+
+
+def test_methods_that_fit_the_model(values, tmp_path):
+    targets = {"target_modules": ["query", "value"]}
+    peft = [
+        values["methods"][0],
+        HRA,
+        {"method": "oft", "block_size": 4},
+        {"method": "boft", "block_size": 4},
+    ]
+    values["methods"] = [
+        *(one | targets | {"name": f"{one['method']}-{on}", "accelerate": on} for one in peft for on in (True, False)),
+        {"method": "lora_ga", "r": 16, "alpha": 1} | targets,
+        HYBRID | {"unitary_modules": ["value"]},
+        {"method": "urnn"} | targets,
+        {"method": "full"},
+    ]  # fmt: skip
+    assert len(plan_of(values, tmp_path).methods) == 12
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rich.console import Console
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.cells import expand
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import read_jsonl
+from hybrid_kernels.training.data import read_jsonl, write_jsonl
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.run import evaluate_run, run
@@ -205,6 +205,7 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
     again = evaluate_run(Path(translation_values["output"]), console=QUIET)
     for one in results["methods"]:
         assert again[one["name"]]["evaluation"] == one["evaluation"]
+    assert task.load_evaluation(translation_values["data"]["evaluation_source"]) == rows
 
 
 def test_pairs_that_are_predicted_are_not_trained_on(translation_values, parallel):
@@ -376,3 +377,48 @@ def test_too_few_rows_for_prompts_to_show(translation_values):
     translation_values["translation"]["prompt_shots"] = 13
     with pytest.raises(ValueError, match="prompts show 13 examples, but there are 12 training rows from de"):
         run_quietly(translation_values)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_row_too_long_for_its_prompt_is_found_while_planning(prompt_values, tiny_data, tmp_path, split):
+    """Before any training, and where it is really to be used: of the training rows some are trained on."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "test"):
+        rows, _ = read_jsonl(tiny_data / f"{name}.jsonl")
+        if name == split:
+            rows[0]["hypothesis"] = "cat " * 100
+        write_jsonl(rows, data / f"{name}.jsonl")
+    prompt_values["data"] = {"source": str(data)}
+    prompt_values["evaluation"]["max_rows_per_language"] = None
+    use = {"train": "training", "test": "evaluation"}[split]
+    with pytest.raises(
+        ValueError, match=rf"^{use} row '{split}-0-en' does not fit model.max_length 256 or .* needs "
+    ):
+        run_quietly(prompt_values)
+    assert not (Path(prompt_values["output"]) / "cells").exists()
+    if split == "train":
+        prompt_values["data"]["shots"] = 1
+        assert len(run_quietly(prompt_values)["cells"]) == 2
+
+
+def test_a_language_without_a_prompt_is_found_while_planning(prompt_values, tiny_data, tmp_path):
+    for name in ("train", "test"):
+        text = (tiny_data / f"{name}.jsonl").read_text().replace('"language": "de"', '"language": "xx"')
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    prompt_values["data"] = {"source": str(tmp_path)}
+    with pytest.raises(
+        ValueError, match=r"^training row .* prompt.prompts 'own': there is no prompt in language 'xx'"
+    ):
+        run_quietly(prompt_values)
+    assert run_quietly(prompt_values | {"prompt": {"prompts": "en"}})["cells"]
+
+
+def test_a_language_without_a_name_is_found_while_planning(translation_values, parallel):
+    translation_values["data"]["languages"] = ["en", "xx"]
+    for split in ("train", "test"):
+        text = (parallel / split / f"{split}.de").read_text()
+        (parallel / split / f"{split}.xx").write_text(text)
+    with pytest.raises(ValueError, match=r"^data.languages: language 'xx' has no name for prompts"):
+        run_quietly(translation_values)
+    assert not (Path(translation_values["output"]) / "cells").exists()

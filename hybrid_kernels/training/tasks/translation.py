@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,14 +46,9 @@ class Translation(Decoder):
         return self.config.directions
 
     def load_data(self) -> Loaded:
-        from hybrid_kernels.evaluation.parallel import load_parallel, split_items
+        from hybrid_kernels.evaluation.parallel import split_items
 
-        config, data = self.config, self.config.data
-
-        def load(source: str, split: str) -> list[Row]:
-            pairs = load_parallel(source, split, self.directions)
-            return pairs if data.rows_per_language is None else _first(pairs, data.rows_per_language)
-
+        data, load = self.config.data, self._load
         evaluation_source = data.evaluation_source or data.source
         train = load(data.source, data.train_split)
         if data.divides_one_split:
@@ -70,8 +65,19 @@ class Translation(Decoder):
             if not dev:
                 raise ValueError(f"data.dev_split {data.dev_split!r}: all of its pairs are evaluation pairs")
         self._check_apart(train, [*test, *dev])
-        most = config.evaluation.max_rows_per_language
-        return Loaded(train, self.sample(self._rows(test), most), self.sample(self._rows(dev), most), [], [])
+        return Loaded(train, self._evaluated(test), self._evaluated(dev), [], [])
+
+    def load_evaluation(self, source: str) -> list[Row]:
+        return self._evaluated(self._load(source, self.config.data.evaluation_split))
+
+    def _load(self, source: str, split: str) -> list[Row]:
+        from hybrid_kernels.evaluation.parallel import load_parallel
+
+        pairs, most = load_parallel(source, split, self.directions), self.config.data.rows_per_language
+        return pairs if most is None else _first(pairs, most)
+
+    def _evaluated(self, pairs: Sequence[Row]) -> list[Row]:
+        return self.sample(self._rows(pairs), self.config.evaluation.max_rows_per_language)
 
     def _check_apart(self, train: Sequence[Row], held_out: Sequence[Row]) -> None:
         """ValueError where training pairs are to be predicted as well, and governance does not remove them."""
@@ -152,6 +158,18 @@ class Translation(Decoder):
 
     def languages(self, rows: Sequence[Row]) -> list[str]:
         return sorted({code for row in rows for code in row.get("languages") or row["language"].split("-")})
+
+    def check_rows(
+        self, tokenizer: PreTrainedTokenizerBase, training: Iterable[Row], predicted: Iterable[Row]
+    ) -> None:
+        """A long row is left out, or whole all the same; prompts name their languages."""
+        from hybrid_kernels.evaluation.translation import language_name
+
+        for code in {code for direction in self.directions for code in direction}:
+            try:
+                language_name(code)
+            except ValueError as error:
+                raise ValueError(f"data.languages: {error}") from None
 
     def examples(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
