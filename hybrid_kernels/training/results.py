@@ -126,7 +126,7 @@ def training_steps(plan: Plan, cell: Cell) -> int:
 def results_table(results: dict[str, Any], task: Task) -> Table:
     """The comparison that a run ends in."""
     table = Table(title=results["title"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method")  # wraps, so that no number is cut
     if not results["methods"]:
         table.caption = "no method has a result with the most shots; the other cells are in results.json"
         return table

@@ -56,14 +56,12 @@ def test_governance_variants(values):
     values["governance"] = {"quality": {"max_digits": 0.3}, "personal_data": {"enabled": False}}
     found = variants(RunConfig.model_validate(values))
     on = {
-        name: None if policy is None else {
-            step for step in ("quality", "language", "duplicates") if getattr(policy, step).enabled
-        }
+        name: {step for step in ("quality", "language", "duplicates") if getattr(policy, step).enabled}
         for name, policy in found.items()
     }  # fmt: skip
     assert on == {
         "all": {"quality", "language", "duplicates"},
-        "none": None,
+        "none": set(),
         "only-quality": {"quality"},
         "only-language": {"language"},
         "only-duplicates": {"duplicates"},
@@ -72,6 +70,10 @@ def test_governance_variants(values):
         "without-duplicates": {"quality", "language"},
     }
     assert found["only-quality"].quality.max_digits == 0.3
+    # Rows of the test part are no training rows in any variant.
+    assert all(policy.leakage.enabled for policy in found.values())
+    values["governance"]["leakage"] = {"enabled": False}
+    assert variants(RunConfig.model_validate(values))["none"] is None
     # Where the ablation's shots are the sweep's, "all" is the run's own cell.
     values["methods"].append(HRA)
     names = [cell.name for cell in expand(RunConfig.model_validate(values))]
@@ -167,9 +169,13 @@ def test_governance_ablation_trains_on_what_each_variant_keeps(values, tiny_data
     data.mkdir()
     rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
     doubled = [*rows, *(row | {"id": f"again-{row['id']}"} for row in rows[:10])]
+    test = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
+    # A row of the test part is removed in every variant.
+    leaked = test[0] | {"id": "leaked", "item": 99, "premise": " ".join(f"w{i}x" for i in range(30))}
+    leaked["hypothesis"] = " ".join(f"v{i}y" for i in range(30))
     broken = [*doubled, *(row | {"id": f"digits-{row['id']}", "premise": "123 456 7"} for row in rows[:6])]
-    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
-    (data / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*broken, leaked]))
+    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*test, leaked]))
     values |= {"governance": POLICY, "governance_ablation": {"methods": ["lora"]}}
     values["data"]["source"] = str(data)
     values["training"]["steps"] = 2
@@ -243,6 +249,15 @@ def test_methods_of_one_label_are_told_apart(values, tmp_path):
     labels = ["LoRA r = 4 (lora)", "LoRA r = 4 (fast)", "HRA r = 4"]
     assert [plan.describe(cell) for cell in plan.cells] == [f"{label}, seed 0" for label in labels]
     assert list(plan_table(plan).columns[0].cells) == [*labels, "all"]
+
+
+def test_a_recipe_that_changes_no_row_is_named(values, tmp_path):
+    """The tiny rows are in lower case."""
+    values["evaluation"] = {"robustness": {"recipes": ["lower_case", "upper_case"]}}
+    console = Console(record=True, width=200)
+    parts = prepare(RunConfig.model_validate(values), tmp_path, console).parts
+    assert "no evaluation row is changed by lower_case; left out" in console.export_text()
+    assert set(parts) == {"test", "perturbed/upper_case"}
 
 
 def test_methods_are_fitted_to_the_budget(values, monkeypatch):

@@ -236,11 +236,34 @@ def test_pairs_that_are_predicted_are_not_trained_on(translation_values, paralle
     divided = load(evaluation_split="train")
     tested = {row["target"] for row in divided.test}
     assert divided.train and not [p for p in divided.train if tested & set(p["texts"].values())]
+    divided = load(evaluation_split="train", dev_fraction=0.5)
+    assert divided.dev and not {row["target"] for row in divided.dev} & {
+        row["target"] for row in divided.test
+    }
     file.write_text("\n".join(lines) + "\n")
     # Governance removes such a pair.
     assert len(load({}, evaluation_source=str(other)).train) == 8
     with pytest.raises(ValueError, match=r"data\.dev_split 'dev': all of its pairs are evaluation pairs"):
         load({}, evaluation_source=str(other), dev_split="dev")
+
+
+def test_bleu_over_characters_is_in_no_mean(translation_values, monkeypatch, tmp_path):
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+    translation_values["data"]["languages"] = ["en", "th"]
+    task = task_of(RunConfig.model_validate(translation_values))
+
+    def predicted(source, target):
+        texts = {name: np.array(["a b c d e"] * 2) for name in ("translations", "sources", "references")}
+        languages = {"source_languages": np.array([source] * 2), "target_languages": np.array([target] * 2)}
+        return texts | languages | {"nats": np.array([1.0, 2.0])}
+
+    away, to = predicted("en", "th"), predicted("th", "en")
+    both = {name: np.concatenate([values, to[name]]) for name, values in away.items()}
+    found = task.metrics(both)
+    assert found["macro"]["bleu"] == found["directions"]["th-en"]["bleu"]
+    assert "bleu" not in task.metrics(away)["macro"]
+    result = task.over_seeds([away, away])
+    assert task.columns(result["evaluation"])["BLEU"] == "–" and "bleu" not in result["spread"]
 
 
 def test_governance_of_pairs(translation_values, parallel, tmp_path):

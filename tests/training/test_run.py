@@ -1,3 +1,4 @@
+import io
 import json
 import mmap
 import time
@@ -164,6 +165,24 @@ def test_means_over_seeds_by_hand(values):
     assert found["spread"]["gap"] == pytest.approx(0.0)
 
 
+def test_the_parity_gap_is_the_mean_of_the_seeds_gaps(values):
+    """As in the report. The worst language varies: the gap of the mean accuracies is half as wide."""
+    labels, languages = np.zeros(6, int), np.repeat(["de", "en", "sw"], 2)
+    good, bad = [0.8, 0.1, 0.1], [0.1, 0.8, 0.1]
+    seeds = [
+        {"log_probabilities": np.log(np.array(rows)), "labels": labels, "languages": languages}
+        for rows in ([bad, bad, good, good, good, good], [good, good, good, good, bad, bad])
+    ]
+    found = task_of(RunConfig.model_validate(values)).over_seeds(seeds)
+    parity = found["evaluation"]["parity"]
+    assert (parity["gap"], parity["worst_accuracy"], found["spread"]["gap"]) == (1, 0, 0)
+    assert parity["worst_language"] == "de" and parity["std"] == pytest.approx(np.std([0, 1, 1]))
+    assert found["evaluation"]["macro"]["ece_equal_mass"] == pytest.approx(0.4)
+    assert (
+        found["spread"]["ece_equal_mass"] is not None and found["evaluation"]["per_language"]["de"]["n"] == 2
+    )
+
+
 def test_one_split_is_divided(values, tiny_data, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -269,3 +288,19 @@ def test_a_repository_around_an_installed_package_is_not_its_own(tmp_path, monke
     assert results.commit() is None
     subprocess.run([*git, "add", "-A"], check=True)
     assert len(results.commit()) == 40
+
+
+def test_a_long_label_cuts_no_number_of_the_table(values):
+    from hybrid_kernels.training.results import results_table
+
+    config = RunConfig.model_validate(values)
+    results = run(config, footprint=False, report=False, console=QUIET)
+    results["methods"][0] |= {
+        "label": "Hybrid r = 6 + 12 reflections + unitary, accelerated",
+        "step_time_ratio": 1.07,
+        "peak_memory_bytes": 650 * 2**20,
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table(results, task_of(config)))
+    text = console.export_text()
+    assert "…" not in text and "1.07×" in text and " 650 " in text

@@ -23,7 +23,6 @@ from hybrid_kernels.training.data import (
 from hybrid_kernels.training.tasks.base import Arrays, Loaded
 
 _GOVERNED_FIELDS = ("id", "item", "language", "premise", "hypothesis", "label")
-_METRICS = ("accuracy", "macro_f1", "nll", "brier", "ece")
 
 
 @dataclass
@@ -146,36 +145,23 @@ class Inference:
         }
 
     def over_seeds(self, predictions: Sequence[Arrays]) -> dict[str, Any]:
-        """Metrics are means over seeds, parity that of the mean accuracies; the reliability diagram pools the seeds."""
-        from hybrid_kernels.evaluation import macro_average, parity, per_language_metrics, reliability_bins
+        """Every number is the mean over seeds, the parity gap too: the gap of mean accuracies would be smaller.
 
-        reference = self.config.evaluation.reference_language
-        probabilities = [np.exp(one["log_probabilities"].astype(np.float64)) for one in predictions]
-        per_seed = [
-            per_language_metrics(p, one["labels"], one["languages"].tolist())
-            for p, one in zip(probabilities, predictions, strict=True)
-        ]
-        mean = {
-            language: {
-                metric: float(np.mean([one[language][metric] for one in per_seed])) for metric in _METRICS
-            }
-            | {"n": per_seed[0][language]["n"]}
-            for language in per_seed[0]
-        }
-        macro = [macro_average(one) for one in per_seed]
-        values = {metric: [one[metric] for one in macro] for metric in _METRICS}
-        values["gap"] = [parity(one, reference)["gap"] for one in per_seed]
-        return {
-            "evaluation": {
-                "macro": {metric: statistics.fmean(values[metric]) for metric in _METRICS},
-                "per_language": mean,
-                "parity": parity(mean, reference),
-                "reliability": reliability_bins(
-                    np.concatenate(probabilities), np.concatenate([one["labels"] for one in predictions])
-                ),
-            },
-            "spread": deviations(values),
-        }
+        The worst language is that of the mean accuracies; the reliability diagram pools the seeds.
+        """
+        from hybrid_kernels.evaluation import parity, reliability_bins
+
+        per_seed = [self.metrics(one) for one in predictions]
+        mean = means(per_seed)
+        worst = parity(mean["per_language"], self.config.evaluation.reference_language)["worst_language"]
+        mean["parity"]["worst_language"] = worst
+        mean["reliability"] = reliability_bins(
+            np.concatenate([np.exp(one["log_probabilities"].astype(np.float64)) for one in predictions]),
+            np.concatenate([one["labels"] for one in predictions]),
+        )
+        values = {metric: [one["macro"][metric] for one in per_seed] for metric in mean["macro"]}
+        values["gap"] = [one["parity"]["gap"] for one in per_seed]
+        return {"evaluation": mean, "spread": deviations(values)}
 
     def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
         macro, parity = evaluation["macro"], evaluation["parity"]
@@ -199,3 +185,11 @@ class Inference:
 def deviations(values: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
     """The standard deviation of each metric over seeds; None of one seed."""
     return {name: statistics.stdev(seeds) if len(seeds) > 1 else None for name, seeds in values.items()}
+
+
+def means(values: Sequence[Any]) -> Any:
+    """Means of the numbers in equal structures; of what is no floating-point number, the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: means([one[key] for one in values]) for key in first}
+    return statistics.fmean(values) if isinstance(first, float) else first

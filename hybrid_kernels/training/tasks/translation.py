@@ -16,7 +16,7 @@ from hybrid_kernels.training.config import RunConfig, Shots
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.tasks.base import Arrays, Loaded, Progress
 from hybrid_kernels.training.tasks.decoder import Decoder
-from hybrid_kernels.training.tasks.nli import deviations
+from hybrid_kernels.training.tasks.nli import deviations, means
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +64,7 @@ class Translation(Decoder):
         dev: list[Row] = []
         if data.dev_fraction:
             test, dev = split_items(test, data.dev_fraction, data.seed)
+            dev = _without(dev, test)
         elif data.dev_split is not None:
             dev = _without(load(evaluation_source, data.dev_split), test)
             if not dev:
@@ -205,20 +206,23 @@ class Translation(Decoder):
         }
 
     def metrics(self, predictions: Arrays) -> dict[str, Any]:
-        """`evaluation.translation.evaluate_translations`, and `macro`, means over directions."""
+        """`evaluation.translation.evaluate_translations`, and `macro`, means over the directions that are averaged."""
         from hybrid_kernels.evaluation.translation import evaluate_translations
+        from hybrid_kernels.evaluation.translation_scores import averaged
 
         columns = {column: predictions[name].tolist() for name, column in _STORED.items()}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         found = evaluate_translations(rows, predictions["translations"].tolist(), predictions["nats"])
-        scores = found["directions"].values()
-        return {"macro": {name: fmean(one[name] for one in scores) for name in _METRICS}} | found
+        directions = found["directions"]
+        of = {name: averaged(directions, name) for name in _METRICS}
+        macro = {name: fmean(directions[one][name] for one in own) for name, own in of.items() if own}
+        return {"macro": macro} | found
 
     def over_seeds(self, predictions: Sequence[Arrays]) -> dict[str, Any]:
         """Every number is the mean over seeds."""
         per_seed = [self.metrics(one) for one in predictions]
-        values = {name: [one["macro"][name] for one in per_seed] for name in _METRICS}
-        return {"evaluation": _mean(per_seed), "spread": deviations(values)}
+        values = {name: [one["macro"][name] for one in per_seed] for name in per_seed[0]["macro"]}
+        return {"evaluation": means(per_seed), "spread": deviations(values)}
 
     def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
         macro, copied = evaluation["macro"], evaluation["directions"].values()
@@ -227,7 +231,7 @@ class Translation(Decoder):
             "chrF++": f"{macro['chrf']:.1f}",
             "copied\nchrF++": f"{fmean(one['copy']['chrf'] for one in copied):.1f}",
             "to − from\nEnglish": "–" if balance is None else f"{balance:+.1f}",
-            "BLEU": f"{macro['bleu']:.1f}",
+            "BLEU": f"{macro['bleu']:.1f}" if "bleu" in macro else "–",
             "bits per\nbyte": f"{macro['bits_per_byte']:.3f}",
         }
 
@@ -269,11 +273,3 @@ def _first(pairs: Sequence[Row], most: int) -> list[Row]:
         if counts[languages] <= most:
             found.append(pair)
     return found
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """Means of the numbers in equal structures; what is no floating-point number is the same in all."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _mean([one[key] for one in values]) for key in first}
-    return fmean(values) if isinstance(first, float) else first
