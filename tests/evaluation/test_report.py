@@ -269,6 +269,16 @@ def test_latex_divides_a_wide_table():
     assert r"0.0 \\[-2pt] {\scriptsize {[}50.0, 100.0{]}} \\[-2pt] {\scriptsize d}" in first
 
 
+def test_latex_divides_a_high_table():
+    rows = [Row(f"row {i}", [Value(0.5, detail="below" if i < 20 else "")]) for i in range(30)]
+    text = latex(Table("high", "All", "Method", [Column("n")], rows, "The note."))
+    first, second = text.split("\\begin{table*}")[1:]
+    # Eighteen rows of two lines, then two of two and ten of one.
+    assert [f"row {i} " in first for i in range(30)] == [True] * 18 + [False] * 12
+    assert [f"row {i} " in second for i in range(30)] == [False] * 18 + [True] * 12
+    assert "All (2 of 2)." in second and "The note." in second and "The note." not in first
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
 def test_latex_compiles(output, tmp_path):
     names = sorted(path for path in (output / "tables").glob("*.tex"))

@@ -11,6 +11,8 @@ from hybrid_kernels.evaluation.tables import Column, Row, Table, Value
 
 #: in one tabular; with intervals, more do not fit beside each other
 COLUMNS = 5
+#: in one tabular; more, with caption and note, are higher than a page
+LINES = 36
 #: characters in a line of a heading, and of a row's label
 HEAD, LABEL = 20, 36
 _ESCAPES = {
@@ -33,34 +35,50 @@ def escape(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table*` environment for every `COLUMNS` columns, each with the rows' labels; the note is under the last one.
+    """`table*` environments of at most `COLUMNS` columns and `LINES` lines; the note is under the last one.
 
     They are one table to LaTeX: of one number, and with the label `tab:NAME`. What is wider than the text is made
     smaller.
     """
     starts = range(0, len(table.columns), COLUMNS) or range(1)
+    parts = [(slice(start, start + COLUMNS), rows) for rows in _pages(table) for start in starts]
     lines = ["% needs \\usepackage{booktabs,graphicx}"]
-    for number, start in enumerate(starts, 1):
+    for number, (columns, rows) in enumerate(parts, 1):
         caption = escape(table.caption)
         lines += ["\\begin{table*}[tp]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-        if len(starts) > 1:
-            caption += f" ({number} of {len(starts)})"
+        if len(parts) > 1:
+            caption += f" ({number} of {len(parts)})"
         if number > 1:
             lines.append("\\addtocounter{table}{-1}")
         lines.append(f"\\caption{{{caption}.}}")
         if number == 1:
             lines.append(f"\\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}")
         lines.append("\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%")
-        lines += [*_tabular(table, slice(start, start + COLUMNS)), "}"]
-        if table.note and number == len(starts):
+        lines += [*_tabular(table, columns, rows), "}"]
+        if table.note and number == len(parts):
             note = f"\\footnotesize {escape(table.note)}"
             lines.append(f"\\par\\medskip\\begin{{minipage}}{{\\textwidth}}{note}\\end{{minipage}}")
         lines.append("\\end{table*}")
     return "\n".join([*lines, ""])
 
 
-def _tabular(table: Table, part: slice) -> list[str]:
-    """Some columns, and the rows' labels before them."""
+def _pages(table: Table) -> list[list[Row]]:
+    """The rows, parted where a page would be too short for them."""
+    pages: list[list[Row]] = [[]]
+    height = 0
+    for row in table.rows:
+        cells = [_lines(value, column, row) for value, column in zip(row.values, table.columns, strict=True)]
+        own = max(map(len, (wrap(row.label, LABEL), *cells)))
+        if height + own > LINES and pages[-1]:
+            pages.append([])
+            height = 0
+        pages[-1].append(row)
+        height += own
+    return pages
+
+
+def _tabular(table: Table, part: slice, rows: list[Row]) -> list[str]:
+    """Some columns of some rows, and the rows' labels before them."""
     columns = table.columns[part]
     lines = [f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
     if upper := tops(columns):
@@ -73,27 +91,27 @@ def _tabular(table: Table, part: slice) -> list[str]:
         lines += [" & ".join(cells) + r" \\", "".join(rules)]
     heads = [_stack(map(escape, wrap(heading(column), HEAD)), "b") for column in columns]
     lines += [" & ".join([escape(table.first), *heads]) + r" \\", "\\midrule"]
-    group = table.rows[0].group if table.rows else ""
-    for row in table.rows:
+    group = rows[0].group if rows else ""
+    for row in rows:
         if row.group != group:
             lines.append("\\midrule")
             group = row.group
         own = row.values[part]
-        values = [_cell(value, column, row) for value, column in zip(own, columns, strict=True)]
+        values = [_stack(_lines(value, column, row), "t") for value, column in zip(own, columns, strict=True)]
         sources = dict.fromkeys(" ".join(source.split()) for value in own for source in value.sources)
         label = _stack(map(escape, wrap(row.label, LABEL)), "t", "l")
         lines.append(f"{' & '.join([label, *values])} \\\\ % {'; '.join(sources)}")
     return [*lines, "\\bottomrule", "\\end{tabular}"]
 
 
-def _cell(value: Value, column: Column, row: Row) -> str:
+def _lines(value: Value, column: Column, row: Row) -> list[str]:
     """The number, and below it in small print its interval and detail."""
     text = text_of(value, column, row)
     lines = [escape(line) for line in wrap(text, LABEL)] if isinstance(value.value, str) else [escape(text)]
     if value.best and text != NOTHING:
         lines = [f"\\textbf{{{line}}}" for line in lines]
     small = [part for part in (interval_of(value, column, row), *wrap(value.detail, HEAD)) if part]
-    return _stack([*lines, *(f"{{\\scriptsize {escape(part)}}}" for part in small)], "t")
+    return [*lines, *(f"{{\\scriptsize {escape(part)}}}" for part in small)]
 
 
 def _stack(lines: Iterable[str], position: str, side: str = "r") -> str:
