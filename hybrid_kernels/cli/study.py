@@ -43,6 +43,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Govern the rows and say what would be trained; train nothing.")
     ] = False,
+    footprint: Annotated[
+        bool,
+        typer.Option(
+            " /--no-footprint", help="Leave out time per step, memory and energy.", show_default=False
+        ),
+    ] = True,
 ) -> None:
     """Govern, train and evaluate every method, measure the footprint, write the report.
 
@@ -56,7 +62,7 @@ def run(
 
         plan_only(settings, console=cli.console)
     else:
-        _run(settings, workers=workers)
+        _run(settings, workers=workers, footprint=footprint)
 
 
 @cli.app.command()
@@ -76,12 +82,14 @@ def train(
 def evaluate(
     run_dir: RunFolder,
     data: Annotated[
-        str | None, typer.Option(help="Evaluate on this data instead of the run's own evaluation rows.")
+        str | None,
+        typer.Option(help="Evaluate on this data's evaluation split instead of the run's own rows."),
     ] = None,
 ) -> None:
     """Load the adapters of a run onto the pretrained model and evaluate them."""
     from rich.table import Table
 
+    from hybrid_kernels.training import distributed
     from hybrid_kernels.training.run import evaluate_run, load_run_config
     from hybrid_kernels.training.tasks import task_of
 
@@ -90,6 +98,9 @@ def evaluate(
         name: task.columns(one["evaluation"])
         for name, one in evaluate_run(run_dir, data, cli.console).items()
     }
+    distributed.stop()
+    if not distributed.is_first():
+        return
     table = Table("cells", *next(iter(found.values())), caption=task.caption)
     for name, columns in found.items():
         table.add_row(name, *columns.values())

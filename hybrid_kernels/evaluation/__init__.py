@@ -12,7 +12,6 @@ from hybrid_kernels.evaluation.calibration import (
     reliability_bins,
 )
 from hybrid_kernels.evaluation.metrics import (
-    aggregate,
     classification_metrics,
     macro_average,
     per_language_metrics,
@@ -33,7 +32,6 @@ __all__ = [
     "Comparison",
     "Interval",
     "Predictions",
-    "aggregate",
     "apply_temperature",
     "bootstrap",
     "classification_metrics",

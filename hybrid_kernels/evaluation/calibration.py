@@ -6,6 +6,7 @@ Arrays are as in `hybrid_kernels.evaluation.metrics`; the confidence of a row is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -112,7 +113,7 @@ def fit_temperature(
 
     Returns:
         T; an end of `TEMPERATURES` where the optimum is at or beyond it, as it is 0 where every row is right, and
-        infinite where the scores are worse than none; 1 where T changes nothing, as with one class.
+        infinite where the scores are worse than none; 1 where T changes nothing: the classes of every row are alike.
 
     Raises:
         ValueError: malformed arguments; NaN, +inf, or a row of −inf alone; scores that are probabilities.
@@ -135,7 +136,7 @@ def fit_temperature(
         weights = np.exp(inverse * (s - s.max(axis=1, keepdims=True)))
         return float(((weights * s).sum(axis=1) / weights.sum(axis=1)).mean() - of_label)
 
-    if abs(slope(1.0)) < 1e-12:
+    if np.ptp(s, axis=1).max() < 1e-12:
         return 1.0
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     if slope(low) >= 0:
@@ -151,7 +152,7 @@ def apply_temperature(probabilities: np.ndarray | torch.Tensor, temperature: flo
     The same as softmax(logits / T) for p = softmax(logits), with p clipped to at least `NLL_CLIP` as in
     `fit_temperature`. The order of the classes stays, so do accuracy and F1.
     """
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < np.inf:
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < np.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
     p, _ = check_scores("probabilities", probabilities, np.zeros(len(to_numpy(probabilities)), np.int64))
     check_rows(p)

@@ -100,38 +100,3 @@ def run_metrics(predictions: Predictions, reference: str = "en", bins: int = BIN
         "by_script": parity_by_script(per_language, reference),
         "by_resource_class": parity_by_resource_class(per_language, reference),
     }
-
-
-def aggregate(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of every metric.
-
-    A metric that is no mean of rows, as the parity gap, is computed seed by seed and then averaged: it is what one
-    trained model is expected to have. The gap of accuracies averaged over seeds first is smaller.
-
-    Args:
-        seeds: one nested mapping for each seed, all of the same keys, as `run_metrics` returns them.
-
-    Returns:
-        The same keys. A number has become {"mean", "std", "values"}: std is the sample standard deviation (n − 1), None
-        with one seed; values are in the order of the seeds. Anything else, as the worst language, {"values"}.
-    """
-    if not seeds:
-        raise ValueError("seeds is empty; it must hold the metrics of at least one seed")
-    return {key: _aggregate([_same_keys(seed, seeds[0])[key] for seed in seeds]) for key in seeds[0]}
-
-
-def _aggregate(values: list[Any]) -> dict[str, Any]:
-    if isinstance(values[0], Mapping):
-        return aggregate(values)
-    if isinstance(values[0], (int, float)):
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return {"mean": float(np.mean(values)), "std": std, "values": values}
-    return {"values": values}
-
-
-def _same_keys(seed: Mapping[str, Any], first: Mapping[str, Any]) -> Mapping[str, Any]:
-    if differing := sorted(map(str, set(seed) ^ set(first))):
-        raise ValueError(
-            f"seeds must have the same metrics and languages; {', '.join(differing)} is not in all"
-        )
-    return seed

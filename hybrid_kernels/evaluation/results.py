@@ -9,6 +9,22 @@ from pydantic import BaseModel, Field, ValidationError
 Count = Annotated[int, Field(ge=0)]
 
 
+class Machine(BaseModel):
+    cpu: str
+    cores: int
+    memory_gib: float
+    gpu: str | None
+    platform: str
+
+
+class Made(BaseModel):
+    """On what something was made."""
+
+    commit: str | None
+    machine: Machine
+    versions: dict[str, str | None]
+
+
 class CellResult(BaseModel):
     """What `training.plan.run_cell` returned."""
 
@@ -28,6 +44,8 @@ class CellResult(BaseModel):
     adapter_bytes: Count
     #: by part; the test part's has `per_language` (classification) or `directions` (translation)
     metrics: dict[str, dict[str, Any]]
+    #: null in results from before it was recorded
+    made: Made | None = None
 
 
 class Footprint(BaseModel):
@@ -75,14 +93,6 @@ class Governance(BaseModel):
     examples: dict[str, list[Rejection]]
 
 
-class Machine(BaseModel):
-    cpu: str
-    cores: int
-    memory_gib: float
-    gpu: str | None
-    platform: str
-
-
 class Model(BaseModel):
     name: str
     parameters: Annotated[int, Field(ge=1)]
@@ -107,12 +117,11 @@ class Variant(BaseModel):
     kept: Count
 
 
-class Results(BaseModel):
+class Results(Made):
+    """What it was `Made` on is of the footprint, and of these results; each cell has its own."""
+
     title: str
     created: str
-    commit: str | None
-    machine: Machine
-    versions: dict[str, str | None]
     config: dict[str, Any]
     model: Model
     data: Data
@@ -123,6 +132,16 @@ class Results(BaseModel):
     cells: Annotated[list[CellResult], Field(min_length=1)]
     #: why there is no result, by the cell's name
     missing: dict[str, str]
+
+    @property
+    def cells_made(self) -> list[Made]:
+        """On what the cells were made, each once."""
+        whole = Made(commit=self.commit, machine=self.machine, versions=self.versions)
+        found: list[Made] = []
+        for cell in self.cells:
+            if (made := cell.made or whole) not in found:
+                found.append(made)
+        return found
 
     @property
     def reference_language(self) -> str:

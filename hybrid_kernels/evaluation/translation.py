@@ -27,7 +27,7 @@ import numpy as np
 from hybrid_kernels.evaluation.parallel import LANGUAGES, Row, rank
 from hybrid_kernels.evaluation.prompting import pad_token_id
 from hybrid_kernels.evaluation.scoring import Shown, completion_log_probabilities, encode
-from hybrid_kernels.evaluation.translation_scores import directional_balance, score_translations
+from hybrid_kernels.evaluation.translation_scores import averaged, directional_balance, score_translations
 
 
 def translation_prompt(row: Mapping[str, Any], examples: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -124,7 +124,7 @@ def evaluate_translations(
     Returns:
         directions: {"de-en": what `score_translations` returns; `copy`, the bleu and chrf of the sources handed in as
             translations; `empty`, the share of empty ones; `bits_per_byte`}, without what was not given;
-        balance: {metric: `directional_balance`}.
+        balance: {metric: `directional_balance` of the directions that are `averaged`}.
     """
     if translations is None and nats is None:
         raise ValueError("give translations, nats or both")
@@ -151,7 +151,10 @@ def evaluate_translations(
     metrics = ["bleu", "chrf"] * (translations is not None) + ["bits_per_byte"] * (nats is not None)
     return {
         "directions": found,
-        "balance": {metric: directional_balance(found, metric) for metric in metrics},
+        "balance": {
+            metric: directional_balance({name: found[name] for name in averaged(found, metric)}, metric)
+            for metric in metrics
+        },
     }
 
 

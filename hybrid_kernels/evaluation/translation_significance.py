@@ -2,7 +2,8 @@
 
 BLEU, chrF++ and bits per byte of a set of sentences are functions of sums over its sentences (n-gram counts; nats and
 bytes). These sums are taken for each cluster once; a resample of clusters, which counts in every direction alike, costs
-a product with that table and a score of the sums. A metric is the mean over directions.
+a product with that table and a score of the sums. A metric is the mean over directions, as
+`translation_scores.averaged` has them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from hybrid_kernels.evaluation.resampling import Directions, draws
 from hybrid_kernels.evaluation.significance import Bootstrap, seed_names
-from hybrid_kernels.evaluation.translation_scores import corpus_score, sentence_statistics
+from hybrid_kernels.evaluation.translation_scores import bleu_tokenizer, corpus_score, sentence_statistics
 
 TRANSLATION_DIRECTIONS: Directions = {
     "bleu": (True, (0.0, 100.0)),
@@ -41,7 +42,7 @@ def bootstrap_translations(
 
     Args:
         methods: name → predictions of its seeds, all of the same rows.
-        metrics: of `TRANSLATION_DIRECTIONS`; means over directions.
+        metrics: of `TRANSLATION_DIRECTIONS`; means over directions, BLEU's without those over characters.
         resamples: 2,000 give a p-value of 0.05 to within 0.01.
         confidence: of the intervals.
         seed: of the resampling.
@@ -67,6 +68,10 @@ def bootstrap_translations(
     languages = zip(runs[0]["source_languages"].tolist(), runs[0]["target_languages"].tolist(), strict=True)
     pairs = np.array([f"{source}-{target}" for source, target in languages])
     directions = [np.flatnonzero(pairs == pair) for pair in dict.fromkeys(pairs.tolist())]
+    spaced = [rows for rows in directions if bleu_tokenizer(runs[0]["target_languages"][rows[0]]) != "char"]
+    of = {metric: spaced if metric == "bleu" else directions for metric in metrics}
+    if not all(of.values()):
+        raise ValueError("metrics has bleu, which is over characters in every direction; it has no mean")
 
     generator = np.random.default_rng(seed)
     counts = np.concatenate(list(draws(generator, len(clusters), resamples, resamples)))
@@ -80,9 +85,9 @@ def bootstrap_translations(
     counts = np.concatenate([np.ones((1, len(clusters))), counts])
     scores = np.zeros((len(counts), len(runs), len(metrics)))
     for place, run in enumerate(runs):
-        for rows in directions:
-            for column, metric in enumerate(metrics):
-                scores[:, place, column] += _scores(metric, run, rows, cluster, counts) / len(directions)
+        for column, metric in enumerate(metrics):
+            for rows in of[metric]:
+                scores[:, place, column] += _scores(metric, run, rows, cluster, counts) / len(of[metric])
     ends = np.cumsum([len(own) for own in methods.values()]).tolist()
     own = {name: slice(end - len(methods[name]), end) for name, end in zip(methods, ends, strict=True)}
     return Bootstrap(

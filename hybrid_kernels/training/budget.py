@@ -13,13 +13,10 @@ all methods train alike, is not counted):
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from hybrid_kernels.training.method_config import (
@@ -34,7 +31,7 @@ from hybrid_kernels.training.method_config import (
     PretrainedMethod,
     UrnnMethod,
 )
-from hybrid_kernels.training.methods import add_adapter, required
+from hybrid_kernels.training.methods import add_adapter, required, skeleton
 
 TOLERANCE = 0.05
 """How much of the budget a method may go above it."""
@@ -89,7 +86,7 @@ def adapter_parameters(method: AnyMethod, model: PreTrainedModel, *, head: Seque
         return 0
     if not isinstance(method, FullMethod):
         return count_parameters(method, target_layers(method, model, head=head))
-    trained = add_adapter(_skeleton(model), list(head), method, seed=0)
+    trained = add_adapter(skeleton(model), list(head), method, seed=0)
     return sum(
         parameter.numel()
         for name, parameter in trained.named_parameters()
@@ -106,7 +103,7 @@ def target_layers(method: Any, model: PreTrainedModel, *, head: Sequence[str] = 
         {"method": "lora", "name": method.name or method.method, "r": 1, "alpha": 1}
         | {"target_modules": method.target_modules}
     )
-    adapted: Any = add_adapter(_skeleton(model), list(head), probe, seed=0)
+    adapted: Any = add_adapter(skeleton(model), list(head), probe, seed=0)
     layers: Any = [(name, each) for name, each in adapted.named_modules() if isinstance(each, BaseTunerLayer)]
     return {
         name.removeprefix("base_model.model."): (each.in_features, each.out_features) for name, each in layers
@@ -191,10 +188,3 @@ def _around(value: int, step: int, least: int, most: int) -> list[int]:
 
 def _with(method: AnyMethod, **sizes: int) -> AnyMethod:
     return type(method).model_validate({**method.model_dump(), **sizes})
-
-
-def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """The model's structure, without memory."""
-    with torch.device("meta"):
-        skeleton: nn.Module = type(model)(copy.deepcopy(model.config))
-    return skeleton  # type: ignore[return-value]

@@ -49,8 +49,9 @@ class Cell:
 def variants(config: RunConfig) -> dict[str, GovernancePolicy | None]:
     """The policy of each governance variant by name, the run's own first; None leaves the rows as they are.
 
-    With an ablation: `all`, `none`, `only-STEP` and `without-STEP` for each step that the policy has on. Of a policy
-    with one step, `only-` that step is `all`, and so is left out, as `without-` is `none`.
+    With an ablation: `all`, `none` (but for leakage, if the policy has that on), `only-STEP` and `without-STEP` for
+    each step that the policy has on. Of a policy with one step, `only-` that step is `all`, and so is left out, as
+    `without-` is `none`.
     """
     policy = config.governance
     if policy is None:
@@ -58,7 +59,8 @@ def variants(config: RunConfig) -> dict[str, GovernancePolicy | None]:
     found: dict[str, GovernancePolicy | None] = {ALL: policy}
     if config.governance_ablation is None:
         return found
-    found[NONE] = None
+    # Rows of the test part are no training rows, whatever is ablated.
+    found[NONE] = _switched(policy, set()) if policy.leakage.enabled else None
     steps = [name for name in STEPS if getattr(policy, name).enabled]
     if len(steps) > 1:
         found |= {f"only-{step}": _switched(policy, {step}) for step in steps}

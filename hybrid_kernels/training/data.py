@@ -32,10 +32,15 @@ _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 @dataclass
 class NliData:
-    """Rows, and the records that could not be made into rows: dicts with `file`, `line`, `reason`, `text`."""
+    """Rows, and the records that could not be made into rows: dicts with `file`, `line`, `reason`, `text`.
+
+    `linked`: whether translations of a pair have one item; not where a file has lines in several languages that name no
+    item, each of which is then one of its own.
+    """
 
     rows: list[Row] = field(default_factory=list)
     malformed: list[Row] = field(default_factory=list)
+    linked: bool = True
 
     @property
     def languages(self) -> list[str]:
@@ -54,7 +59,8 @@ def load_nli(
     Args:
         source: `"sample"` (the one in this package); a folder with files named by split and language, such as
             `dev-sw.tsv` (premise, hypothesis, label; no header needed) or `train-de.jsonl`, or with the language in
-            each JSONL record; a folder or hub name that `datasets` loads, such as `facebook/xnli`.
+            each JSONL record; a folder or hub name that `datasets` loads, such as `facebook/xnli`. A record's `item` is
+            the number of its line if it has none.
         split: `"train"`, `"dev"` (also called validation) or `"test"`.
         languages: the languages wanted; all that are there if None.
         rows_per_language: keep only so many first records of each language.
@@ -74,9 +80,14 @@ def load_nli(
     counts: dict[str, int] = defaultdict(int)
     seen: set[str] = set()
     ids: set[str] = set()
+    unnamed: dict[str, set[str]] = defaultdict(set)  # languages of each file's lines without an item
+    line = None
     for place, record in records:
         language = record.get("language")
         if isinstance(language, str):
+            if "item" not in record and place != line:  # a line may hold all translations of its pair
+                unnamed[place["file"]].add(language)
+            line = place
             seen.add(language)
             counts[language] += 1
             if (wanted is not None and language not in wanted) or counts[language] > (
@@ -95,6 +106,7 @@ def load_nli(
             item = str(record.get("item", place["line"]))
             label = _LABEL_IDS[str(record["label"]).strip().lower()]
             data.rows.append({**record, "id": row_id, "item": item, "label": label})
+    data.linked = all(len(languages) == 1 for languages in unnamed.values())
     if missing := sorted((wanted or set()) - seen):
         raise ValueError(
             f"data source {str(source)!r}, split {split!r} has no rows in {', '.join(missing)}; "

@@ -86,7 +86,11 @@ def shared_stage(marker: Path, key: str, compute: Callable[[], Any]) -> tuple[An
 
 
 def batch_size_per_process(batch_size: int) -> int:
-    """ValueError unless the batch divides among the processes: the same batches whatever their number."""
+    """ValueError unless the batch divides among the processes: the same batches whatever their number.
+
+    But for the last of an epoch whose rows do not fill it: Accelerate fills that of several processes with the epoch's
+    first rows, so that they count twice there, where one process takes a smaller batch.
+    """
     if batch_size % world_size():
         raise ValueError(
             f"training.batch_size is {batch_size}; it must be a multiple of the {world_size()} processes"

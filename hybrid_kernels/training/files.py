@@ -28,6 +28,15 @@ def content_key(*values: Any) -> str:
     ).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """Of a file's content; a gigabyte takes about a second."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def stored_result(marker: Path, key: str) -> Any:
     """What `stage` stored under this key, or None."""
     if not marker.is_file():

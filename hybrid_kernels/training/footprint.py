@@ -48,15 +48,17 @@ _GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 Side = tuple[str, bool]  # a method's name, whether accelerated
 
 
-def step_time_note(config: RunConfig) -> str:
-    """What the figures mean, for the report."""
+def step_time_note(config: RunConfig, made: dict[str, Any]) -> str:
+    """What the figures mean, for the report; they may be `made` on another machine than the cells."""
+    place = made["machine"]["gpu"] or made["machine"]["cpu"]
     memory = "torch's allocated bytes" if torch.cuda.is_available() else "resident set size"
     return (
         f"Median of {ROUNDS} training steps in {config.training.precision} on one batch of "
         f"{config.training.batch_size} rows, each divided by the "
         "frozen model's forward and backward to its input embeddings on that batch in the same round; all methods "
         "interleaved in one process, after one step of warm-up. Peak memory: highest "
-        f"{memory} of {MEMORY_STEPS} steps in a fresh process per method, above that of the loaded model."
+        f"{memory} of {MEMORY_STEPS} steps in a fresh process per method, above that of the loaded model. "
+        f"Measured on {place} with torch {made['versions']['torch']}."
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, try_to_load_from_cache
 from peft import (
     BOFTConfig,
     HRAConfig,
@@ -33,6 +35,7 @@ from transformers.utils import logging
 
 from hybrid_kernels.cases.peft_butterflies import allow_butterflies_in_peft
 from hybrid_kernels.training.data import LABELS
+from hybrid_kernels.training.files import file_digest
 from hybrid_kernels.training.method_config import (
     AnyMethod,
     BoftMethod,
@@ -81,9 +84,16 @@ def model_folder(name: str) -> str:
 
 
 def model_fingerprint(name: str) -> list[Any]:
-    """What tells one model from another: its name, and the files of a folder by size and time."""
-    files = sorted(Path(model_folder(name)).glob("*.*"))
-    return [name, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+    """What tells one model from another, wherever it is: a folder's files by content, or a hub name and its commit.
+
+    The commit is that of the hub's cache, from which the model was loaded before; None where it is not there.
+    """
+    folder = Path(model_folder(name))
+    if folder.is_dir():
+        return [[file.name, file_digest(file)] for file in sorted(folder.iterdir()) if file.is_file()]
+    cached = try_to_load_from_cache(name, "config.json")
+    # The path of a cached file is …/snapshots/COMMIT/config.json.
+    return [name, Path(cached).parent.name if isinstance(cached, str) else None]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -169,10 +179,40 @@ def add_adapter(
             # A size that does not fit is an error, not another size.
             warnings.filterwarnings("error", message="Invalid `oft_block_size`")
             adapted = get_peft_model(model, _peft_config(method, common))
-    except (ValueError, UserWarning) as error:
+    except (ValueError, TypeError, UserWarning) as error:
         raise ValueError(f"method {method.name or method.method!r}: {error}") from error
+    except re.error as error:
+        raise ValueError(
+            f"method {method.name or method.method!r}: a regular expression of target_modules or unitary_modules: "
+            f"{error}"
+        ) from error
     accelerate_if_asked(adapted, method)
     return adapted
+
+
+def check_fits(method: AnyMethod, model: PreTrainedModel, head: list[str], task: Task | None = None) -> None:
+    """ValueError, which names method and setting, unless the method's adapter goes on the model and can start there.
+
+    Arguments are as in `add_adapter`; the model stays as it is.
+    """
+    adapted = add_adapter(skeleton(model), head, method, 0, task)
+    if gradient_aligned(method):
+        from hybrid_kernels.adapters.layers import named_adapters
+
+        r = required(method, "r")
+        least = min(min(layer.in_features, layer.out_features) for _, layer, _ in named_adapters(adapted))
+        if 2 * r > least:
+            raise ValueError(
+                f"method {method.name or method.method!r}: r is {r}; it must be at most {least // 2}, as a "
+                "gradient-aligned start takes 2 r singular vectors of each target layer"
+            )
+
+
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's structure, without memory."""
+    with torch.device("meta"):
+        bare: torch.nn.Module = type(model)(copy.deepcopy(model.config))
+    return bare  # type: ignore[return-value]
 
 
 def accelerate_if_asked(model: PreTrainedModel | PeftModel, method: AnyMethod) -> None:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid_kernels._files import write_file
 from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import Cell, expand, prediction_key, source_of, training_key
+from hybrid_kernels.training.circumstances import circumstances
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.files import content_key, save_predictions, stored_result, write_json
@@ -30,13 +32,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass
 class Plan:
-    """`methods` are the configuration's by name, fitted to the budget; `model` is the pretrained one's fingerprint."""
+    """`methods` are the configuration's by name, fitted to the budget; `model` is the pretrained one's fingerprint.
+
+    `made`: on what cells are made now, which of another time may have been made on something else.
+    """
 
     config: RunConfig
     folder: Path
     rows: Rows
     methods: dict[str, Any]
     model: list[Any]
+    made: dict[str, Any]
     cells: list[Cell] = field(init=False)
     _row_keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
@@ -123,24 +129,38 @@ class Plan:
 
 
 def make_plan(config: RunConfig, folder: Path, rows: Rows) -> Plan:
-    """The plan of a run; ValueError where a method does not fit the budget."""
-    from hybrid_kernels.training.methods import model_fingerprint
+    """The plan of a run; ValueError where a method fits neither model nor budget, or a row no prompt."""
+    from hybrid_kernels.training.methods import load_tokenizer, model_fingerprint
 
-    return Plan(config, folder, rows, fitted_methods(config), model_fingerprint(config.model.name))
+    tokenizer = load_tokenizer(config.model.name)
+    methods = fitted_methods(config, tokenizer)
+    plan = Plan(config, folder, rows, methods, model_fingerprint(config.model.name), circumstances())
+    todo = [cell for cell in plan.cells if plan.result(cell) is None]
+    # Methods train on the same rows.
+    trained = {(cell.governance, cell.shots, cell.seed): cell for cell in todo if methods[cell.method].trains}
+    plan.task.check_rows(
+        tokenizer,
+        chain.from_iterable(rows.of(config, cell) for cell in trained.values()),
+        chain.from_iterable(chain.from_iterable(rows.parts_of(config, cell).values()) for cell in todo),
+    )
+    return plan
 
 
-def fitted_methods(config: RunConfig) -> dict[str, Any]:
-    """The methods by name, of the sizes that come closest to the budget."""
-    if config.budget is None:
-        return dict(config.named_methods)
-    from hybrid_kernels.training.budget import fit_budget
-    from hybrid_kernels.training.methods import load_tokenizer
+def fitted_methods(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The methods by name, of the sizes closest to the budget; ValueError where one does not fit the model."""
+    from hybrid_kernels.training.methods import check_fits
 
-    model, head = task_of(config).load_model(load_tokenizer(config.model.name), 0)
-    return {
-        name: fit_budget(method, model, config.budget, head=head)
-        for name, method in config.named_methods.items()
-    }
+    task = task_of(config)
+    model, head = task.load_model(tokenizer, 0)
+    found = dict(config.named_methods)
+    if config.budget is not None:
+        from hybrid_kernels.training.budget import fit_budget
+
+        found = {name: fit_budget(method, model, config.budget, head=head) for name, method in found.items()}
+    for method in found.values():
+        if method.trains:  # its first cell may be hours away
+            check_fits(method, model, head, task.kind)
+    return found
 
 
 def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report: Report) -> dict[str, Any]:
@@ -151,7 +171,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
 
     Returns:
         The content of result.json: the cell, `label`, `backend`, `folder` (relative to the run's), `train_rows`,
-        `seconds`, `trainable_parameters`, `train_loss`, `adapter_bytes`, and `metrics` of each part.
+        `seconds`, `trainable_parameters`, `train_loss`, `adapter_bytes`, `metrics` of each part, and `made`.
     """
     from hybrid_kernels.training.trainer import predict, train
 
@@ -209,6 +229,7 @@ def run_cell(plan: Plan, cell: Cell, tokenizer: PreTrainedTokenizerBase, report:
             "train_loss": trained.train_loss,
             "adapter_bytes": trained.adapter_bytes,
             "metrics": metrics,
+            "made": plan.made,
         }
 
     result, _ = distributed.shared_stage(folder / "result.json", plan.prediction_key(cell), predictions)

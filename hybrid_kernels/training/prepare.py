@@ -65,7 +65,9 @@ def prepare(config: RunConfig, folder: Path, console: Console) -> Rows:
             f" ({first['reason']}); all in {folder / 'malformed.jsonl'}"
         )
     parts = {"test": loaded.test} | ({"dev": loaded.dev} if loaded.dev else {})
-    parts |= perturbed_parts(task, loaded.test)
+    perturbed = perturbed_parts(task, loaded.test)
+    parts |= perturbed
+    _warn_of_idle_recipes(task, perturbed, console)
     for name, part in (*parts.items(), ("source", loaded.source)):
         if part:
             write_jsonl(part, folder / "data" / f"{name}.jsonl")
@@ -128,6 +130,15 @@ def perturbed_parts(task: Task, test: list[Row]) -> dict[str, list[Row]]:
         if changed:
             parts[f"perturbed/{recipe}"] = changed
     return parts
+
+
+def _warn_of_idle_recipes(task: Task, perturbed: dict[str, list[Row]], console: Console) -> None:
+    """Of those that were asked for by name."""
+    robustness = task.config.evaluation.robustness
+    if robustness is None or robustness.recipes == "all":
+        return
+    if idle := [recipe for recipe in robustness.recipes if f"perturbed/{recipe}" not in perturbed]:
+        console.print(f"robustness: no evaluation row is changed by {', '.join(idle)}; left out")
 
 
 def _govern(

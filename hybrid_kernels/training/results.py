@@ -1,18 +1,15 @@
-"""What a run found: metrics over seeds, the comparison table, and where it was measured."""
+"""What a run found: metrics over seeds, and the tables in a terminal."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import subprocess
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-import hybrid_kernels
 from hybrid_kernels.training.cells import Cell, expand, main_variant, stage_of
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
@@ -126,7 +123,7 @@ def training_steps(plan: Plan, cell: Cell) -> int:
 def results_table(results: dict[str, Any], task: Task) -> Table:
     """The comparison that a run ends in."""
     table = Table(title=results["title"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method")  # wraps, so that no number is cut
     if not results["methods"]:
         table.caption = "no method has a result with the most shots; the other cells are in results.json"
         return table
@@ -149,41 +146,3 @@ def results_table(results: dict[str, Any], task: Task) -> Table:
         "peak memory: above the loaded model's"
     )
     return table
-
-
-def commit() -> str | None:
-    """The commit of the source tree this package runs from, if it is one."""
-    # A repository that merely holds the environment this package is installed in does not track this file.
-    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # there is no git
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def machine() -> dict[str, Any]:
-    import psutil
-
-    info = hybrid_kernels.info()
-    return {
-        "cpu": info["cpu"]["processor"],
-        "cores": info["cpu"]["cores"],
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": info["gpus"][0]["name"] if info["gpus"] else None,
-        "platform": info["platform"],
-    }
-
-
-def versions() -> dict[str, str]:
-    info = hybrid_kernels.info()
-    return {
-        "python": info["python"],
-        "torch": info["torch"]["version"],
-        **{name: info["packages"][name] for name in ("transformers", "peft")},
-        "hybrid_kernels": info["hybrid_kernels"],
-    }

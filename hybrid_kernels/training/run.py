@@ -8,7 +8,7 @@ The run's folder:
     data/                                the rows before the choice of shots, and those of each part that is predicted
     cells/METHOD.seed-N.shots-N.governance-VARIANT/
                                          adapter/, predictions.npz, result.json (written last); see `plan.run_cell`
-    footprint.json                       time per step, peak memory, energy
+    footprint.json                       time per step, peak memory, energy; footprint_error.txt if that failed
     results.json, report.html, report.md, tables/NAME.tex
 
 Each stage is skipped when its result is there and was made from the same content: configuration, rows, model, version.
@@ -17,6 +17,7 @@ Each stage is skipped when its result is there and was made from the same conten
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +26,6 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-import hybrid_kernels
 from hybrid_kernels._files import write_file
 from hybrid_kernels.training import distributed
 from hybrid_kernels.training.cells import main_variant
@@ -35,15 +35,12 @@ from hybrid_kernels.training.files import content_key, stage, write_json
 from hybrid_kernels.training.plan import Plan, load_model, make_plan
 from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.results import (
-    commit,
     groups,
-    machine,
     main_cells,
     method_results,
     missing_table,
     plan_table,
     results_table,
-    versions,
 )
 from hybrid_kernels.training.tasks import task_of
 
@@ -69,7 +66,7 @@ def run(
         config: what to do.
         output: the run's folder; the configuration's by default.
         workers: cells at a time, in processes of their own if more than 1.
-        footprint: measure time per step, memory and energy; without, the results hold None there.
+        footprint: measure time per step, memory and energy; without, or where that fails, the results hold None there.
         report: write `report.html`, `report.md` and `tables/`.
 
     Returns:
@@ -178,14 +175,14 @@ def _results(
     model, _ = plan.task.load_model(tokenizer, 0)
     parameters = model.num_parameters()
     del model
-    measured = _footprint(plan, tokenizer, console) if footprint else {}
+    compared = method_results(plan, cells)
+    trained = [one["name"] for one in compared if plan.methods[one["name"]].trains]
+    measured = _footprint_or_none(plan, trained, tokenizer, console) if footprint and trained else {}
     train_rows = rows.kept[main_variant(config)]
     results = {
         "title": config.title,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
+        **plan.made,
         "config": config.model_dump(mode="json"),
         "model": {"name": methods.display_name(config.model.name), "parameters": parameters},
         "data": {
@@ -201,8 +198,8 @@ def _results(
         "governance_variants": {
             name: {"kept": len(kept), "summary": rows.summaries[name]} for name, kept in rows.kept.items()
         },
-        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in method_results(plan, cells)],
-        "step_time_note": step_time_note(config) if footprint else "Not measured.",
+        "methods": [one | measured.get(one["name"], _UNMEASURED) for one in compared],
+        "step_time_note": step_time_note(config, plan.made) if measured else "Not measured.",
         "cells": cells,
         "missing": missing,
     }
@@ -232,25 +229,48 @@ def _romanised(config: RunConfig, rows: list[Row]) -> list[str]:
     return [row["id"] for row, found in zip(known, natural_romanised(known), strict=True) if found]
 
 
-def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:
+def _footprint_or_none(
+    plan: Plan, names: list[str], tokenizer: Any, console: Console
+) -> dict[str, dict[str, Any]]:
+    """Nothing where it cannot be measured, such as for want of memory: the results are there without it."""
+    error_file = plan.folder / "footprint_error.txt"
+    try:
+        found = _footprint(plan, names, tokenizer, console)
+    except Exception:
+        text = traceback.format_exc()
+        write_file(error_file, text)
+        console.print(
+            f"footprint: not measured: {text.strip().splitlines()[-1]} (traceback: {error_file})",
+            markup=False,
+            highlight=False,
+        )
+        return {}
+    error_file.unlink(missing_ok=True)
+    return found
+
+
+def _footprint(plan: Plan, names: list[str], tokenizer: Any, console: Console) -> dict[str, dict[str, Any]]:
+    """Of these methods, which train."""
     from hybrid_kernels.training.footprint import measure
 
     config = plan.config
+    measured = [plan.methods[name].model_dump() for name in names]
     rows = plan.task.training_rows(plan.rows.kept[main_variant(config)], "all", 0)
     rows = rows[: config.training.batch_size]
     key = content_key(
-        hybrid_kernels.__version__,
-        machine(),
+        plan.made["versions"],
+        plan.made["machine"],
         plan.model,
         config.task,
         None if config.prompt is None else config.prompt.prompts,
         config.model.max_length,
         config.training.precision,
-        [method.model_dump() for method in plan.methods.values()],
+        measured,
         rows,
     )
+    # An ablation may be of a method that is not measured.
     fitted = RunConfig.model_validate(
-        config.model_dump() | {"methods": [method.model_dump() for method in plan.methods.values()]}
+        config.model_dump() | {"methods": measured, "governance_ablation": None}
     )
     result, there = stage(plan.folder / "footprint.json", key, lambda: measure(fitted, tokenizer, rows))
     if there:
@@ -261,9 +281,11 @@ def _footprint(plan: Plan, tokenizer: Any, console: Console) -> dict[str, dict[s
 def evaluate_run(folder: Path, data: str | None = None, console: Console | None = None) -> dict[str, Any]:
     """Loads every adapter of a run onto a fresh model and evaluates it.
 
+    Under torchrun or `accelerate launch` every process calls this; they share each evaluation.
+
     Args:
         folder: a run's folder.
-        data: another data source for the evaluation rows; the run's own test rows if None.
+        data: another data source, all of whose `data.evaluation_split` is evaluated; the run's own test rows if None.
 
     Returns:
         {group of cells that differ by the seed: `label`, `evaluation` and `spread` as in results.json}; also written to
@@ -273,14 +295,13 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
     from hybrid_kernels.training.trainer import predict
 
     config = load_run_config(folder)
-    console = console or Console()
+    distributed.start()
+    console = (console or Console()) if distributed.is_first() else Console(quiet=True)
     task = task_of(config)
     if data is None:
         rows, _ = read_jsonl(folder / "data" / "test.jsonl")
     else:
-        sources = {"evaluation_source" if config.data.evaluation_source else "source": data}
-        other = config.model_copy(update={"data": config.data.model_copy(update=sources)})
-        rows = task_of(other).load_data().test
+        rows = task.load_evaluation(data)
     worked_examples, _ = read_jsonl(folder / "data" / "worked_examples.jsonl")
     tokenizer = methods.load_tokenizer(config.model.name)
     found: dict[str, Any] = {}
@@ -288,7 +309,7 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
         predictions = []
         for cell in cells:
             method, own = config.named_methods[cell.method], folder / "cells" / cell.name
-            if method.trains and not (own / "adapter").is_dir():
+            if method.trains and not (own / "trained.json").is_file():
                 console.print(f"{cell.name}: not trained yet, left out")
                 continue
             console.print(f"{cell.name}: evaluating")
@@ -301,7 +322,8 @@ def evaluate_run(folder: Path, data: str | None = None, console: Console | None 
             found[name] = {"label": label} | task.over_seeds(predictions)
     if not found:
         raise ValueError(f"run folder {str(folder)!r} has no trained adapter yet")
-    write_json(folder / "evaluation.json", found)
+    if distributed.is_first():
+        write_json(folder / "evaluation.json", found)
     return found
 
 

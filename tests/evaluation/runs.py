@@ -218,7 +218,7 @@ def make_run(
     return results(run, cells, methods, languages=languages, rows=items * len(languages), **changes)
 
 
-def make_translation_run(run, methods=("lora", "hybrid"), *, seeds=(0, 1)):
+def make_translation_run(run, methods=("lora", "hybrid"), *, seeds=(0, 1), languages=("de", "sw")):
     """A run of the translation task: sixteen sentences in each of four directions, some words wrong."""
     rows = [
         {
@@ -229,7 +229,8 @@ def make_translation_run(run, methods=("lora", "hybrid"), *, seeds=(0, 1)):
             "source": f"{source} number {i} is said here",
             "target": f"{target} number {i} is said here in full",
         }
-        for source, target in (("de", "en"), ("en", "de"), ("sw", "en"), ("en", "sw"))
+        for language in languages
+        for source, target in ((language, "en"), ("en", language))
         for i in range(16)
     ]
     cells = []

@@ -167,6 +167,8 @@ def test_optima_out_of_reach_are_the_ends():
     logits = np.array([[2.0, 0.0], [0.0, 1.0]])
     assert fit_temperature(logits, [0, 1]) == 0.01  # every row right: T → 0
     assert fit_temperature(logits, [1, 0]) == 100.0  # every row wrong: T → ∞
+    # Nor is a softmax that is 1 and 0 already indifferent to T.
+    assert fit_temperature(np.array([[60.0, 0.0, 0.0], [0.0, 60.0, 0.0]]), [0, 1]) == 0.01
     assert fit_temperature(logits[:, :1], [0, 0]) == 1.0  # one class
     assert fit_temperature(np.zeros((3, 4)), [0, 1, 2]) == 1.0  # no preference
 
@@ -218,7 +220,12 @@ def test_malformed_scores_are_refused(scores, labels, message):
         fit_temperature(scores, labels)
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "hot"])
+@pytest.mark.parametrize("number", [np.float32(1.5), np.float64(1.5), np.int64(2), 2])
+def test_temperatures_may_be_numpys(number):
+    assert (apply_temperature(GOOD, number) == apply_temperature(GOOD, float(number))).all()
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "hot", True])
 def test_malformed_temperatures_are_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         apply_temperature(GOOD, temperature)

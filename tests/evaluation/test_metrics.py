@@ -7,7 +7,6 @@ from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
 
 from hybrid_kernels.evaluation import (
     Predictions,
-    aggregate,
     classification_metrics,
     expected_calibration_error,
     macro_average,
@@ -95,29 +94,6 @@ def test_a_run_has_every_metric():
     assert found["parity"]["gap"] == pytest.approx(accuracy[0] - min(accuracy))
     assert list(found["by_script"]["groups"]) == ["Latin"]
     assert list(found["by_resource_class"]["groups"]) == ["2", "5"]
-
-
-def test_aggregation_over_seeds():
-    runs = [run_metrics(predictions(seed)) for seed in range(3)]
-    found = aggregate(runs)
-    for path in [("macro", "nll"), ("per_language", "sw", "ece_equal_mass"), ("parity", "gap")]:
-        values, leaf = runs, found
-        for key in path:
-            values, leaf = [value[key] for value in values], leaf[key]
-        mean = sum(values) / 3
-        std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
-        assert len(set(values)) == 3
-        assert leaf == {"mean": pytest.approx(mean), "std": pytest.approx(std), "values": values}
-    assert found["parity"]["worst_language"] == {"values": [run["parity"]["worst_language"] for run in runs]}
-    assert found["per_language"]["en"]["n"] == {"mean": 60, "std": 0, "values": [60, 60, 60]}
-    assert aggregate(runs[:1])["macro"]["nll"]["std"] is None
-
-
-def test_malformed_seeds_are_refused():
-    with pytest.raises(ValueError, match="seeds is empty"):
-        aggregate([])
-    with pytest.raises(ValueError, match="same metrics and languages; th is not in all"):
-        aggregate([run_metrics(predictions(0)), run_metrics(predictions(1, ("en", "sw", "th")))])
 
 
 GOOD = np.full((4, 2), 0.5)

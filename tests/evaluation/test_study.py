@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from hybrid_kernels.evaluation.tables import load_study, quality, shots
+from hybrid_kernels.evaluation.tables import load_study, quality, shots, translation
 from hybrid_kernels.evaluation.tables.study import seeds_of
-from tests.evaluation.runs import edit, make_run, results
+from tests.evaluation.runs import edit, make_run, make_translation_run, results
 
 
 def test_runs_on_the_same_rows_are_joined_and_others_follow(run_folder, translation_folder, tmp_path):
@@ -45,6 +45,8 @@ def test_seeds_ascend_and_those_of_the_pretrained_model_are_all(run_folder, tmp_
         ("none", "boft"): 2,
     }
     assert found.value("hybrid", "accuracy").mark == "not distinguishable"
+    # The pretrained model has three cells here; BOFT, with which it is compared, two.
+    assert "comparisons, each over the 2 seeds that both methods have." in quality.main_table(found).note
 
 
 def test_methods_of_one_seed_among_others_are_not_compared(run_folder, tmp_path):
@@ -143,6 +145,18 @@ def test_one_method_trained_in_two_ways_is_not_further_seeds_of_it(tmp_path, cha
     assert [cell.result.seed for cell in setting.by_method()["lora"]] == [0, 1, 2]
     edit(tmp_path / "b", change)
     assert len(load_study([tmp_path / "a", tmp_path / "b"])) == 2
+
+
+def test_notes_of_translations_say_what_is_absent_and_differs(tmp_path):
+    make_translation_run(tmp_path / "a", methods=("lora",))
+    make_translation_run(tmp_path / "b", methods=("hybrid",))
+    edit(tmp_path / "a", lambda content: content["config"].update(budget=8))
+    edit(tmp_path / "b", lambda content: content["config"].update(budget=9))
+    edit(tmp_path / "b", lambda content: [cell.update(shots=8) for cell in content["cells"]])
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    note = translation.direction_tables(translation.translations(setting))[0].note
+    assert "Not trained with 32 examples a direction: Hybrid r = 4 + 4. " in note
+    assert "differ in their settings of budget. " in note
 
 
 def test_a_difference_between_the_settings_of_joined_runs_is_said(tmp_path):

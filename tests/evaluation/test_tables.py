@@ -31,7 +31,7 @@ from hybrid_kernels.evaluation.tables import (
 )
 from hybrid_kernels.evaluation.tables.table import best_in_rows, over_seeds, with_best
 from hybrid_kernels.training.files import load_predictions
-from tests.evaluation.runs import edit, make_run
+from tests.evaluation.runs import edit, make_run, make_translation_run
 
 SEEDS = (0, 1, 2)
 
@@ -161,6 +161,7 @@ def test_groups_of_languages_are_means_of_their_languages(run_folder, found):
     assert fifth.value == pytest.approx(np.mean([(one["ar"] + one["en"]) / 2 for one in by_seed]))
     swahili = row(quality.language_table(found, "accuracy"), "Swahili (sw), 60 rows").values[1]
     assert swahili.value == pytest.approx(np.mean([one["sw"] for one in by_seed]))
+    assert [quality.name_and_code(code) for code in ("ja", "xx")] == ["Japanese (ja)", "xx"]
 
 
 def test_reliability_pools_the_seeds(found):
@@ -205,6 +206,47 @@ def test_robustness_compares_the_same_rows(run_folder, setting):
     arabic = row(robustness.place_table(found, "per_language"), "Arabic (ar)").values[1]
     # The recipe upper_case is not for Arabic.
     assert "romanisation" in arabic.detail
+
+
+def test_joined_runs_are_compared_on_the_changed_rows_that_they_share(tmp_path):
+    options = {"ablated": (), "dev": False, "shots": (32,), "items": 30}
+    make_run(tmp_path / "a", methods=("lora", "hybrid"), **options)
+    make_run(tmp_path / "b", methods=("boft",), recipes=("romanisation",), **options)
+    make_run(tmp_path / "c", methods=("hra",), **options)
+    edit(tmp_path / "c", lambda content: content["config"]["evaluation"].update(robustness={"rate": 0.5}))
+    found = robustness.robustness(load_study([tmp_path / name for name in "abc"])[0])
+    assert list(found.cells) == ["lora", "hybrid", "boft"] and found.recipes == ["romanisation"]
+    table = robustness.recipe_table(found)
+    assert [one.label for one in table.rows] == ["romanisation (ar, sw), 60 rows"]
+    assert "Left out, as their rows were changed otherwise: HRA." in table.note
+    assert (
+        "Recipes left out, as not all methods were tried with the same rows of them: upper case."
+        in table.note
+    )
+    assert robustness.place_table(found, "per_language").rows
+    # Nothing shared: the first run's.
+    found = robustness.robustness(load_study([tmp_path / name for name in "ca"])[0])
+    assert list(found.cells) == ["hra"] and len(found.recipes) == 2
+
+
+def test_a_drop_of_one_seed_has_no_interval_where_others_have_more(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+
+    def cut(content):
+        content["cells"] = [c for c in content["cells"] if c["method"] != "lora" or c["seed"] == 0]
+
+    edit(tmp_path / "run", cut)
+    table = robustness.recipe_table(robustness.robustness(load_study([tmp_path / "run"])[0]))
+    lora, boft, *_ = row(table, "romanisation").values
+    assert lora.interval is None and boft.interval is not None
+    assert "None for a method of one seed, where others have more." in table.note
+
+
+def test_robustness_of_too_few_rows_says_why_there_are_no_intervals(tmp_path):
+    make_run(tmp_path, items=3, dev=False, ablated=(), shots=(8,), recipes=("romanisation",))
+    table = robustness.recipe_table(robustness.robustness(load_study([tmp_path])[0]))
+    assert "No intervals for romanisation: all rows are of cluster 'test-0'" in table.note
+    assert table.rows[0].values[0].interval is None
 
 
 def test_the_hybrids_drop_is_compared_with_that_of_the_most_accurate_baseline(run_folder, setting):
@@ -257,7 +299,19 @@ def test_romanised_rows_are_set_against_the_others(run_folder, tmp_path):
         right = (part["log_probabilities"].argmax(1) == part["labels"])[part["languages"] == "ar"]
         gone.append(right[12:].mean() - right[:12].mean())
     assert only.values[2].value == pytest.approx(np.mean(gone))
+    assert only.values[2].interval is None
     assert robustness.romanised_table(load_study([run_folder])[0]) is None
+
+    # The pretrained model, beside every seed, is one training.
+    def untrained(content):
+        content["cells"] = [c for c in content["cells"] if c["shots"] == 32 and c["governance"] == "all"]
+        content["cells"][0] |= {"method": "none", "label": "Pretrained", "shots": 0, "train_loss": None}
+
+    edit(tmp_path / "run", untrained)
+    table = robustness.romanised_table(load_study([tmp_path / "run"])[0])
+    drops = zip(table.columns[2::3], table.rows[0].values[2::3], strict=True)
+    assert [column.top for column, value in drops if value.interval is not None] == ["Pretrained"]
+    assert "of a single training: 95 % intervals" in table.note
 
 
 def test_governance_differences_pair_seeds(run_folder, setting):
@@ -295,6 +349,49 @@ def test_governance_leaves_out_seeds_that_a_variant_lacks(run_folder, tmp_path):
     assert {name: [c.result.seed for c in own] for name, own in found.variants.items()} == {
         name: [0, 2] for name in ("all", "none", "only-language", "only-quality")
     }
+
+
+def test_governance_of_too_few_rows_has_numbers_and_says_why_there_are_no_intervals(tmp_path):
+    make_run(tmp_path, items=3, shots=(8,), recipes=(), dev=False)
+    (setting,) = load_study([tmp_path])
+    (found,) = governance.ablations(setting)
+    for table in (governance.ablation_table(found), governance.difference_table(found)):
+        assert "No intervals: all rows are of cluster 'test-0'" in table.note
+        values = row(table, "only-language").values
+        assert all(value.value is not None and value.interval is None for value in values)
+    accuracy = [
+        np.mean(list(accuracies(arrays(tmp_path, "lora", seed, 8, "only-language")["test"]).values()))
+        for seed in SEEDS
+    ]
+    assert row(governance.ablation_table(found), "only-language").values[1].value == pytest.approx(
+        np.mean(accuracy)
+    )
+    assert "whether by chance cannot be told" in findings.governance_finding([found])[1]
+
+
+def test_intervals_below_the_calibration_error_are_explained(setting, found):
+    (ablation,) = governance.ablations(setting)
+    for table in (quality.main_table(found), governance.ablation_table(ablation)):
+        assert "Chance makes a calibration error larger" in table.note
+
+
+def test_costs_are_traced_to_the_run_that_measured_them(tmp_path):
+    options = {"ablated": (), "recipes": (), "dev": False, "items": 30, "shots": (8,)}
+    make_run(tmp_path / "a", methods=("lora",), seeds=(0,), **options)
+    make_run(tmp_path / "b", methods=("lora", "hybrid"), seeds=(1,), **options)
+    edit(tmp_path / "a", lambda content: content["methods"][0].update(footprint=None))
+    edit(tmp_path / "b", lambda content: content["cells"][0].update(adapter_bytes=7 * 2**20))
+    (setting,) = load_study([tmp_path / "a", tmp_path / "b"])
+    table = cost.footprint_table(setting)
+    adapter = [column.name for column in table.columns].index("Adapter")
+    value = row(table, "LoRA r = 8 · PEFT").values[adapter]
+    (source,) = value.sources
+    assert value.value == 7 and source.startswith(str(tmp_path / "b" / "cells" / "lora.seed-1"))
+    frontier = cost.frontier_table(quality.main_quality(setting))
+    measured = (str(tmp_path / "b" / "footprint.json"),)
+    values = row(frontier, "LoRA r = 8 · PEFT").values
+    assert values[1].sources == values[2].sources == measured
+    assert values[3].sources == values[0].sources + measured
 
 
 def test_footprint_divides_by_the_stock_implementation(setting):
@@ -415,12 +512,70 @@ def test_translation_tables(translation_folder):
     assert "best baseline (LoRA r = 8); p < 0.05" in tables["translation_bleu"].note
     assert "Holm-corrected for 3 comparisons" in tables["translation_bleu"].note
     assert "signature" in tables["translation_bleu"].note or "nrefs:1" in tables["translation_bleu"].note
-    balance = translation.balance_table(setting, "chrf")
+    balance = translation.balance_table(translation.translations(setting), "chrf")
     assert [one.label for one in balance.rows] == ["de", "sw", "Mean"]
     difference = row(balance, "sw").values[2]
     assert difference.value == pytest.approx(
         np.mean([d["directions"]["sw-en"]["chrf"] - d["directions"]["en-sw"]["chrf"] for d in own])
     )
+
+
+def edit_directions(run, change):
+    edit(run, lambda content: [change(c["metrics"]["test"]["directions"]) for c in content["cells"]])
+
+
+@pytest.fixture
+def no_models(monkeypatch, tmp_path):
+    """sacrebleu without models on disk: BLEU into Thai is over characters."""
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+
+
+def test_bleu_over_characters_enters_no_mean(tmp_path, no_models):
+    make_translation_run(tmp_path, languages=("de", "th"))
+    found = translation.translations(load_study([tmp_path])[0])
+    tables = {table.name: table for table in translation.direction_tables(found)}
+    bleu = tables["translation_bleu"]
+    rest = [row(bleu, label).values[0].value for label in ("de → en", "en → de", "th → en")]
+    mean = row(bleu, "Mean of directions without *").values
+    assert mean[0].value == pytest.approx(np.mean(rest)) == mean[0].interval.estimate
+    assert mean[2].value == pytest.approx(
+        np.mean([row(bleu, label).values[2].value for label in ("de → en", "en → de", "th → en")])
+    )
+    assert row(bleu, "en → th *, 16 sentences") and "* Not in the mean: over characters" in bleu.note
+    assert row(tables["translation_chrf"], "Mean of directions").label == "Mean of directions"
+    balances = {metric: translation.balance_table(found, metric) for metric in ("bleu", "chrf")}
+    assert [one.label for one in balances["bleu"].rows] == ["de", "Mean"]
+    assert [one.label for one in balances["chrf"].rows] == ["de", "th", "Mean"]
+
+
+def test_bleu_over_characters_alone_has_no_mean(tmp_path, no_models):
+    make_translation_run(tmp_path, languages=("th",))
+    edit_directions(tmp_path, lambda directions: directions.pop("th-en"))
+    found = translation.translations(load_study([tmp_path])[0])
+    bleu = translation.direction_tables(found)[0]
+    assert [one.label for one in bleu.rows] == ["en → th *, 16 sentences"] and "No intervals" in bleu.note
+    assert found.mean("lora", "chrf").interval is not None
+
+
+def test_bleu_of_other_tokenisers_than_those_here_is_not_resampled(tmp_path, no_models):
+    make_translation_run(tmp_path, languages=("th",))
+
+    def elsewhere(directions):
+        directions["en-th"] |= {"first": "bleu", "bleu_signature": "nrefs:1|tok:flores200|smooth:exp"}
+
+    edit_directions(tmp_path, elsewhere)
+    found = translation.translations(load_study([tmp_path])[0])
+    assert found.averaged("bleu") == ["th-en", "en-th"] and list(found.resampled.estimates) == [
+        "chrf",
+        "bits_per_byte",
+    ]
+    note = translation.direction_tables(found)[0].note
+    assert "No intervals: sacrebleu's tokenisers here are not those" in note and "tok:flores200" in note
+    # Cells that were scored in two ways have no mean of that direction.
+    one = {"bleu_signature": "nrefs:1|tok:ja-mecab|smooth:exp"}
+    edit(tmp_path, lambda c: c["cells"][0]["metrics"]["test"]["directions"]["en-th"].update(one))
+    found = translation.translations(load_study([tmp_path])[0])
+    assert found.averaged("bleu") == ["th-en"] and found.averaged("chrf") == ["th-en", "en-th"]
 
 
 def test_best_is_marked_within_its_group_and_where_there_are_two():

@@ -239,6 +239,22 @@ def test_bits_per_byte_are_those_of_a_plain_loop(name, one_thread):
         bits_per_byte(rows, nats[:2])
 
 
+def test_balance_of_bleu_is_without_that_over_characters(monkeypatch, tmp_path):
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+    rows = [
+        {
+            "source_language": source,
+            "target_language": target,
+            "source": "x",
+            "target": f"The {target} sat down.",
+        }
+        for pair in (("th", "en"), ("de", "en"))
+        for source, target in (pair, pair[::-1])
+    ]
+    balance = evaluate_translations(rows, [row["target"] for row in rows])["balance"]
+    assert set(balance["bleu"]["languages"]) == {"de"} and set(balance["chrf"]["languages"]) == {"de", "th"}
+
+
 def test_directions_are_scored_apart_beside_copied_sources():
     rows = expand(many(6), directions(["de", "en", "fr"]))
     translations = [row["target"] if row["source_language"] == "de" else "" for row in rows]

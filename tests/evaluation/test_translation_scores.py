@@ -101,6 +101,9 @@ def test_tokenizers_suit_the_target(monkeypatch, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "flores200sacrebleuspm").touch()
     assert bleu_tokenizer("th") == "flores200"
+    # which is of no use without sentencepiece.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert bleu_tokenizer("th") == "char"
 
 
 def test_over_characters_chrf_leads():
@@ -119,6 +122,8 @@ def test_balance_is_to_english_minus_from_english():
     }
     assert found["mean"] == pytest.approx(3.5)
     assert directional_balance({"de-fr": {"chrf": 1.0}})["mean"] is None
+    flores = {"deu_Latn-eng_Latn": {"chrf": 4.0}, "eng_Latn-deu_Latn": {"chrf": 1.0}}
+    assert directional_balance(flores)["languages"]["deu_Latn"]["difference"] == 3.0
 
 
 def test_bad_input_is_named():

@@ -109,6 +109,17 @@ def test_directions_of_a_sentence_are_drawn_together():
     assert narrow.high - narrow.low == pytest.approx(wide.high - wide.low, rel=1e-6)
 
 
+def test_bleu_over_characters_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+    run = made(0.3, directions=[("th", "en"), ("en", "th")])
+    found = bootstrap_translations({"a": [run]}, resamples=100)
+    only = {name: values[:40] for name, values in run.items()}
+    alone = bootstrap_translations({"a": [only]}, ["bleu"], resamples=100)
+    assert found.estimates["bleu"]["a"] == pytest.approx(alone.estimates["bleu"]["a"])
+    with pytest.raises(ValueError, match="metrics has bleu, which is over characters in every direction"):
+        bootstrap_translations({"a": [made(0.3, directions=[("en", "th")])]}, resamples=100)
+
+
 def test_rows_may_come_in_any_order_but_must_be_the_same():
     run, order = made(0.3), np.random.default_rng(0).permutation(80)
     shuffled = {name: values[order] for name, values in run.items()}

@@ -18,7 +18,7 @@ from hybrid_kernels.training.prepare import perturbed_parts, prepare
 from hybrid_kernels.training.results import plan_table, training_steps
 from hybrid_kernels.training.run import run
 from hybrid_kernels.training.tasks import task_of
-from tests.training.support import HRA
+from tests.training.support import HRA, HYBRID
 
 QUIET = Console(quiet=True)
 POLICY = {"language": {"enabled": False}, "quality": {"reject_truncated": False}}
@@ -56,14 +56,12 @@ def test_governance_variants(values):
     values["governance"] = {"quality": {"max_digits": 0.3}, "personal_data": {"enabled": False}}
     found = variants(RunConfig.model_validate(values))
     on = {
-        name: None if policy is None else {
-            step for step in ("quality", "language", "duplicates") if getattr(policy, step).enabled
-        }
+        name: {step for step in ("quality", "language", "duplicates") if getattr(policy, step).enabled}
         for name, policy in found.items()
     }  # fmt: skip
     assert on == {
         "all": {"quality", "language", "duplicates"},
-        "none": None,
+        "none": set(),
         "only-quality": {"quality"},
         "only-language": {"language"},
         "only-duplicates": {"duplicates"},
@@ -72,6 +70,10 @@ def test_governance_variants(values):
         "without-duplicates": {"quality", "language"},
     }
     assert found["only-quality"].quality.max_digits == 0.3
+    # Rows of the test part are no training rows in any variant.
+    assert all(policy.leakage.enabled for policy in found.values())
+    values["governance"]["leakage"] = {"enabled": False}
+    assert variants(RunConfig.model_validate(values))["none"] is None
     # Where the ablation's shots are the sweep's, "all" is the run's own cell.
     values["methods"].append(HRA)
     names = [cell.name for cell in expand(RunConfig.model_validate(values))]
@@ -167,9 +169,13 @@ def test_governance_ablation_trains_on_what_each_variant_keeps(values, tiny_data
     data.mkdir()
     rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
     doubled = [*rows, *(row | {"id": f"again-{row['id']}"} for row in rows[:10])]
+    test = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
+    # A row of the test part is removed in every variant.
+    leaked = test[0] | {"id": "leaked", "item": 99, "premise": " ".join(f"w{i}x" for i in range(30))}
+    leaked["hypothesis"] = " ".join(f"v{i}y" for i in range(30))
     broken = [*doubled, *(row | {"id": f"digits-{row['id']}", "premise": "123 456 7"} for row in rows[:6])]
-    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
-    (data / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*broken, leaked]))
+    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*test, leaked]))
     values |= {"governance": POLICY, "governance_ablation": {"methods": ["lora"]}}
     values["data"]["source"] = str(data)
     values["training"]["steps"] = 2
@@ -235,6 +241,15 @@ def test_rows_that_a_recipe_leaves_as_they_are_are_not_predicted_again(values):
     assert set(perturbed_parts(task, rows[2:])) == {"perturbed/upper_case"}
 
 
+def test_a_recipe_that_changes_no_row_is_named(values, tmp_path):
+    """The tiny rows are in lower case."""
+    values["evaluation"] = {"robustness": {"recipes": ["lower_case", "upper_case"]}}
+    console = Console(record=True, width=200)
+    parts = prepare(RunConfig.model_validate(values), tmp_path, console).parts
+    assert "no evaluation row is changed by lower_case; left out" in console.export_text()
+    assert set(parts) == {"test", "perturbed/upper_case"}
+
+
 def test_methods_of_one_label_are_told_apart(values, tmp_path):
     lora = values["methods"][0]
     values["methods"] = [lora, lora | {"name": "fast", "learning_rate": 1.0}, HRA]
@@ -263,6 +278,45 @@ def test_methods_are_fitted_to_the_budget(values, monkeypatch):
     head = 32 * 32 + 32 + 3 * 32 + 3
     assert method["trainable_parameters"] == results["cells"][0]["trainable_parameters"] == 6 * 256 + head
     assert results["config"]["methods"][0]["r"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"method": "oft", "block_size": 5}, r"Invalid `oft_block_size` \(5\)"),
+        ({"method": "boft", "block_size": 6}, r"in_features \(32\) must be divisible by boft_block_size \(6\)"),
+        ({"method": "lora_ga", "r": 17, "alpha": 1}, "r is 17; it must be at most 16, as a gradient-aligned start"),
+        (HYBRID | {"r": 17}, "r is 17; it must be at most 16"),
+        (HYBRID | {"unitary_modules": ["vlaue"]}, r"unitary_modules is \{'vlaue'\} but matches none of the target"),
+        (HYBRID | {"unitary_modules": ["value"], "unitary_block_size": 5}, "block_size is 5; it must be at least 2"),
+        (HRA | {"target_modules": ["kwery"]}, "No modules were targeted .* `target_modules`"),
+        (HRA | {"target_modules": "(["}, "a regular expression of target_modules or unitary_modules: untermin"),
+        ({"method": "urnn", "target_modules": ["word_embeddings"]}, "word_embeddings is a Embedding"),
+    ],
+)  # fmt: skip
+def test_methods_that_do_not_fit_the_model_are_found_while_planning(values, tmp_path, method, message):
+    """Whatever comes before them in the run, with a budget or without."""
+    values["methods"].append({"name": "own", "target_modules": ["query", "value"]} | method)
+    with pytest.raises(ValueError, match=f"^method 'own': .*{message}"):
+        plan_of(values, tmp_path)
+
+
+def test_methods_that_fit_the_model(values, tmp_path):
+    targets = {"target_modules": ["query", "value"]}
+    peft = [
+        values["methods"][0],
+        HRA,
+        {"method": "oft", "block_size": 4},
+        {"method": "boft", "block_size": 4},
+    ]
+    values["methods"] = [
+        *(one | targets | {"name": f"{one['method']}-{on}", "accelerate": on} for one in peft for on in (True, False)),
+        {"method": "lora_ga", "r": 16, "alpha": 1} | targets,
+        HYBRID | {"unitary_modules": ["value"]},
+        {"method": "urnn"} | targets,
+        {"method": "full"},
+    ]  # fmt: skip
+    assert len(plan_of(values, tmp_path).methods) == 12
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def test_the_demo_loads():
     [
         ("xnli_few_shot", {"lora", "boft", "hra", "hybrid"}, 3 * 5 * 4),
         ("xnli_learning_rates", {"lora", "boft", "hra", "hybrid"}, 12),
+        ("xnli_prompt", {"none", "lora", "hybrid"}, 3),
         # The source stage; a policy of three steps: all, none, each alone, all but each.
         ("governance_ablation", {"lora", "hybrid"}, 3 * 2 * (1 + 8)),
         ("flores", {"none", "lora", "hybrid"}, 4),
@@ -46,12 +47,12 @@ def test_examples_are_runs(name, methods, cells):
 
 
 def test_every_example_is_tested():
-    names = {"xnli_few_shot", "xnli_learning_rates", "governance_ablation", "flores", "xnli_gpu"}
-    assert set(example_configs()) == names
+    xnli = {"xnli_few_shot", "xnli_learning_rates", "xnli_prompt", "xnli_gpu"}
+    assert set(example_configs()) == xnli | {"governance_ablation", "flores"}
 
 
 @needs_data
-@pytest.mark.parametrize("name", ["xnli_few_shot", "xnli_learning_rates", "governance_ablation", "flores"])
+@pytest.mark.parametrize("name", ["xnli_few_shot", "xnli_prompt", "governance_ablation", "flores"])
 def test_data_of_examples(name):
     """The sources, splits and languages are there, with rows enough for the shots and prompts."""
     config = RunConfig.load(example_configs()[name])

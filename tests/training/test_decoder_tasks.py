@@ -9,7 +9,7 @@ from rich.console import Console
 from hybrid_kernels.training import methods
 from hybrid_kernels.training.cells import expand
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.data import read_jsonl
+from hybrid_kernels.training.data import read_jsonl, write_jsonl
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.prepare import prepare
 from hybrid_kernels.training.run import evaluate_run, run
@@ -205,6 +205,7 @@ def test_translation_in_both_directions(translation_values, monkeypatch):
     again = evaluate_run(Path(translation_values["output"]), console=QUIET)
     for one in results["methods"]:
         assert again[one["name"]]["evaluation"] == one["evaluation"]
+    assert task.load_evaluation(translation_values["data"]["evaluation_source"]) == rows
 
 
 def test_pairs_that_are_predicted_are_not_trained_on(translation_values, parallel):
@@ -236,11 +237,34 @@ def test_pairs_that_are_predicted_are_not_trained_on(translation_values, paralle
     divided = load(evaluation_split="train")
     tested = {row["target"] for row in divided.test}
     assert divided.train and not [p for p in divided.train if tested & set(p["texts"].values())]
+    divided = load(evaluation_split="train", dev_fraction=0.5)
+    assert divided.dev and not {row["target"] for row in divided.dev} & {
+        row["target"] for row in divided.test
+    }
     file.write_text("\n".join(lines) + "\n")
     # Governance removes such a pair.
     assert len(load({}, evaluation_source=str(other)).train) == 8
     with pytest.raises(ValueError, match=r"data\.dev_split 'dev': all of its pairs are evaluation pairs"):
         load({}, evaluation_source=str(other), dev_split="dev")
+
+
+def test_bleu_over_characters_is_in_no_mean(translation_values, monkeypatch, tmp_path):
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+    translation_values["data"]["languages"] = ["en", "th"]
+    task = task_of(RunConfig.model_validate(translation_values))
+
+    def predicted(source, target):
+        texts = {name: np.array(["a b c d e"] * 2) for name in ("translations", "sources", "references")}
+        languages = {"source_languages": np.array([source] * 2), "target_languages": np.array([target] * 2)}
+        return texts | languages | {"nats": np.array([1.0, 2.0])}
+
+    away, to = predicted("en", "th"), predicted("th", "en")
+    both = {name: np.concatenate([values, to[name]]) for name, values in away.items()}
+    found = task.metrics(both)
+    assert found["macro"]["bleu"] == found["directions"]["th-en"]["bleu"]
+    assert "bleu" not in task.metrics(away)["macro"]
+    result = task.over_seeds([away, away])
+    assert task.columns(result["evaluation"])["BLEU"] == "–" and "bleu" not in result["spread"]
 
 
 def test_governance_of_pairs(translation_values, parallel, tmp_path):
@@ -353,3 +377,48 @@ def test_too_few_rows_for_prompts_to_show(translation_values):
     translation_values["translation"]["prompt_shots"] = 13
     with pytest.raises(ValueError, match="prompts show 13 examples, but there are 12 training rows from de"):
         run_quietly(translation_values)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_row_too_long_for_its_prompt_is_found_while_planning(prompt_values, tiny_data, tmp_path, split):
+    """Before any training, and where it is really to be used: of the training rows some are trained on."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "test"):
+        rows, _ = read_jsonl(tiny_data / f"{name}.jsonl")
+        if name == split:
+            rows[0]["hypothesis"] = "cat " * 100
+        write_jsonl(rows, data / f"{name}.jsonl")
+    prompt_values["data"] = {"source": str(data)}
+    prompt_values["evaluation"]["max_rows_per_language"] = None
+    use = {"train": "training", "test": "evaluation"}[split]
+    with pytest.raises(
+        ValueError, match=rf"^{use} row '{split}-0-en' does not fit model.max_length 256 or .* needs "
+    ):
+        run_quietly(prompt_values)
+    assert not (Path(prompt_values["output"]) / "cells").exists()
+    if split == "train":
+        prompt_values["data"]["shots"] = 1
+        assert len(run_quietly(prompt_values)["cells"]) == 2
+
+
+def test_a_language_without_a_prompt_is_found_while_planning(prompt_values, tiny_data, tmp_path):
+    for name in ("train", "test"):
+        text = (tiny_data / f"{name}.jsonl").read_text().replace('"language": "de"', '"language": "xx"')
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    prompt_values["data"] = {"source": str(tmp_path)}
+    with pytest.raises(
+        ValueError, match=r"^training row .* prompt.prompts 'own': there is no prompt in language 'xx'"
+    ):
+        run_quietly(prompt_values)
+    assert run_quietly(prompt_values | {"prompt": {"prompts": "en"}})["cells"]
+
+
+def test_a_language_without_a_name_is_found_while_planning(translation_values, parallel):
+    translation_values["data"]["languages"] = ["en", "xx"]
+    for split in ("train", "test"):
+        text = (parallel / split / f"{split}.de").read_text()
+        (parallel / split / f"{split}.xx").write_text(text)
+    with pytest.raises(ValueError, match=r"^data.languages: language 'xx' has no name for prompts"):
+        run_quietly(translation_values)
+    assert not (Path(translation_values["output"]) / "cells").exists()

@@ -22,7 +22,7 @@ from hybrid_kernels.training import pool
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.display import Display
 from hybrid_kernels.training.files import load_predictions, read_json
-from hybrid_kernels.training.run import NoResult, run
+from hybrid_kernels.training.run import NoResult, evaluate_run, run
 from tests.training.support import HYBRID
 
 QUIET = Console(quiet=True)
@@ -191,11 +191,11 @@ def test_two_runs_do_not_share_a_folder(values):
         run_quietly(values, workers=0)
 
 
-def torchrun(path: Path) -> subprocess.CompletedProcess:
+def torchrun(path: Path, name: str = "train") -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*command, "-m", "hybrid_kernels.cli", "train", str(path)],
+        [*command, "-m", "hybrid_kernels.cli", name, str(path)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -235,6 +235,20 @@ def test_two_processes_train_as_one(four_cells, tmp_path):
     done = torchrun(path)
     assert done.returncode != 0
     assert "training.batch_size is 7; it must be a multiple of the 2 processes" in done.stderr
+
+
+def test_two_processes_evaluate_as_one(values):
+    run_quietly(values)
+    folder = Path(values["output"])
+    evaluate_run(folder, console=QUIET)
+    alone = read_json(folder / "evaluation.json")["lora"]["evaluation"]["macro"]
+    (folder / "evaluation.json").unlink()
+    done = torchrun(folder, "evaluate")
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.count("evaluating") == done.stdout.count("per language: ") == 1
+    assert read_json(folder / "evaluation.json")["lora"]["evaluation"]["macro"] == pytest.approx(
+        alone, abs=1e-5
+    )
 
 
 def test_energy_counts_packages_and_wraps_around(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Every method on a tiny BERT with a new head and a tiny Llama: start, training, saving, acceleration, diagnostics."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -372,3 +374,31 @@ def test_model_card_says_what_is_known(tmp_path):
     assert json.loads(json.dumps(read.data.to_dict()))["library_name"] == "peft"
     with pytest.raises(ValueError, match="task is 'nli'; it may be one of 'classification', 'causal_lm'"):
         model_card(base_model="m", method=method, task="nli", languages=["en"], data="d")
+
+
+def test_a_model_is_known_by_its_content(tiny_model, tmp_path):
+    """Wherever its folder is and however old its files are."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy, copy_function=shutil.copyfile)
+    before = methods.model_fingerprint(str(copy))
+    assert before == methods.model_fingerprint(str(tiny_model))
+    weights = copy / "model.safetensors"
+    stamp, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert methods.model_fingerprint(str(copy)) != before
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert methods.model_fingerprint("some/model") == ["some/model", None]
+    cached = tmp_path / "models--some--model"
+    (cached / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        (cached / "refs" / "main").write_text(commit)
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+        assert methods.model_fingerprint("some/model") == ["some/model", commit]

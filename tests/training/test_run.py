@@ -1,5 +1,7 @@
+import io
 import json
 import mmap
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 from rich.console import Console
 
 from hybrid_kernels.training.config import RunConfig
-from hybrid_kernels.training.run import evaluate_run, run
+from hybrid_kernels.training.run import _UNMEASURED, evaluate_run, run
 from hybrid_kernels.training.tasks import task_of
 from hybrid_kernels.training.tasks.nli import Inference
 from tests.training.support import HRA, HYBRID
@@ -137,6 +139,35 @@ def test_saved_adapters_evaluate_to_the_results(values):
             assert found[method["name"]]["evaluation"]["macro"][metric] == value
 
 
+@pytest.mark.parametrize("divided", [False, True])
+def test_other_data_needs_evaluation_rows_alone(values, tiny_data, tmp_path, divided):
+    """Of a run that divides its one split, too, all of another source's are evaluated."""
+    test = (tiny_data / "test.jsonl").read_text()
+    if divided:
+        (tmp_path / "dev.jsonl").write_text((tiny_data / "train.jsonl").read_text())
+        one_split = {
+            "source": str(tmp_path),
+            "train_split": "dev",
+            "evaluation_split": "dev",
+            "dev_fraction": 0.5,
+        }
+        values["data"] = one_split
+    results = run_quietly(values)
+    folder, other = Path(values["output"]), tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(FileNotFoundError, match="has no file named like"):
+        evaluate_run(folder, str(other), console=QUIET)
+    (other / ("dev.jsonl" if divided else "test.jsonl")).write_text(test)
+    found = evaluate_run(folder, str(other), console=QUIET)["lora"]["evaluation"]
+    assert sum(one["count"] for one in found["reliability"]) == 24
+    if not divided:
+        assert found["macro"] == results["methods"][0]["evaluation"]["macro"]
+    # A training that was cut off while its adapter was written.
+    (folder / "cells" / "lora.seed-0.shots-all.governance-none" / "trained.json").unlink()
+    with pytest.raises(ValueError, match="has no trained adapter yet"):
+        evaluate_run(folder, console=QUIET)
+
+
 def test_seeds_differ_and_are_averaged(values):
     one = run_quietly(values | {"output": values["output"] + "-one"})
     values["training"]["seeds"] = [0, 1]
@@ -164,6 +195,24 @@ def test_means_over_seeds_by_hand(values):
     assert found["spread"]["gap"] == pytest.approx(0.0)
 
 
+def test_the_parity_gap_is_the_mean_of_the_seeds_gaps(values):
+    """As in the report. The worst language varies: the gap of the mean accuracies is half as wide."""
+    labels, languages = np.zeros(6, int), np.repeat(["de", "en", "sw"], 2)
+    good, bad = [0.8, 0.1, 0.1], [0.1, 0.8, 0.1]
+    seeds = [
+        {"log_probabilities": np.log(np.array(rows)), "labels": labels, "languages": languages}
+        for rows in ([bad, bad, good, good, good, good], [good, good, good, good, bad, bad])
+    ]
+    found = task_of(RunConfig.model_validate(values)).over_seeds(seeds)
+    parity = found["evaluation"]["parity"]
+    assert (parity["gap"], parity["worst_accuracy"], found["spread"]["gap"]) == (1, 0, 0)
+    assert parity["worst_language"] == "de" and parity["std"] == pytest.approx(np.std([0, 1, 1]))
+    assert found["evaluation"]["macro"]["ece_equal_mass"] == pytest.approx(0.4)
+    assert (
+        found["spread"]["ece_equal_mass"] is not None and found["evaluation"]["per_language"]["de"]["n"] == 2
+    )
+
+
 def test_one_split_is_divided(values, tiny_data, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -177,6 +226,73 @@ def test_one_split_is_divided(values, tiny_data, tmp_path):
     assert parts.train == loaded.train
     assert len(parts.dev) == 6 and len(parts.test) == 18
     assert not {row["premise"] for row in parts.dev} & {row["premise"] for row in parts.test}
+
+
+def write_translations(path: Path, languages, items=40, **fields):
+    """Aligned pairs, one language after another, each premise in two pairs."""
+    rows = [
+        {
+            "language": language,
+            "premise": f"{language} premise {item // 2}",
+            "hypothesis": f"{language} {item}",
+        }
+        | {"label": item % 3}
+        | {name: make(item) for name, make in fields.items()}
+        for language in languages
+        for item in range(items)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_source_stage_trains_on_no_translation_of_what_is_predicted(values, tmp_path):
+    """In a language that is not evaluated, and of pairs that a sample of the evaluation rows leaves out."""
+    write_translations(tmp_path / "dev.jsonl", ("en", "fr", "de"), item=str)
+    values["data"] = {"source": str(tmp_path), "train_split": "dev", "evaluation_split": "dev"}
+    values["data"] |= {"languages": ["en", "fr"], "dev_fraction": 0.5}
+    values["source_stage"] = {"split": "dev", "languages": ["de"], "steps": 1}
+    values["evaluation"] = {"max_rows_per_language": 5}
+    loaded = task_of(RunConfig.model_validate(values)).load_data()
+    held_out = {int(row["item"]) // 2 for row in loaded.test + loaded.dev}
+    assert len(loaded.test) == len(loaded.dev) == 10
+    source = {row["item"] for row in loaded.source}
+    assert source == {str(item) for item in range(40) if item // 2 not in held_out}
+    # Items of another split are other pairs.
+    write_translations(tmp_path / "train.jsonl", ("de",), item=str)
+    values["source_stage"]["split"] = "train"
+    assert len(task_of(RunConfig.model_validate(values)).load_data().source) == 40
+
+
+@pytest.mark.parametrize("divided", ["train", "dev", "source stage"])
+def test_a_split_without_items_is_not_divided(values, tmp_path, divided):
+    """Lines of one file are no translations of each other that anything could tell."""
+    write_translations(tmp_path / "dev.jsonl", ("en", "de"))
+    write_translations(tmp_path / "train.jsonl", ("en", "de"))
+    values["data"] = {"source": str(tmp_path), "train_split": "train", "evaluation_split": "dev"}
+    if divided == "source stage":
+        values["source_stage"] = {"split": "dev", "languages": ["de"], "steps": 1}
+        values["evaluation"] = {"languages": ["en"], "max_rows_per_language": 5}
+    else:
+        values["data"] |= {"train_split": "dev"} if divided == "train" else {"dev_fraction": 0.5}
+
+    def load(**changes):
+        return task_of(RunConfig.model_validate(values | changes)).load_data()
+
+    with pytest.raises(
+        ValueError, match=r"split 'dev' is divided, .* several languages \(de, en\) without a field"
+    ):
+        load()
+    if divided != "source stage":  # of one language nothing gets lost
+        assert load(data=values["data"] | {"languages": ["en"]}).test
+    write_translations(tmp_path / "dev.jsonl", ("en", "de"), item=str)
+    assert load().test
+    (tmp_path / "dev.jsonl").unlink()
+    for language in ("en", "de"):
+        write_translations(tmp_path / f"dev-{language}.jsonl", (language,))
+    assert load().test
+    # Not divided.
+    write_translations(tmp_path / "test.jsonl", ("en", "de"))
+    values["data"] |= {"train_split": "train", "evaluation_split": "test", "dev_fraction": 0.0}
+    assert load(source_stage=None).test
 
 
 def test_dev_rows_of_a_split_of_their_own(values, tiny_data, tmp_path):
@@ -246,26 +362,42 @@ def test_peak_memory_sees_an_allocation():
     assert 64 * 2**20 <= peak_rise(allocate, torch.device("cpu")) < 150 * 2**20
 
 
-def test_without_git_there_is_no_commit(monkeypatch):
-    from hybrid_kernels.training.results import commit
+def test_cells_say_what_they_were_made_on(values, monkeypatch):
+    """A later commit, and other versions, are those of the cells made then; figures of cost are measured again."""
+    from hybrid_kernels.training import footprint, plan
 
-    monkeypatch.setenv("PATH", "")
-    assert commit() is None
+    def made(commit, version):
+        machine = {"cpu": f"CPU {version}", "cores": 2, "memory_gib": 4.0, "gpu": None, "platform": "Linux"}
+        return {"commit": commit, "machine": machine, "versions": {"torch": version, "triton": None}}
+
+    measured, now = [], {}
+    monkeypatch.setattr(footprint, "measure", lambda *arguments: measured.append(1) or {"lora": _UNMEASURED})
+    monkeypatch.setattr(plan, "circumstances", lambda: dict(now))
+    for commit, version in (("first", "1.0"), ("second", "1.0"), ("third", "2.0")):
+        now = made(commit, version)
+        if commit == "third":
+            values["methods"].append(HRA)
+        results = run(RunConfig.model_validate(values), console=QUIET)
+        assert results["commit"] == commit
+        assert len(measured) == (2 if commit == "third" else 1)
+    assert [cell["made"] for cell in results["cells"]] == [made("first", "1.0"), made("third", "2.0")]
+    assert "on CPU 2.0 with torch 2.0" in results["step_time_note"]
+    for report in ("report.md", "report.html"):
+        shown = re.findall(r"Commit(?: \| |</dt><dd>)(\w+)", (Path(values["output"]) / report).read_text())
+        assert shown == ["first", "third"]
 
 
-def test_a_repository_around_an_installed_package_is_not_its_own(tmp_path, monkeypatch):
-    """A package in an environment within somebody's repository does not go by that one's commit."""
-    import subprocess
+def test_a_long_label_cuts_no_number_of_the_table(values):
+    from hybrid_kernels.training.results import results_table
 
-    from hybrid_kernels.training import results
-
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
-    installed = tmp_path / "venv" / "results.py"
-    installed.parent.mkdir()
-    installed.touch()
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
-    monkeypatch.setattr(results, "__file__", str(installed))
-    assert results.commit() is None
-    subprocess.run([*git, "add", "-A"], check=True)
-    assert len(results.commit()) == 40
+    config = RunConfig.model_validate(values)
+    results = run(config, footprint=False, report=False, console=QUIET)
+    results["methods"][0] |= {
+        "label": "Hybrid r = 6 + 12 reflections + unitary, accelerated",
+        "step_time_ratio": 1.07,
+        "peak_memory_bytes": 650 * 2**20,
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table(results, task_of(config)))
+    text = console.export_text()
+    assert "…" not in text and "1.07×" in text and " 650 " in text

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from hybrid_kernels.chart_style import GRID, SOFT, STYLE, colour, line_style, marker, svg
 from hybrid_kernels.evaluation.tables import training
 from hybrid_kernels.evaluation.tables.cost import IMPLEMENTATIONS, Cost, Point, frontier, named
-from hybrid_kernels.evaluation.tables.quality import Quality, language_name, reliability
+from hybrid_kernels.evaluation.tables.quality import Quality, name_and_code, reliability
 from hybrid_kernels.evaluation.tables.shots import FewShot, shots_name
 from hybrid_kernels.evaluation.tables.study import Setting
 from hybrid_kernels.evaluation.tables.training import Curve, Mixing
@@ -69,7 +69,7 @@ def language_chart(found: Quality) -> Figure | None:
             label=found.setting.label(name),
         )
     axes.axvline(found.chance, color=SOFT, linestyle="--", linewidth=1, label="guessing")
-    axes.set_yticks(range(len(languages)), [language_name(code) for code in languages])
+    axes.set_yticks(range(len(languages)), [name_and_code(code) for code in languages])
     axes.set_ylim(len(languages) - 0.5, -0.5)
     axes.set_xlabel("accuracy (bars: ± 1 standard error of the number of rows)")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

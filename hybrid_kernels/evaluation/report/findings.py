@@ -188,14 +188,19 @@ def governance_finding(found: list[Ablation]) -> Finding | None:
             continue
         parts = []
         for metric in COMPARED:
-            if metric in one.resampled.estimates:
-                interval, _ = one.resampled.difference("all", "none", metric)
-                doubt = "" if _real(interval) else " (not told from none)"
-                parts.append(f"{_NAMES[metric]} by {_points(interval)} points{doubt}")
+            if metric not in one.metrics["all"][0]:
+                continue
+            difference = one.difference("all", "none", metric)
+            assert isinstance(difference.value, float)
+            change = f"{_NAMES[metric]} by {number(difference.value, _POINTS, signed=True)}"
+            if difference.interval is not None:
+                change += f" {_brackets(difference.interval, signed=True)}"
+            doubt = difference.interval is not None and not _real(difference.interval)
+            parts.append(f"{change} points{' (not told from none)' if doubt else ''}")
         removed = one.kept["none"] - one.kept["all"]
         sentences.append(
             f"{one.setting.label(one.method)}: all steps together remove {removed:,} of {one.kept['none']:,} rows and "
-            f"change {listing(parts)}."
+            f"change {listing(parts)}{'.' if one.resampled else '; whether by chance cannot be told.'}"
         )
     return ("Governance", " ".join(sentences)) if sentences else None
 
@@ -367,7 +372,8 @@ def _certainty(found: Quality) -> str:
     return (
         f"In brackets: 95 % intervals, each by itself. p-values are corrected for the {tested} "
         "comparisons with the best baselines and decide what is told apart, so a difference whose interval leaves 0 "
-        f"out may not be. {repeats}"
+        f"out may not be. Intervals of calibration error and gap take off what chance adds, and may lie below the "
+        f"number. {repeats}"
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from hybrid_kernels.chart_style import colour
 from hybrid_kernels.evaluation.significance import Mark
 from hybrid_kernels.evaluation.tables import Column, Row, Value
-from hybrid_kernels.evaluation.tables.quality import language_name
 from hybrid_kernels.evaluation.tables.table import number
 
 NOTHING = "–"
@@ -111,7 +110,6 @@ def environment(*, html: bool) -> Any:
     made.filters |= {
         "data_uri": _data_uri,
         "excerpt": _excerpt,
-        "language_name": language_name,
         "yaml": lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
     }
     return made

@@ -202,7 +202,7 @@ def _quality_sections(found: Quality) -> list[Section]:
 def _translation(found: translations.Translations) -> list[Block | None]:
     tables: list[Block | None] = list(translations.direction_tables(found))
     return tables + [
-        translations.balance_table(found.setting, metric) for metric in ("bleu", "chrf", "bits_per_byte")
+        translations.balance_table(found, metric) for metric in ("bleu", "chrf", "bits_per_byte")
     ]
 
 

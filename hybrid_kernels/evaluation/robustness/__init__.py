@@ -16,7 +16,7 @@ To measure a classifier: predict the rows as they are and, of each language, as 
 ...     rows = [i for i, row in enumerate(data) if recipe in recipes_for(row["language"])]
 ...     varied[recipe] = rows, predict([perturbed_row(data[i], recipe) for i in rows])
 >>> table = robustness_metrics(predict(data), labels, languages, varied)
->>> table["per_language"]["ur"]["keyboard_noise"]["accuracy_drop"], table["worst_by_script"]["Arab"]
+>>> table["per_language"]["ur"]["keyboard_noise"]["accuracy_drop"], table["per_script"]["Arab"]["keyboard_noise"]["n"]
 
 `natural_romanised` finds rows that their writers romanised, a test that needs no recipe; `romanised_metrics` is it.
 """

@@ -62,7 +62,7 @@ def robustness_metrics(
     languages: Sequence[str],
     varied: Mapping[str, tuple[ArrayLike, ArrayLike]],
 ) -> dict[str, Any]:
-    """`paired_metrics` by language and recipe, by script and recipe, and the recipe that costs each most.
+    """`paired_metrics` by language and recipe, and by script and recipe.
 
     A recipe need not have been run on all rows: not on languages that it is not offered for, and not on rows that it
     leaves as they are. Whether those are among `rows` decides what share they have in the figures.
@@ -75,7 +75,6 @@ def robustness_metrics(
         per_language: language → recipe → `paired_metrics`.
         per_script: script (ISO 15924, joined by + for a language in several) → recipe → the mean of each of `METRICS`
             over the languages in it, `n` rows and `languages`: every language counts the same.
-        worst_by_language, worst_by_script: the `recipe` with the greatest `accuracy_drop`, with that and `accuracy`.
 
     Raises:
         ValueError: malformed arrays, a position out of range or twice, an unknown language.
@@ -112,12 +111,7 @@ def robustness_metrics(
             for recipe in varied
             if any(recipe in table for table in members)
         }
-    return {
-        "per_language": per_language,
-        "per_script": per_script,
-        "worst_by_language": {code: _worst(table) for code, table in per_language.items()},
-        "worst_by_script": {script: _worst(table) for script, table in per_script.items()},
-    }
+    return {"per_language": per_language, "per_script": per_script}
 
 
 def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -129,16 +123,6 @@ def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray
 def _mean(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
     means = {metric: float(np.mean([table[metric] for table in tables])) for metric in METRICS}
     return means | {"n": sum(table["n"] for table in tables), "languages": len(tables)}
-
-
-def _worst(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    # The first of several that cost the same.
-    recipe = max(table, key=lambda name: table[name]["accuracy_drop"])
-    return {
-        "recipe": recipe,
-        "accuracy_drop": table[recipe]["accuracy_drop"],
-        "accuracy": table[recipe]["accuracy"],
-    }
 
 
 def script_code(code: str) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import fmean
 
+from hybrid_kernels.evaluation.metrics import run_metrics
 from hybrid_kernels.evaluation.significance import Bootstrap
-from hybrid_kernels.evaluation.tables.quality import language_name, resample
+from hybrid_kernels.evaluation.tables.quality import CHANCE, name_and_code, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Run, Setting, Shots, shots_in_words
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, over_seeds, with_best
 
@@ -25,6 +28,7 @@ class Ablation:
     Attributes:
         variants: variant → its cells, the seeds in the same order.
         kept: variant → training rows kept, before the choice of shots.
+        resampled: None where there can be no intervals; `why` says why.
     """
 
     setting: Setting
@@ -32,7 +36,37 @@ class Ablation:
     shots: Shots
     variants: dict[str, list[Cell]]
     kept: dict[str, int]
-    resampled: Bootstrap
+    resampled: Bootstrap | None
+    why: str
+
+    @cached_property
+    def metrics(self) -> dict[str, list[dict[str, float]]]:
+        """variant → of each seed the `METRICS` that there are; there is no gap of one language."""
+        found = {}
+        for name, own in self.variants.items():
+            seeds = [run_metrics(cell.predictions(), self.setting.reference) for cell in own]
+            found[name] = [
+                {metric: one["macro"][metric] for metric in METRICS if metric != "gap"}
+                | ({"gap": one["parity"]["gap"]} if len(one["per_language"]) > 1 else {})
+                for one in seeds
+            ]
+        return found
+
+    def value(self, variant: str, metric: str) -> Value:
+        return over_seeds(
+            [one[metric] for one in self.metrics[variant]],
+            self.sources(variant),
+            interval=self.resampled.interval(variant, metric) if self.resampled else None,
+        )
+
+    def difference(self, variant: str, other: str, metric: str) -> Value:
+        """A metric's mean over seeds, minus that of another variant."""
+        pairs = zip(self.metrics[variant], self.metrics[other], strict=True)
+        return Value(
+            fmean(one[metric] - two[metric] for one, two in pairs),
+            interval=self.resampled.difference(variant, other, metric)[0] if self.resampled else None,
+            sources=self.sources(variant) + self.sources(other),
+        )
 
     @property
     def described(self) -> str:
@@ -43,7 +77,7 @@ class Ablation:
 
 
 def ablations(setting: Setting) -> list[Ablation]:
-    """Of each method with two variants or more of governance at as many shots, where rows can be resampled."""
+    """Of each method with two variants or more of governance at as many shots."""
     found = []
     for run in setting.runs:
         variants = run.results.governance_variants
@@ -65,29 +99,25 @@ def ablations(setting: Setting) -> list[Ablation]:
             }
             predictions = {name: [cell.predictions() for cell in own] for name, own in paired.items()}
             kept = {name: variants[name].kept for name in paired}
-            resampled, _ = resample(predictions, METRICS, setting.reference)
-            if resampled is not None:
-                found.append(Ablation(setting, method, shots, paired, kept, resampled))
+            bootstrap = resample(predictions, METRICS, setting.reference)
+            found.append(Ablation(setting, method, shots, paired, kept, *bootstrap))
     return found
 
 
 def ablation_table(found: Ablation) -> Table:
     """Variants × rows kept and metrics."""
-    resampled = found.resampled
-    metrics = _metrics(resampled)
+    metrics = _metrics(found)
     columns = [Column("Rows kept", "", 0), *(_COLUMNS[metric] for metric in metrics)]
-    rows = []
-    for name in found.variants:
-        sources = found.sources(name)
-        values = [
-            over_seeds(
-                resampled.estimates[metric][name].tolist(),
-                sources,
-                interval=resampled.interval(name, metric),
-            )
-            for metric in metrics
-        ]
-        rows.append(Row(name, [Value(found.kept[name], sources=sources), *values]))
+    rows = [
+        Row(
+            name,
+            [
+                Value(found.kept[name], sources=found.sources(name)),
+                *(found.value(name, metric) for metric in metrics),
+            ],
+        )
+        for name in found.variants
+    ]
     seeds = len(next(iter(found.variants.values())))
     return Table(
         f"governance_{found.method}_{found.shots}",
@@ -96,42 +126,45 @@ def ablation_table(found: Ablation) -> Table:
         columns,
         with_best(columns, rows),
         f"{seeds} seed{'s' * (seeds != 1)}. “only-” has one step on, “without-” all but one. Rows kept: before the "
-        "choice of shots. In brackets: 95 % intervals.",
+        f"choice of shots. {_intervals(found)}",
     )
 
 
 def difference_table(found: Ablation) -> Table | None:
     """Variants × differences to no governance and to all of it; None where neither was trained."""
-    resampled = found.resampled
     others = [name for name in ("none", "all") if name in found.variants]
     if not others:
         return None
-    metrics = _metrics(resampled)
+    metrics = _metrics(found)
     columns = [
         replace(_COLUMNS[metric], better=None, signed=True, top=f"Minus “{other}”", unit=_unit(metric))
         for other in others
         for metric in metrics
     ]
-    rows = []
-    for name in found.variants:
-        values = []
-        for other in others:
-            sources = found.sources(name) + found.sources(other)
-            for metric in metrics:
-                interval, _ = resampled.difference(name, other, metric)
-                same = name == other
-                values.append(
-                    Value(None) if same else Value(interval.estimate, interval=interval, sources=sources)
-                )
-        rows.append(Row(name, values))
+    rows = [
+        Row(
+            name,
+            [
+                Value(None) if name == other else found.difference(name, other, metric)
+                for other in others
+                for metric in metrics
+            ],
+        )
+        for name in found.variants
+    ]
+    note = (
+        "In brackets: 95 % intervals of the paired bootstrap, not corrected for their number; a difference whose "
+        "interval holds 0 is not distinguishable from none."
+        if found.resampled
+        else _intervals(found)
+    )
     return Table(
         f"governance_{found.method}_{found.shots}_differences",
         f"Differences that governance makes: {found.described}",
         "Variant",
         columns,
         rows,
-        "In brackets: 95 % intervals of the paired bootstrap, not corrected for their number; a difference whose "
-        "interval holds 0 is not distinguishable from none.",
+        note,
     )
 
 
@@ -153,7 +186,7 @@ def rejection_tables(run: Run) -> list[Table]:
     ]
     languages = [
         Row(
-            language_name(code),
+            name_and_code(code),
             [Value(n, sources=sources) for n in (counts.rows, counts.kept, counts.rejected)],
         )
         for code, counts in summary.by_language.items()
@@ -178,8 +211,12 @@ def rejection_tables(run: Run) -> list[Table]:
     ]
 
 
-def _metrics(resampled: Bootstrap) -> list[str]:
-    return [metric for metric in METRICS if metric in resampled.estimates]
+def _metrics(found: Ablation) -> list[str]:
+    return [metric for metric in METRICS if metric in next(iter(found.metrics.values()))[0]]
+
+
+def _intervals(found: Ablation) -> str:
+    return f"In brackets: 95 % intervals. {CHANCE}" if found.resampled else f"No intervals: {found.why}."
 
 
 def _unit(metric: str) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 
 from hybrid_kernels.evaluation.calibration import apply_temperature, fit_temperature, reliability_bins
 from hybrid_kernels.evaluation.metrics import METRICS, macro_average, per_language_metrics, run_metrics
+from hybrid_kernels.evaluation.parallel import LANGUAGES
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison, bootstrap
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, differing_settings, seeds_in_words, seeds_of
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_of
 from hybrid_kernels.evaluation.tables.table import (
     Column,
     Row,
@@ -28,11 +29,11 @@ from hybrid_kernels.evaluation.tables.table import (
 #: what methods are compared by, corrected for all of these together
 COMPARED = ("accuracy", "ece", "gap")
 RESAMPLES = 10_000
-LANGUAGE_NAMES = {
-    "ar": "Arabic", "bg": "Bulgarian", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fr": "French", "hi": "Hindi", "ru": "Russian", "sw": "Swahili", "th": "Thai", "tr": "Turkish",
-    "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
+#: for a note, of the intervals of calibration errors
+CHANCE = (
+    "Chance makes a calibration error larger than it is, the more so the fewer the rows: its interval takes that off "
+    "and may lie below the number."
+)
 
 MAIN_COLUMNS = (
     Column("Accuracy", "%", 1, "higher"),
@@ -217,7 +218,7 @@ def language_table(found: Quality, metric: str) -> Table:
             over_seeds([one["per_language"][code][metric] for one in seeds], found.sources(method))
             for method, seeds in found.metrics.items()
         ]
-        rows.append(Row(f"{language_name(code)}, {n} rows", values))
+        rows.append(Row(f"{name_and_code(code)}, {n} rows", values))
     return Table(
         f"languages_{metric}",
         f"{name} by language, %",
@@ -265,8 +266,9 @@ def reliability(found: Quality) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def language_name(code: str) -> str:
-    return f"{LANGUAGE_NAMES[code]} ({code})" if code in LANGUAGE_NAMES else code
+def name_and_code(code: str) -> str:
+    """Of a language, for a reader: "German (de)"; its code alone where `LANGUAGES` lacks it."""
+    return f"{LANGUAGES[code][0]} ({code})" if code in LANGUAGES else code
 
 
 def _method_columns(found: Quality, better: Any) -> list[Column]:
@@ -281,11 +283,7 @@ def _scaled(cell: Cell) -> tuple[float, dict[str, float]]:
 
 
 def _note(found: Quality) -> str:
-    text = seeds_in_words(found.cells)
-    if absent := [found.setting.label(name) for name in found.setting.methods if name not in found.cells]:
-        text += f"Not trained with {found.setting.shown_shots}: {', '.join(absent)}. "
-    if differing := differing_settings(found.setting.runs):
-        text += f"The runs of these methods differ in their settings of {', '.join(differing)}. "
+    text = found.setting.describe(found.cells)
     if found.resampled is None:
         return f"{text}No intervals: {found.why}."
     clusters = len(set(next(iter(found.cells.values()))[0].arrays["test"]["clusters"].tolist()))
@@ -293,21 +291,25 @@ def _note(found: Quality) -> str:
         f"In brackets: 95 % intervals of a bootstrap over {clusters} groups of rows that share an item or a premise"
         + (", and over seeds. " if any(own[1:] for own in found.seeds.values()) else ". ")
     )
+    text += f"{CHANCE} "
     if tested := [comparison for comparison in found.comparisons if comparison.tested]:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({_best_baselines(found)}) in accuracy, ECE "
             f"of equal width or parity gap; p < 0.05, paired bootstrap, Holm-corrected for "
-            f"{len(tested)} comparisons{pairs_in_words(tested)}. Other columns are not tested. "
+            f"{len(tested)} comparisons{pairs_in_words(tested, found.cells)}. Other columns are not tested. "
         )
     if found.temperatures:
         text += "The temperature T is fitted on the dev part, for each seed. "
     return text + "Bold: best of the column, whether or not others can be told from it."
 
 
-def pairs_in_words(tested: Sequence[Comparison]) -> str:
-    """For a table's note, where comparisons rest on unlike numbers of seeds."""
+def pairs_in_words(tested: Sequence[Comparison], cells: Mapping[str, Sequence[Cell]]) -> str:
+    """For a table's note, where a comparison rests on fewer seeds than the means that it compares."""
     pairs = sorted({comparison.seeds for comparison in tested})
-    return f", each over the {pairs[0]} to {pairs[-1]} seeds that both methods have" if pairs[1:] else ""
+    if all(one.seeds == len(cells[one.method]) == len(cells[one.baseline]) for one in tested):
+        return ""
+    number = f"{pairs[0]} to {pairs[-1]}" if pairs[1:] else f"{pairs[0]}"
+    return f", each over the {number} seeds that both methods have"
 
 
 def _best_baselines(found: Quality) -> str:

@@ -14,7 +14,7 @@ from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.robustness import robustness_metrics, romanised_metrics
 from hybrid_kernels.evaluation.robustness.metrics import script_code
 from hybrid_kernels.evaluation.significance import Interval
-from hybrid_kernels.evaluation.tables.quality import language_name, resample
+from hybrid_kernels.evaluation.tables.quality import name_and_code, resample
 from hybrid_kernels.evaluation.tables.study import Cell, Setting, Shots, seeds_of, shots_in_words
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, number, over_seeds
 
@@ -24,12 +24,14 @@ _TOPS = ("Accuracy drop", "Consistency")
 
 @dataclass(frozen=True, eq=False)
 class Robustness:
-    """The cells that predicted changed rows.
+    """The cells that predicted the same changed rows.
 
     Attributes:
         cells: method → its cells, of one number of shots.
         tables: method → `robustness_metrics` of each seed.
-        drops: recipe → method → the interval of its accuracy drop; empty where there can be none.
+        drops: recipe → method → the interval of its accuracy drop; without recipes for which there can be none.
+        why: recipe → why there can be none.
+        left_out: methods with cells that predicted others, and recipes that not all methods were tried with.
     """
 
     setting: Setting
@@ -37,6 +39,8 @@ class Robustness:
     cells: dict[str, list[Cell]]
     tables: dict[str, list[dict[str, Any]]]
     drops: dict[str, dict[str, Interval]]
+    why: dict[str, str]
+    left_out: tuple[list[str], list[str]]
 
     @property
     def recipes(self) -> list[str]:
@@ -50,14 +54,23 @@ class Robustness:
 def robustness(setting: Setting) -> Robustness | None:
     """Of the main results' shots or else the most whose cells predicted changed rows; None where none did."""
     for shots in (setting.main_shots, *reversed(setting.all_shots)):
-        cells = {
+        there = {
             name: with_parts
             for name, own in setting.by_method(shots).items()
-            if (with_parts := [cell for cell in own if any(part.startswith(PREFIX) for part in cell.arrays)])
+            if (with_parts := [cell for cell in own if _parts(cell)])
         }
-        if cells:
-            tables = {name: [_measure(cell) for cell in own] for name, own in cells.items()}
-            return Robustness(setting, shots, cells, tables, _drops(setting, cells))
+        if there:
+            cells, parts = _comparable(setting, there)
+            tables = {name: [_measure(cell, parts) for cell in own] for name, own in cells.items()}
+            drops, why = _drops(setting, cells, parts)
+            every = dict.fromkeys(
+                _recipe(part) for own in there.values() for cell in own for part in _parts(cell)
+            )
+            left_out = (
+                [setting.label(name) for name in there if cells.get(name) != there[name]],
+                [recipe for recipe in every if recipe not in map(_recipe, parts)],
+            )
+            return Robustness(setting, shots, cells, tables, drops, why, left_out)
     return None
 
 
@@ -83,11 +96,21 @@ def recipe_table(found: Robustness) -> Table:
         "named where it changes any. Accuracy drop: of these rows as they are minus as changed, in points; "
         "consistency: share with the same predicted class, in %. Means over the languages named."
     )
+    methods, recipes = (", ".join(names).replace("_", " ") for names in found.left_out)
+    if methods:
+        note += f" Left out, as their rows were changed otherwise: {methods}."
+    if recipes:
+        note += f" Recipes left out, as not all methods were tried with the same rows of them: {recipes}."
     if found.drops:
         note += (
             " In brackets: 95 % intervals of a paired bootstrap, not corrected for their number; a drop whose interval "
             "holds 0 is not distinguishable from none."
         )
+        if any(len(drops) < len(found.cells) for drops in found.drops.values()):
+            note += " None for a method of one seed, where others have more."
+    for reason in dict.fromkeys(found.why.values()):
+        without = ", ".join(recipe.replace("_", " ") for recipe, why in found.why.items() if why == reason)
+        note += f" No intervals for {without}: {reason}."
     return _table("recipes", "Robustness by recipe", "Recipe", found, rows, note)
 
 
@@ -102,7 +125,7 @@ def place_table(found: Robustness, by: str) -> Table:
         }
         worst = {name: _worst(seeds, by, place) for name, seeds in found.tables.items()}
         values = _values(found, per_method, {}, worst)
-        rows.append(Row(names[place] if by == "per_script" else language_name(place), values))
+        rows.append(Row(names[place] if by == "per_script" else name_and_code(place), values))
     script = by == "per_script"
     return _table(
         "robustness_scripts" if script else "robustness_languages",
@@ -110,7 +133,7 @@ def place_table(found: Robustness, by: str) -> Table:
         "Script" if script else "Language",
         found,
         rows,
-        "Below each drop: the recipe that costs most, and its drop.",
+        "Below each drop: the recipe that costs most, its drop, and how many rows it changes.",
         folded=not script,
     )
 
@@ -144,14 +167,14 @@ def romanised_table(setting: Setting) -> Table | None:
                 for kind in ("native", "romanised")
             ]
             # The interval of the rows' sampling is that of one training.
-            only = own_rows[0] if len(own_rows) == 1 else None
+            only = own_rows[0] if len(set(sources)) == 1 else None
             drop = over_seeds([r["accuracy_drop"] for r in own_rows], sources)
             interval = Interval(drop.value, *only["interval"]) if only else None  # type: ignore[arg-type]
             values.append(Value(drop.value, drop.std, interval, sources=sources))
         n = next(iter(found.values()))[0][code]
         rows.append(
             Row(
-                f"{language_name(code)}, {n['romanised']['n']} of {n['romanised']['n'] + n['native']['n']} rows",
+                f"{name_and_code(code)}, {n['romanised']['n']} of {n['romanised']['n'] + n['native']['n']} rows",
                 values,
             )
         )
@@ -164,51 +187,94 @@ def romanised_table(setting: Setting) -> Table | None:
         columns,
         rows,
         f"Accuracy with {setting.shown_shots} on hypotheses in Latin letters against the language's other rows: "
-        "different rows, so a difference is not the romanisation's alone.",
+        "different rows, so a difference is not the romanisation's alone. In brackets, of a single training: 95 % "
+        "intervals of two independent proportions (Newcombe 1998), which take every row for itself, though about three "
+        "share a premise.",
     )
 
 
 def _worst(seeds: Sequence[dict[str, Any]], by: str, place: str) -> str:
-    """The recipe with the greatest mean drop over seeds, and that drop in points."""
+    """The recipe with the greatest mean drop over seeds, that drop in points, and the number of rows."""
     means = {
         recipe: fmean(one[by][place][recipe]["accuracy_drop"] for one in seeds)
         for recipe in seeds[0][by][place]
     }
     worst = max(means, key=means.__getitem__)
-    return f"{worst.replace('_', ' ')} {number(means[worst], Column('', 'points', signed=True))}"
+    n = seeds[0][by][place][worst]["n"]
+    drop = number(means[worst], Column("", "points", signed=True))
+    return f"{worst.replace('_', ' ')} {drop}, {n:,} rows"
 
 
-def _measure(cell: Cell) -> dict[str, Any]:
+def _parts(cell: Cell) -> list[str]:
+    return [part for part in cell.arrays if part.startswith(PREFIX)]
+
+
+def _recipe(part: str) -> str:
+    return part.removeprefix(PREFIX)
+
+
+def _comparable(setting: Setting, cells: dict[str, list[Cell]]) -> tuple[dict[str, list[Cell]], list[str]]:
+    """The cells that share changed rows with the first one, and the parts that all of them share."""
+    run_of = {cell: run for run in setting.runs for cell in run.cells}
+
+    def changes(cell: Cell) -> Any:
+        """What decides how rows are changed."""
+        settings = run_of[cell].results.config.get("evaluation", {}).get("robustness") or {}
+        return {key: value for key, value in settings.items() if key not in ("recipes", "shots")}
+
+    first = next(iter(cells.values()))[0]
+    parts = _parts(first)
+    kept: dict[str, list[Cell]] = {}
+    for name, own in cells.items():
+        for cell in own:
+            common = [part for part in parts if _same_rows(first, cell, part)]
+            if common and changes(cell) == changes(first):
+                parts = common
+                kept.setdefault(name, []).append(cell)
+    return kept, parts
+
+
+def _same_rows(one: Cell, other: Cell, part: str) -> bool:
+    return part in other.arrays and set(one.arrays[part]["ids"].tolist()) == set(
+        other.arrays[part]["ids"].tolist()
+    )
+
+
+def _measure(cell: Cell, parts: Sequence[str]) -> dict[str, Any]:
     clean = cell.predictions()
     place = {name: i for i, name in enumerate(clean.ids.tolist())}
     varied = {}
-    for part in cell.arrays:
-        if part.startswith(PREFIX):
-            changed = cell.predictions(part)
-            varied[part.removeprefix(PREFIX)] = (
-                np.array([place[name] for name in changed.ids.tolist()]),
-                changed.probabilities,
-            )
+    for part in parts:
+        changed = cell.predictions(part)
+        rows = np.array([place[name] for name in changed.ids.tolist()])
+        varied[_recipe(part)] = rows, changed.probabilities
     return robustness_metrics(clean.probabilities, clean.labels, clean.languages.tolist(), varied)
 
 
-def _drops(setting: Setting, cells: dict[str, list[Cell]]) -> dict[str, dict[str, Interval]]:
-    """Changed and unchanged rows are resampled together, as two methods would be."""
-    parts = [part for part in next(iter(cells.values()))[0].arrays if part.startswith(PREFIX)]
+def _drops(
+    setting: Setting, cells: dict[str, list[Cell]], parts: Sequence[str]
+) -> tuple[dict[str, dict[str, Interval]], dict[str, str]]:
+    """Of each recipe the intervals by method, or why there are none.
+
+    Changed and unchanged rows are resampled together, as two methods would be.
+    """
     found: dict[str, dict[str, Interval]] = {}
+    reasons: dict[str, str] = {}
     for part in parts:
         pairs: dict[str, list[Predictions]] = {}
         for name, own in cells.items():
             both = [_pair(cell, part) for cell in own]
             pairs[f"clean/{name}"] = [clean for clean, _ in both]
             pairs[f"changed/{name}"] = [changed for _, changed in both]
-        resampled, _ = resample(pairs, ("accuracy",), setting.reference)
-        if resampled is not None:
-            found[part.removeprefix(PREFIX)] = {
-                name: resampled.difference(f"clean/{name}", f"changed/{name}", "accuracy")[0]
-                for name in cells
-            }
-    return found
+        resampled, why = resample(pairs, ("accuracy",), setting.reference)
+        if resampled is None:
+            reasons[_recipe(part)] = why
+            continue
+        drops = {
+            name: resampled.difference(f"clean/{name}", f"changed/{name}", "accuracy")[0] for name in cells
+        }
+        found[_recipe(part)] = {name: drop for name, drop in drops.items() if np.isfinite(drop.low)}
+    return found, reasons
 
 
 def _pair(cell: Cell, part: str) -> tuple[Predictions, Predictions]:

@@ -231,6 +231,15 @@ class Setting:
         seeds = {cell.result.seed for own in found.values() for cell in own if cell.trains}
         return {name: own if own[0].trains else own[:1] * (len(seeds) or 1) for name, own in found.items()}
 
+    def describe(self, cells: dict[str, list[Cell]]) -> str:
+        """For the note of a table of `by_method`: its seeds, the methods it lacks, and in what its runs differ."""
+        text = _seeds_in_words(cells)
+        if absent := [self.label(name) for name in self.methods if name not in cells]:
+            text += f"Not trained with {self.shown_shots}: {', '.join(absent)}. "
+        if differing := differing_settings(self.runs):
+            text += f"The runs of these methods differ in their settings of {', '.join(differing)}. "
+        return text
+
     @property
     def shown_shots(self) -> str:
         return shots_in_words(self.main_shots, "direction" if self.translates else "language")
@@ -251,7 +260,7 @@ def seeds_of(cells: dict[str, list[Cell]]) -> dict[str, list[int]]:
     }
 
 
-def seeds_in_words(cells: dict[str, list[Cell]]) -> str:
+def _seeds_in_words(cells: dict[str, list[Cell]]) -> str:
     """For a table's note: over how many seeds its numbers are means."""
     counts = sorted({len(own) for own in cells.values() if own[0].trains})
     if not counts:

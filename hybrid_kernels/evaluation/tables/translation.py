@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison
 from hybrid_kernels.evaluation.tables.quality import pairs_in_words
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_in_words, seeds_of
+from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_of
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, best_in_rows, over_seeds
+from hybrid_kernels.evaluation.translation_scores import averaged, bleu_tokenizer, directional_balance
 from hybrid_kernels.evaluation.translation_significance import TRANSLATION_DIRECTIONS, bootstrap_translations
 
 _METRICS = {
@@ -52,14 +55,29 @@ class Translations:
         found: dict[str, Any] = scores(next(iter(self.cells.values()))[0])["directions"]
         return found
 
+    def averaged(self, metric: str) -> list[str]:
+        """The directions that means of a metric are over: scored alike, and on one scale, in every cell."""
+        every = [scores(cell)["directions"] for own in self.cells.values() for cell in own]
+        names = [name for name in self.directions if all(name in averaged(one, metric) for one in every)]
+        if metric == "bleu":
+            names = [name for name in names if len({_tokenizer(one[name]) for one in every}) == 1]
+        return names
+
+    def means(self, method: str, metric: str) -> list[float]:
+        """The mean over `averaged` directions of each cell."""
+        names = self.averaged(metric)
+        return [
+            fmean(scores(cell)["directions"][name][metric] for name in names) for cell in self.cells[method]
+        ]
+
     def mean(self, method: str, metric: str) -> Value:
         """A metric's mean over directions: mean and deviation over seeds, interval and mark."""
-        cells = self.cells[method]
+        there = self.resampled is not None and metric in self.resampled.estimates
         compared = [c for c in self.comparisons if c.method == method and c.metric == metric]
         return over_seeds(
-            means(cells, metric),
-            _sources(cells),
-            interval=None if self.resampled is None else self.resampled.interval(method, metric),
+            self.means(method, metric),
+            _sources(self.cells[method]),
+            interval=self.resampled.interval(method, metric) if self.resampled and there else None,
             mark=compared[0].mark if compared else None,
             p=compared[0].p_holm if compared else None,
         )
@@ -67,15 +85,34 @@ class Translations:
 
 def translations(setting: Setting) -> Translations:
     cells = setting.by_method()
-    there = next(iter(scores(next(iter(cells.values()))[0])["directions"].values()))
-    metrics = [metric for metric in TRANSLATION_DIRECTIONS if metric in there]
+    found = Translations(setting, cells, None, "")
+    there = next(iter(found.directions.values()))
+    metrics = [
+        metric
+        for metric in TRANSLATION_DIRECTIONS
+        if metric in there and (metric != "bleu" or _same_bleu(found))
+    ]
     arrays = {name: [cell.arrays["test"] for cell in own] for name, own in cells.items()}
     try:
-        return Translations(
-            setting, cells, bootstrap_translations(arrays, metrics, seeds=seeds_of(cells)), ""
-        )
+        return replace(found, resampled=bootstrap_translations(arrays, metrics, seeds=seeds_of(cells)))
     except ValueError as error:
-        return Translations(setting, cells, None, str(error))
+        return replace(found, why=str(error))
+
+
+def _same_bleu(found: Translations) -> bool:
+    """Whether BLEU's mean can be resampled: there is one, and its tokenisers are those that are installed here."""
+    here = [
+        name
+        for name, one in found.directions.items()
+        if (tokenizer := bleu_tokenizer(name.partition("-")[2])) != "char"
+        and _tokenizer(one).startswith(tokenizer)
+    ]
+    return bool(here) and here == found.averaged("bleu")
+
+
+def _tokenizer(direction: Mapping[str, Any]) -> str:
+    """BLEU's, by its signature; they depend on what was installed where it was scored."""
+    return str(direction["bleu_signature"]).partition("tok:")[2].partition("|")[0]
 
 
 def direction_tables(found: Translations) -> list[Table]:
@@ -85,6 +122,7 @@ def direction_tables(found: Translations) -> list[Table]:
     for metric, (name, unit, decimals, better) in _METRICS.items():
         if not all(metric in direction for direction in first.values()):
             continue
+        mean_of = found.averaged(metric)
         columns = [Column(setting.label(m), unit, decimals, better) for m in cells]  # type: ignore[arg-type]
         copied = all("copy" in direction for direction in first.values()) and metric != "bits_per_byte"
         rows = []
@@ -93,16 +131,19 @@ def direction_tables(found: Translations) -> list[Table]:
                 over_seeds([scores(cell)["directions"][direction][metric] for cell in own], _sources(own))
                 for own in cells.values()
             ]
-            tokens = " *" if metric == "bleu" and content.get("first") == "chrf" else ""
-            rows.append(Row(f"{direction.replace('-', ' → ')}{tokens}, {content['n']} sentences", values))
-        rows.append(Row("Mean of directions", [found.mean(method, metric) for method in cells]))
+            other = "" if direction in mean_of else " *"
+            rows.append(Row(f"{direction.replace('-', ' → ')}{other}, {content['n']} sentences", values))
+        if mean_of:
+            label = "Mean of directions" if len(mean_of) == len(first) else "Mean of directions without *"
+            rows.append(Row(label, [found.mean(method, metric) for method in cells]))
         rows = best_in_rows(columns, rows)
         if copied:
             # The sources are the same in every cell.
             columns.append(Column("Source copied", unit, decimals))
             some = next(iter(cells.values()))[0].source
             baseline = [content["copy"][metric] for content in first.values()]
-            baseline.append(sum(baseline) / len(baseline))
+            if mean_of:
+                baseline.append(fmean(first[name]["copy"][metric] for name in mean_of))
             rows = [
                 Row(row.label, [*row.values, Value(number, sources=(some,))])
                 for row, number in zip(rows, baseline, strict=True)
@@ -120,11 +161,21 @@ def direction_tables(found: Translations) -> list[Table]:
     return tables
 
 
-def balance_table(setting: Setting, metric: str) -> Table | None:
+def balance_table(found: Translations, metric: str) -> Table | None:
     """Languages × methods: to English minus from English; None where no language has both directions."""
-    cells = setting.by_method()
-    first = scores(next(iter(cells.values()))[0])["balance"].get(metric)
-    if not first or not first["languages"]:
+    setting, cells = found.setting, found.cells
+    if metric not in next(iter(found.directions.values())):
+        return None
+    names = found.averaged(metric)
+    balances = {
+        method: [
+            directional_balance({name: scores(cell)["directions"][name] for name in names}, metric)
+            for cell in own
+        ]
+        for method, own in cells.items()
+    }
+    first = next(iter(balances.values()))[0]
+    if not first["languages"]:
         return None
     name, unit, decimals, _ = _METRICS[metric]
     columns = []
@@ -138,16 +189,14 @@ def balance_table(setting: Setting, metric: str) -> Table | None:
     rows = []
     for code in first["languages"]:
         values = [
-            over_seeds(
-                [scores(cell)["balance"][metric]["languages"][code][key] for cell in own], _sources(own)
-            )
-            for own in cells.values()
+            over_seeds([one["languages"][code][key] for one in own], _sources(cells[method]))
+            for method, own in balances.items()
             for key in ("to_english", "from_english", "difference")
         ]
         rows.append(Row(code, values))
     values = []
-    for own in cells.values():
-        mean = over_seeds([scores(cell)["balance"][metric]["mean"] for cell in own], _sources(own))
+    for method, own in balances.items():
+        mean = over_seeds([one["mean"] for one in own], _sources(cells[method]))
         values += [Value(None), Value(None), mean]
     rows.append(Row("Mean", values))
     meaning = (
@@ -165,24 +214,20 @@ def balance_table(setting: Setting, metric: str) -> Table | None:
     )
 
 
-def means(cells: list[Cell], metric: str) -> list[float]:
-    """The mean over directions of each cell."""
-    return [
-        sum(one[metric] for one in scores(cell)["directions"].values()) / len(scores(cell)["directions"])
-        for cell in cells
-    ]
-
-
 def lead_metric(found: Translations) -> str:
     """The metric to rank methods by: chrF++ where there are translations, whose tokens need no choice."""
     return "chrf" if "chrf" in next(iter(found.directions.values())) else "bits_per_byte"
 
 
 def _note(metric: str, found: Translations) -> str:
-    cells, first = found.cells, found.directions
-    text = seeds_in_words(cells)
+    cells = found.cells
+    text = found.setting.describe(cells)
     if found.resampled is None:
         text += f"No intervals: {found.why}. "
+    elif metric not in found.resampled.estimates:
+        text += (
+            "No intervals: sacrebleu's tokenisers here are not those it was scored with, or only characters. "
+        )
     else:
         clusters = len(set(next(iter(cells.values()))[0].arrays["test"]["clusters"].tolist()))
         text += (
@@ -193,14 +238,19 @@ def _note(metric: str, found: Translations) -> str:
     if own := [comparison for comparison in tested if comparison.metric == metric]:
         text += (
             f"▲ ▼: significantly better or worse than the best baseline ({found.setting.label(own[0].baseline)}); "
-            f"p < 0.05, paired bootstrap, Holm-corrected for {len(tested)} comparisons{pairs_in_words(tested)}. "
+            f"p < 0.05, paired bootstrap, Holm-corrected for {len(tested)} comparisons{pairs_in_words(tested, cells)}. "
         )
     if metric == "bits_per_byte":
         return text + "Teacher-forced: −log₂ p(reference | prompt) a byte of the reference; lower is better."
-    signatures = dict.fromkeys(direction[f"{metric}_signature"] for direction in first.values())
+    signatures = dict.fromkeys(
+        direction[f"{metric}_signature"]
+        for own in cells.values()
+        for cell in own
+        for direction in scores(cell)["directions"].values()
+    )
     text += f"sacrebleu: {'; '.join(signatures)}. "
-    if metric == "bleu" and any(direction.get("first") == "chrf" for direction in first.values()):
-        text += "* BLEU over characters: chrF++ is the metric to lead with. "
+    if len(found.averaged(metric)) < len(found.directions):
+        text += "* Not in the mean: over characters, where chrF++ leads, or with unlike tokenisers. "
     return text + "“Source copied”: the source handed in as its translation, the score of doing nothing."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -76,6 +76,10 @@ class Task(Protocol):
         """The run's data; ValueError or FileNotFoundError names what does not fit."""
         ...
 
+    def load_evaluation(self, source: str) -> list[Row]:
+        """The rows of `data.evaluation_split` in another source, none of them held back."""
+        ...
+
     def govern(
         self, policy: GovernancePolicy, records: Sequence[Row], held_out: Sequence[Row], folder: Path
     ) -> tuple[list[str], dict[str, Any]]:
@@ -113,6 +117,12 @@ class Task(Protocol):
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int
     ) -> PeftModel | PreTrainedModel:
         """The pretrained model with the adapter that a cell saved."""
+        ...
+
+    def check_rows(
+        self, tokenizer: PreTrainedTokenizerBase, training: Iterable[Row], predicted: Iterable[Row]
+    ) -> None:
+        """ValueError, which names row and setting, where `examples` or `predict` could not take one of these."""
         ...
 
     def examples(

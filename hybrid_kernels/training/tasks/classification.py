@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +39,11 @@ class Classification(Inference):
             # PEFT asks Transformers for an attribute by its former name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             return methods.load_trained(folder, self.config.model.name, _pad(tokenizer), seed)
+
+    def check_rows(
+        self, tokenizer: PreTrainedTokenizerBase, training: Iterable[Row], predicted: Iterable[Row]
+    ) -> None:
+        """Whatever is too long is cut."""
 
     def examples(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]

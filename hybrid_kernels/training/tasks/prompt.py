@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,26 @@ class PromptClassification(Decoder, Inference):
 
     def settings(self, method: Any) -> Any:
         return self.prompt.model_dump()
+
+    def check_rows(
+        self, tokenizer: PreTrainedTokenizerBase, training: Iterable[Row], predicted: Iterable[Row]
+    ) -> None:
+        """A prompt is cut no further than to its row's hypothesis."""
+        from hybrid_kernels.evaluation.prompting import encode_row
+        from hybrid_kernels.evaluation.prompts import prompt_for
+
+        length = self.config.model.max_length
+        # The end of a training example is a token more.
+        for use, rows, most in (("training", training, length - 1), ("evaluation", predicted, length)):
+            for row in {(row["language"], row["hypothesis"]): row for row in rows}.values():
+                try:
+                    prompt = prompt_for(row["language"], self.prompt.prompts)
+                    encode_row(tokenizer, prompt, row | {"premise": ""}, most)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{use} row {row['id']!r} does not fit model.max_length {length} or prompt.prompts "
+                        f"{self.prompt.prompts!r}: {error}"
+                    ) from None
 
     def examples(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from hybrid_kernels.training.config import RunConfig, Shots
 from hybrid_kernels.training.data import Row
 from hybrid_kernels.training.tasks.base import Arrays, Loaded, Progress
 from hybrid_kernels.training.tasks.decoder import Decoder
-from hybrid_kernels.training.tasks.nli import deviations
+from hybrid_kernels.training.tasks.nli import deviations, means
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,14 +46,9 @@ class Translation(Decoder):
         return self.config.directions
 
     def load_data(self) -> Loaded:
-        from hybrid_kernels.evaluation.parallel import load_parallel, split_items
+        from hybrid_kernels.evaluation.parallel import split_items
 
-        config, data = self.config, self.config.data
-
-        def load(source: str, split: str) -> list[Row]:
-            pairs = load_parallel(source, split, self.directions)
-            return pairs if data.rows_per_language is None else _first(pairs, data.rows_per_language)
-
+        data, load = self.config.data, self._load
         evaluation_source = data.evaluation_source or data.source
         train = load(data.source, data.train_split)
         if data.divides_one_split:
@@ -64,13 +59,25 @@ class Translation(Decoder):
         dev: list[Row] = []
         if data.dev_fraction:
             test, dev = split_items(test, data.dev_fraction, data.seed)
+            dev = _without(dev, test)
         elif data.dev_split is not None:
             dev = _without(load(evaluation_source, data.dev_split), test)
             if not dev:
                 raise ValueError(f"data.dev_split {data.dev_split!r}: all of its pairs are evaluation pairs")
         self._check_apart(train, [*test, *dev])
-        most = config.evaluation.max_rows_per_language
-        return Loaded(train, self.sample(self._rows(test), most), self.sample(self._rows(dev), most), [], [])
+        return Loaded(train, self._evaluated(test), self._evaluated(dev), [], [])
+
+    def load_evaluation(self, source: str) -> list[Row]:
+        return self._evaluated(self._load(source, self.config.data.evaluation_split))
+
+    def _load(self, source: str, split: str) -> list[Row]:
+        from hybrid_kernels.evaluation.parallel import load_parallel
+
+        pairs, most = load_parallel(source, split, self.directions), self.config.data.rows_per_language
+        return pairs if most is None else _first(pairs, most)
+
+    def _evaluated(self, pairs: Sequence[Row]) -> list[Row]:
+        return self.sample(self._rows(pairs), self.config.evaluation.max_rows_per_language)
 
     def _check_apart(self, train: Sequence[Row], held_out: Sequence[Row]) -> None:
         """ValueError where training pairs are to be predicted as well, and governance does not remove them."""
@@ -152,6 +159,18 @@ class Translation(Decoder):
     def languages(self, rows: Sequence[Row]) -> list[str]:
         return sorted({code for row in rows for code in row.get("languages") or row["language"].split("-")})
 
+    def check_rows(
+        self, tokenizer: PreTrainedTokenizerBase, training: Iterable[Row], predicted: Iterable[Row]
+    ) -> None:
+        """A long row is left out, or whole all the same; prompts name their languages."""
+        from hybrid_kernels.evaluation.translation import language_name
+
+        for code in {code for direction in self.directions for code in direction}:
+            try:
+                language_name(code)
+            except ValueError as error:
+                raise ValueError(f"data.languages: {error}") from None
+
     def examples(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
     ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -205,20 +224,23 @@ class Translation(Decoder):
         }
 
     def metrics(self, predictions: Arrays) -> dict[str, Any]:
-        """`evaluation.translation.evaluate_translations`, and `macro`, means over directions."""
+        """`evaluation.translation.evaluate_translations`, and `macro`, means over the directions that are averaged."""
         from hybrid_kernels.evaluation.translation import evaluate_translations
+        from hybrid_kernels.evaluation.translation_scores import averaged
 
         columns = {column: predictions[name].tolist() for name, column in _STORED.items()}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         found = evaluate_translations(rows, predictions["translations"].tolist(), predictions["nats"])
-        scores = found["directions"].values()
-        return {"macro": {name: fmean(one[name] for one in scores) for name in _METRICS}} | found
+        directions = found["directions"]
+        of = {name: averaged(directions, name) for name in _METRICS}
+        macro = {name: fmean(directions[one][name] for one in own) for name, own in of.items() if own}
+        return {"macro": macro} | found
 
     def over_seeds(self, predictions: Sequence[Arrays]) -> dict[str, Any]:
         """Every number is the mean over seeds."""
         per_seed = [self.metrics(one) for one in predictions]
-        values = {name: [one["macro"][name] for one in per_seed] for name in _METRICS}
-        return {"evaluation": _mean(per_seed), "spread": deviations(values)}
+        values = {name: [one["macro"][name] for one in per_seed] for name in per_seed[0]["macro"]}
+        return {"evaluation": means(per_seed), "spread": deviations(values)}
 
     def columns(self, evaluation: Mapping[str, Any]) -> dict[str, str]:
         macro, copied = evaluation["macro"], evaluation["directions"].values()
@@ -227,7 +249,7 @@ class Translation(Decoder):
             "chrF++": f"{macro['chrf']:.1f}",
             "copied\nchrF++": f"{fmean(one['copy']['chrf'] for one in copied):.1f}",
             "to − from\nEnglish": "–" if balance is None else f"{balance:+.1f}",
-            "BLEU": f"{macro['bleu']:.1f}",
+            "BLEU": f"{macro['bleu']:.1f}" if "bleu" in macro else "–",
             "bits per\nbyte": f"{macro['bits_per_byte']:.3f}",
         }
 
@@ -269,11 +291,3 @@ def _first(pairs: Sequence[Row], most: int) -> list[Row]:
         if counts[languages] <= most:
             found.append(pair)
     return found
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """Means of the numbers in equal structures; what is no floating-point number is the same in all."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _mean([one[key] for one in values]) for key in first}
-    return fmean(values) if isinstance(first, float) else first

@@ -67,17 +67,6 @@ def test_by_language_and_script(table):
     assert latin["diacritic_loss"]["languages"] == 1
 
 
-def test_worst(table):
-    assert table["worst_by_language"]["de"] == {
-        "recipe": "diacritic_loss",
-        "accuracy_drop": 0.5,
-        "accuracy": 0.5,
-    }
-    # Better than as it was is still the worst of one.
-    assert table["worst_by_language"]["ur"]["accuracy_drop"] == pytest.approx(-2 / 3)
-    assert table["worst_by_script"]["Latn"]["recipe"] == "diacritic_loss"
-
-
 def test_variants_of_chinese_are_scripts():
     p = probabilities(2, 0)
     table = robustness_metrics(p, [0, 1], ["zh-Hans", "ja"], {"half_width": ([0, 1], p)})
