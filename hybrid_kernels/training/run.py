@@ -137,22 +137,13 @@ def _plan(config: RunConfig, folder: Path, console: Console) -> Plan:
 
 
 def dry_run(config: RunConfig, output: str | Path | None = None, *, console: Console | None = None) -> None:
-    """Loads and governs the rows, fits the methods to the budget and builds their adapters; prints what `run` would do.
+    """Loads and governs the rows, fits the methods to model and budget, and prints what `run` would do; trains nothing.
 
-    It trains nothing. The rows stay in the run's folder, so that `run` starts from them. Arguments and errors are those
-    of `run`.
+    The rows stay in the run's folder, so that `run` starts from them. Arguments and errors are those of `run`.
     """
-    from hybrid_kernels.training import methods
-
     folder, console = Path(output if output is not None else config.output), console or Console()
     with _lock(folder):
-        plan = _plan(config, folder, console)
-        tokenizer = methods.load_tokenizer(config.model.name)
-        for method in plan.methods.values():
-            if method.trains:
-                # A size or a target module that does not fit the model is an error here and not in the first cell.
-                methods.add_adapter(*plan.task.load_model(tokenizer, 0), method, 0)
-        console.print(plan_table(plan))
+        console.print(plan_table(_plan(config, folder, console)))
 
 
 def _results(
