@@ -124,6 +124,10 @@ class _Diagnostics(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and self.found:
+            # Taken after Trainer's clipping, whose factor this is.
+            factor = max(1.0, (float(logs["grad_norm"]) + 1e-6) / args.max_grad_norm)
+            norms = self.found["branch_gradient_norms"]
+            self.found["branch_gradient_norms"] = {name: factor * norm for name, norm in norms.items()}
             # Trainer has put a copy into its history already.
             state.log_history[-1].update(self.found)
             logs.update(self.found)

@@ -155,6 +155,17 @@ def test_mixing_is_recorded_and_moves(train_one, tmp_path):
     assert history[0]["values"] != history[-1]["values"]
 
 
+def test_branch_gradient_norms_are_those_before_clipping(train_one, tmp_path):
+    found = []
+    for bound in (1e9, 1e-3):
+        first = train_one(HYBRID, tmp_path / str(bound), steps=1, max_gradient_norm=bound).history[0]
+        found.append(first)
+        norms = first["branch_gradient_norms"]
+        assert first["grad_norm"] > 0.01 and norms["low_rank"] > 0.01
+        assert sum(norm**2 for norm in norms.values()) == pytest.approx(first["grad_norm"] ** 2, rel=1e-3)
+    assert found[0]["branch_gradient_norms"] == pytest.approx(found[1]["branch_gradient_norms"], rel=1e-3)
+
+
 def test_another_key_starts_afresh(train_one, values, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_one(values["methods"][0], tmp_path, [Stop(5)], key="old")
