@@ -337,6 +337,22 @@ def test_data_that_does_not_fit(values, section, change, message):
         task_of(RunConfig.model_validate(values)).load_data()
 
 
+def test_first_rows_of_one_label_alone_are_refused(values, tiny_data, tmp_path):
+    """As of the machine-translated training files, which are ordered by label."""
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    rows += [row | {"id": f"again-{row['id']}"} for row in rows]
+    ordered = sorted(rows, key=lambda row: row["label"])
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    (tmp_path / "test.jsonl").write_text((tiny_data / "test.jsonl").read_text())
+    values["data"] = {"source": str(tmp_path), "rows_per_language": 12}
+    message = r"rows_per_language is 12, and the first 12 rows in 'en' of split 'train' .* have the label 'entailment'"
+    with pytest.raises(ValueError, match=message):
+        task_of(RunConfig.model_validate(values)).load_data()
+    for enough in (18, None):
+        values["data"]["rows_per_language"] = enough
+        assert task_of(RunConfig.model_validate(values)).load_data().train
+
+
 def test_governance_is_skipped_when_done(values, monkeypatch):
     values["governance"] = {"language": {"enabled": False}}
     first = run_quietly(values)

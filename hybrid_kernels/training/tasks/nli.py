@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from hybrid_kernels.governance import GovernancePolicy
 from hybrid_kernels.training.config import RunConfig, Shots
 from hybrid_kernels.training.data import (
+    LABELS,
     NliData,
     Row,
     available_splits,
@@ -87,6 +88,8 @@ class Inference:
                     "rows"
                 )
         self._check_linked(loaded)
+        for (source, split), parts in loaded.items():
+            self._check_labels(source, split, [row for one in parts for row in one.rows])
         malformed = [record for found in loaded.values() for one in found for record in one.malformed]
         return Loaded(train, test, dev, first_rows, malformed)
 
@@ -123,6 +126,22 @@ class Inference:
                 f"no evaluation rows in {', '.join(missing)}, of evaluation.reference_language ({reference!r}) or "
                 f"evaluation.languages; there are rows in {', '.join(sorted(there))}"
             )
+
+    def _check_labels(self, source: str, split: str, rows: Sequence[Row]) -> None:
+        """ValueError where reading only the first rows of a file that is ordered by label leaves one label."""
+        limit = self.config.data.rows_per_language
+        labels: dict[str, Counter[int]] = defaultdict(Counter)
+        for row in rows:
+            labels[row["language"]][row["label"]] += 1
+        for language, found in labels.items():
+            # Of fewer rows it may be chance.
+            if limit is not None and len(found) == 1 and found.total() > 10:
+                (label,) = found
+                raise ValueError(
+                    f"data.rows_per_language is {limit}, and the first {found.total()} rows in {language!r} of split "
+                    f"{split!r} of {source!r} all have the label {LABELS[label]!r}: the file is ordered by label; "
+                    "leave the key out, or shuffle the file"
+                )
 
     def _check_linked(self, loaded: Mapping[Place, Sequence[NliData]]) -> None:
         """ValueError where translations of a pair that is predicted may be trained on, as items do not tell them."""
