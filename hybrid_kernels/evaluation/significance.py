@@ -221,15 +221,7 @@ def bootstrap(
         ValueError: an argument is out of its range; methods are not scored on the same rows; fewer than two clusters.
     """
     seeds = seed_names(methods, seeds)
-    unknown = sorted(set(metrics) - set(DIRECTIONS))
-    if unknown or not metrics:
-        raise ValueError(
-            f"metrics must be some of {', '.join(DIRECTIONS)}; got {', '.join(unknown) or 'none'}"
-        )
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 100:
-        raise ValueError(f"resamples must be an integer of at least 100, got {resamples!r}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}")
+    check_arguments(DIRECTIONS, metrics, resamples, confidence)
     generator = np.random.default_rng(seed)
     whole, resampled = resample(methods, metrics, reference, resamples, bins, generator)
     if len(resampled) < resamples / 2:
@@ -260,6 +252,21 @@ def seed_names(
         if not len(own) == len(names) == len(set(names)):
             raise ValueError(f"seeds[{name!r}] must be {len(own)} different names, got {list(names)}")
     return seeds
+
+
+def check_arguments(
+    directions: Directions, metrics: Sequence[str], resamples: int, confidence: float
+) -> None:
+    """ValueError for what no bootstrap of metrics of `directions` takes."""
+    unknown = sorted(set(metrics) - set(directions))
+    if unknown or not metrics:
+        raise ValueError(
+            f"metrics must be some of {', '.join(directions)}; got {', '.join(unknown) or 'none'}"
+        )
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 100:
+        raise ValueError(f"resamples must be an integer of at least 100, got {resamples!r}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

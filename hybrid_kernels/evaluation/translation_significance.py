@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hybrid_kernels.evaluation.resampling import Directions, draws
-from hybrid_kernels.evaluation.significance import Bootstrap, seed_names
+from hybrid_kernels.evaluation.significance import Bootstrap, check_arguments, seed_names
 from hybrid_kernels.evaluation.translation_scores import bleu_tokenizer, corpus_score, sentence_statistics
 
 TRANSLATION_DIRECTIONS: Directions = {
@@ -52,15 +52,7 @@ def bootstrap_translations(
         ValueError: an argument is out of its range; methods are not scored on the same rows; fewer than two clusters.
     """
     seeds = seed_names(methods, seeds)
-    unknown = sorted(set(metrics) - set(TRANSLATION_DIRECTIONS))
-    if unknown or not metrics:
-        raise ValueError(
-            f"metrics must be some of {', '.join(TRANSLATION_DIRECTIONS)}; got {', '.join(unknown) or 'none'}"
-        )
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 100:
-        raise ValueError(f"resamples must be an integer of at least 100, got {resamples!r}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}")
+    check_arguments(TRANSLATION_DIRECTIONS, metrics, resamples, confidence)
     runs = _sorted(methods)
     clusters, cluster = np.unique(runs[0]["clusters"], return_inverse=True)
     if len(clusters) < 2:

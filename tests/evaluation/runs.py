@@ -267,3 +267,8 @@ def make_translation_run(run, methods=("lora", "hybrid"), *, seeds=(0, 1), langu
         governance_variants={"none": {"kept": 300, "summary": None}},
         config={"task": "translation", "methods": configured(methods), "evaluation": {}},
     )
+
+
+def row(table, start):
+    (one,) = [row for row in table.rows if row.label.startswith(start)]
+    return one

@@ -15,7 +15,7 @@ from hybrid_kernels.evaluation.metrics import METRICS, macro_average, per_langua
 from hybrid_kernels.evaluation.parallel import LANGUAGES
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.significance import Bootstrap, Comparison, bootstrap
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_of
+from hybrid_kernels.evaluation.tables.study import Cell, Resampled, Setting, seeds_of
 from hybrid_kernels.evaluation.tables.table import (
     Column,
     Row,
@@ -51,18 +51,8 @@ SCALED_COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Quality:
-    """The metrics of a setting's methods with so many shots.
-
-    Attributes:
-        cells: method → its cells, as `Setting.by_method` aligns them.
-        resampled: None where there can be no intervals; `why` says why.
-    """
-
-    setting: Setting
-    cells: dict[str, list[Cell]]
-    resampled: Bootstrap | None
-    why: str
+class Quality(Resampled):
+    """The metrics of a setting's methods with so many shots."""
 
     @cached_property
     def metrics(self) -> dict[str, list[dict[str, Any]]]:
@@ -75,10 +65,8 @@ class Quality:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Of `COMPARED` metrics, against the best baseline; none of one method."""
-        if self.resampled is None or len(self.cells) < 2:
-            return []
-        baselines = [name for name in self.setting.baselines if name in self.cells] or list(self.cells)
-        return self.resampled.compare(baselines, [m for m in COMPARED if m in self.resampled.estimates])
+        there = {} if self.resampled is None else self.resampled.estimates
+        return self.compared([metric for metric in COMPARED if metric in there])
 
     @cached_property
     def temperatures(self) -> dict[str, list[tuple[float, dict[str, float]]]]:

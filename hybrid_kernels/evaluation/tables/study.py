@@ -13,6 +13,7 @@ import numpy as np
 
 from hybrid_kernels.evaluation.predictions import Predictions
 from hybrid_kernels.evaluation.results import CellResult, Results, parse_results
+from hybrid_kernels.evaluation.significance import Bootstrap, Comparison
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.method_config import distinct_labels
 
@@ -243,6 +244,28 @@ class Setting:
     @property
     def shown_shots(self) -> str:
         return shots_in_words(self.main_shots, "direction" if self.translates else "language")
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A setting's methods with their resampled metrics.
+
+    Attributes:
+        cells: method → its cells, as `Setting.by_method` aligns them.
+        resampled: None where there can be no intervals; `why` says why.
+    """
+
+    setting: Setting
+    cells: dict[str, list[Cell]]
+    resampled: Bootstrap | None
+    why: str
+
+    def compared(self, metrics: Sequence[str] | None = None) -> list[Comparison]:
+        """Each method against the best baseline; none of one method. `metrics`: all that were resampled if None."""
+        if self.resampled is None or len(self.cells) < 2:
+            return []
+        baselines = [name for name in self.setting.baselines if name in self.cells] or list(self.cells)
+        return self.resampled.compare(baselines, metrics)
 
 
 def shots_in_words(shots: Shots, each: str = "language") -> str:

@@ -8,9 +8,9 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from hybrid_kernels.evaluation.significance import Bootstrap, Comparison
+from hybrid_kernels.evaluation.significance import Comparison
 from hybrid_kernels.evaluation.tables.quality import pairs_in_words
-from hybrid_kernels.evaluation.tables.study import Cell, Setting, seeds_of
+from hybrid_kernels.evaluation.tables.study import Cell, Resampled, Setting, seeds_of
 from hybrid_kernels.evaluation.tables.table import Column, Row, Table, Value, best_in_rows, over_seeds
 from hybrid_kernels.evaluation.translation_scores import averaged, bleu_tokenizer, directional_balance
 from hybrid_kernels.evaluation.translation_significance import TRANSLATION_DIRECTIONS, bootstrap_translations
@@ -28,26 +28,13 @@ def scores(cell: Cell) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Translations:
-    """The translations of a setting's methods.
-
-    Attributes:
-        cells: method → its cells, as `Setting.by_method` aligns them.
-        resampled: None where there can be no intervals; `why` says why.
-    """
-
-    setting: Setting
-    cells: dict[str, list[Cell]]
-    resampled: Bootstrap | None
-    why: str
+class Translations(Resampled):
+    """The translations of a setting's methods."""
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Of the means over directions, against the best baseline; none of one method."""
-        if self.resampled is None or len(self.cells) < 2:
-            return []
-        baselines = [name for name in self.setting.baselines if name in self.cells] or list(self.cells)
-        return self.resampled.compare(baselines)
+        return self.compared()
 
     @property
     def directions(self) -> dict[str, Any]:
