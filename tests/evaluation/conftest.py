@@ -2,6 +2,7 @@
 
 import pytest
 
+from hybrid_kernels.evaluation.tables import load_study, quality
 from tests.evaluation.runs import make_run, make_translation_run
 
 
@@ -18,3 +19,14 @@ def translation_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "translation"
     make_translation_run(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def setting(run_folder):
+    (only,) = load_study([run_folder])
+    return only
+
+
+@pytest.fixture(scope="session")
+def found(setting):
+    return quality.main_quality(setting)
