@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,7 +29,9 @@ def trained(model: nn.Module) -> torch.Tensor:
 
 def accelerator_loop(model: nn.Module) -> Results:
     """Two steps of two micro-batches each: the loss of every one, and the parameters at the end."""
-    accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
+    # Accelerate's state is the process's own: a Trainer that ran before in bfloat16 leaves its precision behind.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=2, cpu=True)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(tokens(rows=8), batch_size=2))
     losses = []
