@@ -2,7 +2,9 @@
 
 A cell is one training: a method, a seed, a number of shots, and what became of the training rows (its governance
 variant). Where the run has a source stage, the 0-shot cell of a method and seed is that stage, and the other cells of
-the method and seed start from its adapter. The pretrained model itself (method `none`) is one cell of 0 shots.
+the method and seed start from its adapter. Where 0 shots are not reported, methods whose source stage is the same
+training (they differ by `learning_rate` alone) start from one adapter, the first one's. The pretrained model itself
+(method `none`) is one cell of 0 shots.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ STEPS = ("quality", "language", "perplexity", "personal_data", "duplicates")
 ALL, NONE = "all", "none"
 #: of the configuration's training section: what changes nothing, and what `stage_of` has
 _NOT_THE_TRAININGS = {"seeds", "checkpoint_steps", "tensorboard", "epochs", "steps", "learning_rate"}
+#: of a method: its name, and what `stage_of` has
+_NOT_THE_METHODS = {"name", "learning_rate", "source_learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def expand(config: RunConfig) -> list[Cell]:
             if ablation is not None and method in ablation.methods:
                 own += [Cell(method, seed, ablation.shots, variant) for variant in variants(config)]
             if config.source_stage is not None:
-                source = Cell(method, seed, 0, main, reported=0 in shots)
+                source = _source(config, method, seed)
                 own = [source, *(cell for cell in own if not cell.is_source)]
             cells |= {cell.name: cell for cell in own}
     return list(cells.values())
@@ -106,7 +110,24 @@ def source_of(config: RunConfig, cell: Cell) -> Cell | None:
     """The cell whose adapter this one starts from; None: it starts from the pretrained model, or is that."""
     if config.source_stage is None or cell.is_source:
         return None
-    return Cell(cell.method, cell.seed, 0, main_variant(config), reported=0 in config.data.all_shots)
+    return _source(config, cell.method, cell.seed)
+
+
+def _source(config: RunConfig, method: str, seed: int) -> Cell:
+    """The source stage of a method and seed; if it is not reported, the first method's whose stage is the same."""
+    reported = 0 in config.data.all_shots
+    if not reported:
+        wanted = _source_training(config, method)
+        method = next(name for name in config.named_methods if _source_training(config, name) == wanted)
+    return Cell(method, seed, 0, main_variant(config), reported)
+
+
+def _source_training(config: RunConfig, name: str) -> Any:
+    """What tells one method's source stage from another's; None of a method that does not train."""
+    method = config.named_methods[name]
+    if not method.trains:
+        return None
+    return stage_of(config, method, is_source=True), method.model_dump(exclude=_NOT_THE_METHODS)
 
 
 @dataclass(frozen=True)
@@ -122,8 +143,8 @@ def stage_of(config: RunConfig, method: Any, is_source: bool) -> Stage:
     """Of a method that trains."""
     training, source = config.training, config.source_stage
     if is_source and source is not None:
-        rate = source.learning_rate or training.learning_rate
-        return Stage(source.epochs, source.steps, method.learning_rate or rate)
+        own = method.source_learning_rate or method.learning_rate
+        return Stage(source.epochs, source.steps, own or source.learning_rate or training.learning_rate)
     return Stage(training.epochs, training.steps, method.learning_rate or training.learning_rate)
 
 
@@ -146,7 +167,7 @@ def training_key(
         None if config.prompt is None else config.prompt.prompts,
         config.training.model_dump(exclude=_NOT_THE_TRAININGS),
         asdict(stage_of(config, method, cell.is_source)),
-        method.model_dump(exclude={"name", "learning_rate"}),
+        method.model_dump(exclude=_NOT_THE_METHODS),
         cell.seed,
         rows,
         source_key,

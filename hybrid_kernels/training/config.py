@@ -138,7 +138,9 @@ class SourceStage(_Schedule):
     split: str = "train"
     languages: list[str] | None = Field(None, min_length=1, description="None: the reference language")
     rows_per_language: int | None = Field(None, ge=1, description="balanced over labels; None: all")
-    learning_rate: float | None = Field(None, gt=0, description="None: the training's")
+    learning_rate: float | None = Field(
+        None, gt=0, description="of every method that names none of its own; None: the training's"
+    )
 
 
 class TrainingConfig(_Schedule):
@@ -302,6 +304,11 @@ class RunConfig(_Section):
                     f"method {name!r} leaves {', '.join(sizes)} to a budget; give it, or the run's budget"
                 )
         for name, method in self.named_methods.items():
+            rate = getattr(method, "source_learning_rate", None)
+            if rate is not None and self.source_stage is None:
+                raise ValueError(
+                    f"method {name!r}: source_learning_rate is {rate}, but there is no source_stage; leave it out"
+                )
             if isinstance(method, PretrainedMethod):
                 if self.task == "classification":
                     raise ValueError(

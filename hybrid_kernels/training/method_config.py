@@ -54,7 +54,10 @@ class PretrainedMethod(_Method):
 
 
 class _Trained(_Method):
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description="None: the training's")
+    source_learning_rate: float | None = Field(
+        None, gt=0, description="in the source stage; None: learning_rate, or else the stage's"
+    )
 
 
 class FullMethod(_Trained):

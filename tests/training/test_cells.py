@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hybrid_kernels.training.cells import Cell, expand, source_of, variants
+from hybrid_kernels.training.cells import Cell, expand, source_of, stage_of, variants
 from hybrid_kernels.training.config import RunConfig
 from hybrid_kernels.training.files import load_predictions, read_json
 from hybrid_kernels.training.plan import make_plan
@@ -49,6 +49,65 @@ def test_expansion_of_a_sweep(sweep):
     # Without 0 shots the source stage is trained all the same, for the others.
     cells = expand(RunConfig.model_validate(sweep | {"data": sweep["data"] | {"shots": [4, "all"]}}))
     assert [(cell.shots, cell.reported) for cell in cells[:3]] == [(0, False), (4, True), ("all", True)]
+
+
+def test_rates_of_a_methods_two_stages(sweep):
+    """The method's for the stage, its other, the section's, the training's: the first that is given."""
+    lora = sweep["methods"][0]
+
+    def rates(stage: dict, **own: float) -> tuple[float, float]:
+        config = RunConfig.model_validate(
+            sweep | {"methods": [lora | own], "source_stage": {"steps": 6, **stage}}
+        )
+        (method,) = config.methods
+        return tuple(stage_of(config, method, is_source).learning_rate for is_source in (True, False))
+
+    assert rates({}) == (0.003, 0.003)
+    assert rates({"learning_rate": 0.2}) == (0.2, 0.003)
+    assert rates({"learning_rate": 0.2}, learning_rate=0.1) == (0.1, 0.1)
+    assert rates({"learning_rate": 0.2}, source_learning_rate=0.3) == (0.3, 0.003)
+    assert rates({"learning_rate": 0.2}, learning_rate=0.1, source_learning_rate=0.3) == (0.3, 0.1)
+
+
+def test_methods_of_one_source_stage_share_it_where_it_is_not_reported(sweep, tmp_path):
+    lora = sweep["methods"][0] | {"source_learning_rate": 0.01}
+    sweep["methods"] = [
+        lora,
+        lora | {"name": "slow", "learning_rate": 0.0001},
+        lora | {"name": "other-start", "source_learning_rate": 0.02},
+        lora | {"name": "larger", "r": 5},
+    ]
+    reported = RunConfig.model_validate(sweep)
+    assert [cell.method for cell in expand(reported) if cell.is_source and not cell.seed] == [
+        "lora", "slow", "other-start", "larger",
+    ]  # fmt: skip
+    assert all(source_of(reported, cell).method == cell.method for cell in expand(reported) if cell.shots)
+    config = RunConfig.model_validate(sweep | {"data": sweep["data"] | {"shots": [4]}})
+    cells = expand(config)
+    assert [(cell.method, cell.shots) for cell in cells if not cell.seed] == [
+        ("lora", 0), ("lora", 4), ("slow", 4), ("other-start", 0), ("other-start", 4), ("larger", 0), ("larger", 4),
+    ]  # fmt: skip
+    sources = {(cell.method, cell.seed): source_of(config, cell) for cell in cells if cell.shots}
+    assert sources["slow", 1] == sources["lora", 1] == Cell("lora", 1, 0, "none", reported=False)
+    assert sources["larger", 0].method == "larger" and sources["other-start", 0].method == "other-start"
+    # Equal or not, it is the same training.
+    one = {cell.name: key for cell, key in trained_keys(plan_of(sweep, tmp_path))}
+    two = {
+        cell.name: key
+        for cell, key in trained_keys(plan_of(sweep | {"data": config.data.model_dump()}, tmp_path))
+    }
+    assert two.items() <= one.items()
+    results = run(
+        config.model_copy(update={"training": config.training.model_copy(update={"seeds": [0]})}),
+        footprint=False,
+        report=False,
+        console=QUIET,
+    )
+    assert [cell["method"] for cell in results["cells"]] == ["lora", "slow", "other-start", "larger"]
+
+
+def trained_keys(plan):
+    return [(cell, plan.training_key(cell)) for cell in plan.cells]
 
 
 def test_governance_variants(values):

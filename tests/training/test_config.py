@@ -33,10 +33,13 @@ def test_the_demo_loads():
     [
         ("xnli_few_shot", {"lora", "boft", "hra", "hybrid"}, 3 * 5 * 4),
         ("xnli_learning_rates", {"lora", "boft", "hra", "hybrid"}, 12),
+        # Four source stages, and 8 and 128 shots.
+        ("xnli_few_shot_rates", {"lora", "boft", "hra", "hybrid"}, 4 + 12 * 2),
         ("xnli_prompt", {"none", "lora", "hybrid"}, 3),
         # The source stage; a policy of three steps: all, none, each alone, all but each.
         ("governance_ablation", {"lora", "hybrid"}, 3 * 2 * (1 + 8)),
         ("flores", {"none", "lora", "hybrid"}, 4),
+        ("flores_learning_rates", {"lora", "hybrid"}, 6),
         ("xnli_gpu", {"full", "lora", "lora_ga", "hra", "oft", "boft", "urnn", "hybrid"}, 3 * 15 * 4),
     ],
 )
@@ -47,8 +50,8 @@ def test_examples_are_runs(name, methods, cells):
 
 
 def test_every_example_is_tested():
-    xnli = {"xnli_few_shot", "xnli_learning_rates", "xnli_prompt", "xnli_gpu"}
-    assert set(example_configs()) == xnli | {"governance_ablation", "flores"}
+    xnli = {"xnli_few_shot", "xnli_learning_rates", "xnli_few_shot_rates", "xnli_prompt", "xnli_gpu"}
+    assert set(example_configs()) == xnli | {"governance_ablation", "flores", "flores_learning_rates"}
 
 
 @needs_data
@@ -87,7 +90,7 @@ def test_demo_names_every_key():
     config = RunConfig.load(DEMO_CONFIG)
     for name in ("model", "data", "training", "evaluation"):
         assert set(written[name]) == set(type(getattr(config, name)).model_fields), name
-    optional = {"name", "learning_rate"}
+    optional = {"name", "learning_rate", "source_learning_rate"}
     for method, values in zip(config.methods, written["methods"], strict=True):
         assert set(values) == set(type(method).model_fields) - optional, method.method
     text = DEMO_CONFIG.read_text()
@@ -168,6 +171,10 @@ def test_wrong_methods(values, write_config):
     )
     values["methods"] = [{"method": "lora", "alpha": 1}]
     assert "methods[0].r: required, but missing" in error_of(values, write_config)
+    values["methods"] = [lora | {"source_learning_rate": 0.1}]
+    assert "method 'lora': source_learning_rate is 0.1, but there is no source_stage" in error_of(
+        values, write_config
+    )
 
 
 def test_files_that_are_no_configuration(tmp_path):
