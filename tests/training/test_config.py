@@ -34,7 +34,7 @@ def test_the_demo_loads():
         ("xnli_few_shot", {"lora", "boft", "hra", "hybrid"}, 3 * 5 * 4),
         ("xnli_learning_rates", {"lora", "boft", "hra", "hybrid"}, 12),
         # Four source stages, and 8 and 128 shots.
-        ("xnli_few_shot_rates", {"lora", "boft", "hra", "hybrid"}, 4 + 12 * 2),
+        ("xnli_few_shot_rates", {"lora", "boft", "hra", "hybrid"}, 4 + 9 * 2),
         ("xnli_prompt", {"none", "lora", "hybrid"}, 3),
         # The source stage; a policy of three steps: all, none, each alone, all but each.
         ("governance_ablation", {"lora", "hybrid"}, 3 * 2 * (1 + 8)),
